@@ -1,0 +1,442 @@
+"""Every knob and every size, declared once.
+
+A recipe is a locked `ConfigDict`: reading or overriding a key that is not declared here fails with the nearest
+real name. `configs/*.py` call `get(name)` and change what differs. Sources in brackets: paper = arXiv 2308.05734;
+A2 = haoheliu/AudioLDM2; TF = haoheliu/AudioLDM-training-finetuning; MAE = facebookresearch/AudioMAE;
+DF = huggingface/diffusers; HG = jik876/hifi-gan. Keys below `models` are the keys of the component's config.json.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+SMALL, PAPER = "tiny", ("base", "large", "48k")
+
+
+def get(name: str) -> ConfigDict:
+    """Returns the recipe `name`: tiny, base, large or 48k.
+
+    Raises:
+        ValueError: `name` is no recipe; the message lists those there are.
+    """
+    recipes = {"tiny": tiny, "base": base, "large": large, "48k": fullband}
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(recipes)}")
+    config = recipes[name]()
+    config.recipe = name
+    return config.lock()
+
+
+def base() -> ConfigDict:
+    """The paper's base model at 16 kHz: 10.24 s clips, UNet of 347M parameters, for pods and GPU hosts."""
+    return ConfigDict(
+        {
+            "recipe": "",
+            "seed": 0,
+            "run_dir": "runs/audioldm2",
+            # Comma-separated stages to train, in any order; they run in dependency order.
+            "stages": "audiomae,vae,vocoder,diffusion,language_model,joint",
+            # Stages trained side by side, each in a process of its own with its share of the CPU cores.
+            # Only for CPU: an accelerator is one stage's at a time.
+            "side_by_side": 1,
+            "compilation_cache": "",  # folder; empty: ~/.cache/audioldm2_jax/xla; "off": none
+            "mesh": {"data": -1, "fsdp": 1},  # devices on each axis; -1: all that are left
+            "dtype": "bfloat16",  # of the computation; parameters and optimiser state stay float32
+            "remat": False,  # recompute the UNet's blocks in the backward pass, for memory
+            "audio": {
+                "sampling_rate": 16000,  # Hz, of the waveform in the batch
+                "seconds": 10.24,  # length of a clip
+                # The VAE's and the vocoder's front end [TF audioldm_train/utilities/audio/stft.py]; Hz.
+                "mel": {"n_fft": 1024, "hop_length": 160, "n_mels": 64, "fmin": 0.0, "fmax": 8000.0},
+                # AudioMAE's [MAE dataset.py]: 16 kHz, 10 ms frames.
+                "fbank": {"frames": 1024, "n_mels": 128},
+                # CLAP's [transformers ClapFeatureExtractor].
+                "clap": {
+                    "sampling_rate": 48000,
+                    "seconds": 10.0,
+                    "n_fft": 1024,
+                    "hop_length": 480,
+                    "n_mels": 64,
+                    "fmin": 50.0,
+                    "fmax": 14000.0,
+                },
+            },
+            "data": {
+                "source": "",  # builtin:music, tfds:NAME, tfds:/folder or a folder of recordings
+                "heldout_share": 0.02,  # of the records of a folder or a TFDS set, by hash
+                "audio_feature": "",  # TFDS: name of the audio feature; empty: the only one there is
+                "text_feature": "",  # TFDS: name of the caption feature; empty: found by its usual names
+                "examples": 1_000_000,  # clips an epoch of the embedded corpus; they are made, not stored
+                "workers": 8,  # processes that read and crop; 0: threads of this one
+                "threads": 4,  # reading threads a worker
+                "prefetch": 8,  # batches held ready
+            },
+            "text": {
+                "clap_tokenizer": "roberta-base",  # hub id or folder; empty: trained on the captions
+                "t5_tokenizer": "google/flan-t5-large",
+                "clap_length": 77,  # tokens [TF]
+                "t5_length": 128,
+                "vocabulary": 0,  # of tokenizers that are trained here
+            },
+            # Where a component starts from instead of from scratch: a model folder, a component folder or a hub id.
+            "init_from": {
+                "audiomae": "",
+                "text_encoder": "laion/larger_clap_general",
+                "text_encoder_2": "google/flan-t5-large",
+                "language_model": "gpt2",
+                "projection_model": "",
+                "vae": "",
+                "vocoder": "",
+                "unet": "",
+            },
+            "loa": {
+                "pooling": 8,  # λ of generation and of the language model [paper 3.2]
+                "training_poolings": (1, 2, 4, 8),  # λ drawn for each diffusion step [paper 4.3]
+            },
+            "scheduler": {
+                "beta_start": 0.0015,
+                "beta_end": 0.0195,
+                "beta_schedule": "scaled_linear",
+                "num_train_timesteps": 1000,
+                "prediction_type": "epsilon",
+                "clip_sample": False,
+                "set_alpha_to_one": False,
+                "steps_offset": 1,
+                "timestep_spacing": "leading",
+            },
+            "models": {
+                "audiomae": {
+                    "img_size": (1024, 128),
+                    "patch_size": 16,
+                    "embed_dim": 768,
+                    "depth": 12,
+                    "num_heads": 12,
+                    "decoder_embed_dim": 512,
+                    "decoder_depth": 16,
+                    "decoder_num_heads": 16,
+                },
+                "clap": {
+                    "projection_dim": 512,
+                    "logit_scale_init_value": 14.285714285714285,
+                    "text_config": {
+                        "vocab_size": 50265,
+                        "hidden_size": 768,
+                        "num_hidden_layers": 12,
+                        "num_attention_heads": 12,
+                        "intermediate_size": 3072,
+                        "max_position_embeddings": 514,
+                        "hidden_dropout_prob": 0.1,
+                        "attention_probs_dropout_prob": 0.1,
+                    },
+                    "audio_config": {
+                        "spec_size": 256,
+                        "num_mel_bins": 64,
+                        "window_size": 8,
+                        "patch_size": 4,
+                        "patch_stride": (4, 4),
+                        "patch_embeds_hidden_size": 128,
+                        "hidden_size": 1024,
+                        "depths": (2, 2, 12, 2),
+                        "num_attention_heads": (4, 8, 16, 32),
+                        "num_classes": 527,
+                    },
+                },
+                "t5": {
+                    "vocab_size": 32128,
+                    "d_model": 1024,
+                    "d_kv": 64,
+                    "d_ff": 2816,
+                    "num_layers": 24,
+                    "num_heads": 16,
+                    "relative_attention_num_buckets": 32,
+                    "relative_attention_max_distance": 128,
+                    "dropout_rate": 0.1,
+                    "layer_norm_epsilon": 1e-6,
+                },
+                "gpt2": {
+                    "n_embd": 768,
+                    "n_layer": 12,
+                    "n_head": 12,
+                    "n_positions": 1024,
+                    "layer_norm_epsilon": 1e-5,
+                    "resid_pdrop": 0.1,
+                    "attn_pdrop": 0.1,
+                    "embd_pdrop": 0.1,
+                },
+                "vae": {
+                    "in_channels": 1,
+                    "out_channels": 1,
+                    "latent_channels": 8,
+                    "block_out_channels": (128, 256, 512),
+                    "layers_per_block": 2,
+                    "norm_num_groups": 32,
+                },
+                "unet": {
+                    "in_channels": 8,
+                    "out_channels": 8,
+                    "block_out_channels": (128, 256, 384, 640),
+                    "layers_per_block": 2,
+                    "cross_attention_dim": (None, 768, 1024),
+                    "attention_head_dim": (4, 8, 12, 20),
+                    "transformer_layers_per_block": 1,
+                    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+                    "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+                    "norm_num_groups": 32,
+                },
+                "vocoder": {
+                    "upsample_initial_channel": 1024,
+                    "upsample_rates": (5, 4, 2, 2, 2),
+                    "upsample_kernel_sizes": (16, 16, 8, 4, 4),
+                    "resblock_kernel_sizes": (3, 7, 11),
+                    "resblock_dilation_sizes": ((1, 3, 5),) * 3,
+                    "leaky_relu_slope": 0.1,
+                    "normalize_before": False,
+                },
+                # The discriminators are trained and thrown away: no config.json has them.
+                "patch_discriminator": {"widths": (64, 128, 256, 512)},
+                "wave_discriminators": {
+                    "periods": (2, 3, 5, 7, 11),
+                    "period_channels": (32, 128, 512, 1024, 1024),
+                    "scales": 3,
+                    "scale_channels": (128, 128, 256, 512, 1024, 1024, 1024),
+                    "scale_groups": (1, 4, 16, 16, 16, 16, 1),
+                },
+            },
+            "train": {
+                "audiomae": _training(
+                    steps=125_000,
+                    batch_size=512,
+                    learning_rate=2e-4,
+                    warmup=11_000,
+                    decay="cosine",
+                    b2=0.95,
+                    weight_decay=1e-4,
+                    mask_ratio=0.8,
+                    augment=True,  # circular roll and gain Beta(10, 10) + 0.5 [MAE dataset.py]
+                ),
+                "clap": _training(
+                    steps=100_000, batch_size=512, learning_rate=1e-4, warmup=3_000, decay="cosine", b2=0.99
+                ),
+                "vae": _training(
+                    steps=400_000,
+                    batch_size=32,
+                    learning_rate=8e-6,
+                    warmup=0,
+                    b1=0.5,
+                    b2=0.9,
+                    weight_decay=0.0,
+                    crop_frames=1024,  # mel frames of a training crop
+                    kl_weight=1000.0,  # on the mean over elements [TF autoencoder losses]
+                    discriminator_weight=0.5,
+                    discriminator_start=25_000,
+                ),
+                "vocoder": _training(
+                    steps=1_000_000,
+                    batch_size=64,
+                    learning_rate=2e-4,
+                    warmup=0,
+                    decay="exponential",
+                    decay_rate=0.999,  # every decay_every steps: one epoch in HG
+                    decay_every=1000,
+                    b1=0.8,
+                    b2=0.99,
+                    weight_decay=0.01,
+                    ema=0.0,
+                    segment_samples=8192,
+                    mel_weight=45.0,
+                    feature_weight=2.0,
+                    discriminator_start=0,
+                ),
+                "diffusion": _training(
+                    steps=800_000,
+                    batch_size=128,
+                    learning_rate=1e-4,
+                    warmup=10_000,
+                    guidance_dropout=0.1,
+                    text="captions",  # what the UNet's text context holds: captions, or none (T5 is not trained yet)
+                ),
+                "language_model": _training(
+                    steps=100_000,
+                    batch_size=128,
+                    learning_rate=2e-4,
+                    warmup=1_000,
+                    loss="mse",  # mse [paper eq. 5] or l1 [TF]
+                    guidance_dropout=0.1,
+                    train_t5=False,
+                ),
+                "joint": _training(
+                    steps=200_000,
+                    batch_size=128,
+                    learning_rate=1e-4,
+                    warmup=1_000,
+                    guidance_dropout=0.1,
+                    true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
+                    unconditional="language_model",  # or zeros [A2 ddpm.py]
+                    loss="mse",
+                    language_weight=1.0,
+                    train_t5=False,
+                ),
+            },
+            "samples": {"clips": 6, "steps": 200, "guidance_scale": 3.5},  # shown when the run ends
+        }
+    )
+
+
+def large() -> ConfigDict:
+    """The paper's large model: the same system around a UNet of 718M parameters."""
+    config = base()
+    config.models.unet.update(
+        transformer_layers_per_block=2, cross_attention_dim=(None, 768, 1024, None)
+    )
+    config.remat = True
+    return config
+
+
+def fullband() -> ConfigDict:
+    """The base system on a 48 kHz VAE (256 bands, 16 latent channels) and vocoder."""
+    config = base()
+    config.audio.sampling_rate = 48000
+    config.audio.mel.update(n_fft=2048, hop_length=480, n_mels=256, fmin=20.0, fmax=24000.0)
+    config.models.vae.update(block_out_channels=(128, 256, 512, 1024), latent_channels=16)
+    config.models.unet.update(in_channels=16, out_channels=16)
+    config.models.vocoder.update(
+        upsample_initial_channel=1536,
+        upsample_rates=(6, 5, 4, 2, 2),
+        upsample_kernel_sizes=(12, 10, 8, 4, 4),
+        resblock_kernel_sizes=(3, 7, 11, 15),
+        resblock_dilation_sizes=((1, 3, 5),) * 4,
+    )
+    config.train.vocoder.segment_samples = 24000
+    return config
+
+
+def tiny() -> ConfigDict:
+    """Every network in its real topology, small enough to train in minutes on two CPU cores."""
+    config = base()
+    config.update(
+        {
+            "stages": "audiomae,clap,vae,vocoder,diffusion,language_model,joint",
+            "side_by_side": 2,
+            "dtype": "float32",
+        }
+    )
+    config.audio.seconds = 2.56
+    config.audio.fbank.frames = 256
+    config.audio.clap.seconds = 2.56
+    config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
+    config.text.update(
+        {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 40, "t5_length": 40, "vocabulary": 512}
+    )
+    config.init_from.update(dict.fromkeys(config.init_from, ""))
+    config.loa.update({"pooling": 4, "training_poolings": (4,)})
+    config.scheduler.prediction_type = "v_prediction"
+    config.models.audiomae.update(
+        img_size=(256, 128),
+        embed_dim=160,
+        depth=4,
+        num_heads=5,
+        decoder_embed_dim=96,
+        decoder_depth=2,
+        decoder_num_heads=3,
+    )
+    config.models.clap.projection_dim = 128
+    config.models.clap.text_config.update(
+        vocab_size=512,
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=42,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    config.models.clap.audio_config.update(
+        spec_size=128,
+        window_size=4,
+        patch_embeds_hidden_size=32,
+        hidden_size=128,
+        depths=(2, 2, 2),
+        num_attention_heads=(1, 2, 4),
+        num_classes=16,
+    )
+    config.models.t5.update(
+        vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    config.models.gpt2.update(
+        n_embd=160, n_layer=4, n_head=5, n_positions=128, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0
+    )
+    config.models.vae.update(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)
+    config.models.unet.update(
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        cross_attention_dim=(None, 160, 128),
+        attention_head_dim=(1, 1, 2),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+    config.models.vocoder.update(
+        upsample_initial_channel=128,
+        upsample_rates=(5, 4, 4, 2),
+        upsample_kernel_sizes=(10, 8, 8, 4),
+        resblock_kernel_sizes=(3, 7),
+        resblock_dilation_sizes=((1, 3, 5),) * 2,
+    )
+    config.models.patch_discriminator.widths = (8, 16, 32, 64)
+    config.models.wave_discriminators.update(
+        periods=(2, 5, 11),
+        period_channels=(8, 16, 32, 32),
+        scales=2,
+        scale_channels=(8, 16, 32, 32),
+        scale_groups=(1, 1, 1, 1),
+    )
+    train = config.train
+    train.audiomae.update(steps=350, batch_size=32, learning_rate=1e-3, warmup=30, mask_ratio=0.75, augment=False)
+    train.clap.update(steps=230, batch_size=64, learning_rate=1e-3, warmup=30)
+    train.vae.update(
+        steps=700,
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup=30,
+        decay="cosine",
+        crop_frames=64,
+        kl_weight=10.0,
+        discriminator_start=600,
+    )
+    train.vocoder.update(
+        steps=2500, batch_size=8, learning_rate=1e-3, warmup=50, decay="cosine", ema=0.999, segment_samples=7680,
+        discriminator_start=2300,
+    )
+    train.diffusion.update(steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
+    train.language_model.update(
+        steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True
+    )
+    train.joint.update(steps=150, batch_size=16, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
+    for stage in train.values():
+        stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)
+    config.samples.update({"steps": 50, "guidance_scale": 2.0})
+    return config
+
+
+def _training(**stage: object) -> dict:
+    """What every stage has, then what the stage adds or changes."""
+    return {
+        "steps": 0,
+        "batch_size": 0,  # examples a step, over all hosts
+        "accumulate": 1,  # microbatches a step
+        "learning_rate": 0.0,
+        "warmup": 0,  # steps of linear warm-up
+        "decay": "constant",  # after the warm-up: constant, cosine (to 0 at the last step) or exponential
+        "decay_rate": 1.0,
+        "decay_every": 1,
+        "b1": 0.9,
+        "b2": 0.999,
+        "weight_decay": 0.01,  # not on biases, norms and embeddings' tables
+        "clip_norm": 1.0,  # of the gradient of each objective; 0: not clipped
+        "ema": 0.9999,  # warmed up: min(ema, (1 + n) / (10 + n)) [TF ema.py]; 0: none
+        "log_every": 50,
+        "save_every": 5000,
+        "keep": 3,  # checkpoints
+        "sample_every": 10_000,  # 0: only at the end
+        **stage,
+    }
