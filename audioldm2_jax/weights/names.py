@@ -8,7 +8,8 @@ The modules of `audioldm2_jax.models` carry the names of their PyTorch twins, so
   `running_var`; a leaf at the root, and any other leaf, keeps its name;
 * the number of axes of a `kernel` decides its layout: [in, out] ↔ [out, in] (linear layers) and
   [*window, in, out] ↔ [out, in, *window] (convolutions). A transposed convolution is named in the network's
-  table: [*window, in, out] ↔ [in, out, *window], taps in the same order (tap j lands at stride · t + j − padding).
+  table: [*window, in, out] ↔ [in, out, *window], its taps in the same order: tap j of input t lands at
+  stride · t + j − padding.
 
 Since `linear_1` may be a name or the second of a list, reading compares names with every index hung on its
 list, that is, against the target's own leaves; writing asks the table which trailing digits belong to the
