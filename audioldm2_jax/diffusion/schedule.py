@@ -22,8 +22,8 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
-# What diffusers takes when a key is absent from scheduler_config.json (DDIMScheduler.__init__). Other scheduler
-# classes have other defaults for some of these keys; the folders they write hold every key.
+# What diffusers takes when a key is absent from scheduler_config.json (DDIMScheduler.__init__). Other
+# scheduler classes have other defaults for some of these keys; the folders they write hold every key.
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -54,9 +54,9 @@ class NoiseSchedule:
         arXiv 2202.00512, appendix D) or the clean `sample`.
       timestep_spacing: which timesteps a sampler visits (Lin et al. 2023, arXiv 2305.08891, table 2).
       steps_offset: added to the timesteps of the `leading` spacing.
-      set_alpha_to_one: whether the last step goes to a noise-free sample (a = 1) or to the level of timestep 0.
+      set_alpha_to_one: whether the last step goes to a noise-free sample (a = 1) or to timestep 0's level.
       clip_sample, clip_sample_range: whether the predicted clean sample is clipped, and to what magnitude.
-      rescale_betas_zero_snr: shift the schedule so that its last level is pure noise (arXiv 2305.08891, alg. 1).
+      rescale_betas_zero_snr: whether the last level is made pure noise (arXiv 2305.08891, alg. 1).
       trained_betas: betas that replace the formula.
     """
 
@@ -198,7 +198,7 @@ class NoiseSchedule:
 
 
 def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Shifts and scales sqrt(a_t) so that its last value is 0 and its first stays: arXiv 2305.08891, alg. 1."""
+    """Shifts and scales sqrt(a_t): its last value becomes 0, its first stays. arXiv 2305.08891, alg. 1."""
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     level = root**2

@@ -6,9 +6,9 @@ A solver is a triple of functions, so that one `lax.scan` runs any of them:
     state = solver.init(latents)                     # what a solver remembers between steps (history)
     state, latents = solver.step(row, state, latents, output, noise)
 
-A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (int32, what the network is
-told) and `input_scale` (what the latents are multiplied by before the network sees them). The coefficients in a
-table are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
+A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (int32, what the
+network is told) and `input_scale` (what the latents are multiplied by before the network sees them). The
+coefficients are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Solver(NamedTuple):
 def prediction_table(schedule: NoiseSchedule, timesteps: np.ndarray) -> Table:
     """Coefficients that turn a noisy sample and the network's output into the clean sample and the noise.
 
-    `x0 = x0_noisy * noisy + x0_output * output` and `eps = eps_noisy * noisy + eps_output * output`, one row per
-    timestep, for each of the three prediction types (`NoiseSchedule.predicted` has the formulas).
+    `x0 = x0_noisy * noisy + x0_output * output` and `eps = eps_noisy * noisy + eps_output * output`, one row
+    per timestep, for each of the three prediction types (`NoiseSchedule.predicted` has the formulas).
     """
     signal = np.sqrt(schedule.alphas_cumprod[timesteps])
     sigma = np.sqrt(1 - schedule.alphas_cumprod[timesteps])
@@ -44,7 +44,7 @@ def prediction_table(schedule: NoiseSchedule, timesteps: np.ndarray) -> Table:
     if schedule.prediction_type == "epsilon":
         if not signal.all():
             raise ValueError(
-                "The schedule has a level of pure noise (rescale_betas_zero_snr), from which a prediction of the "
+                "The schedule has a level of pure noise (rescale_betas_zero_snr), from which a predicted "
                 "noise cannot recover a sample; it needs prediction_type='v_prediction' or 'sample'."
             )
         columns = (1 / signal, -sigma / signal, zeros, ones)
@@ -58,7 +58,7 @@ def prediction_table(schedule: NoiseSchedule, timesteps: np.ndarray) -> Table:
 
 
 def predicted(row: Row, noisy: jax.Array, output: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The (clipped) clean sample and the noise by the coefficients of `prediction_table`. Shapes as `noisy`."""
+    """The (clipped) clean sample and the noise, by a row of `prediction_table`. Shapes as `noisy`."""
     clean = row["x0_noisy"] * noisy + row["x0_output"] * output
     noise = row["eps_noisy"] * noisy + row["eps_output"] * output
     return jnp.clip(clean, -row["x0_limit"], row["x0_limit"]), noise
@@ -67,9 +67,9 @@ def predicted(row: Row, noisy: jax.Array, output: jax.Array) -> tuple[jax.Array,
 def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
     """Coefficients of DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
 
-    The next sample is `to_clean * x0 + to_direction * eps + to_noise * noise`. `eta` = 0 is deterministic, 1 has
-    the variance of DDPM. The next timestep is `num_train_timesteps // num_steps` below this one, whatever the
-    spacing, as in diffusers' DDIMScheduler.step.
+    The next sample is `to_clean * x0 + to_direction * eps + to_noise * noise`. `eta` = 0 is deterministic, 1
+    has the variance of DDPM. The next timestep is `num_train_timesteps // num_steps` below this one, whatever
+    the spacing, as in diffusers' DDIMScheduler.step.
 
     Raises:
       ValueError: for an eta below 0 or above 1, or a number of steps that the schedule does not have.

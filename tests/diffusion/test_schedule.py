@@ -58,8 +58,8 @@ def test_noise_and_targets(prediction_type):
     noisy = schedule.add_noise(sample, noise, steps)
     close(noisy, theirs.add_noise(*tensors))
     close(schedule.velocity(sample, noise, steps), theirs.get_velocity(*tensors))
-    # What is predicted from the exact target is the exact sample and noise (1e-3: at timestep 999 the sample, at 0
-    # the noise, is a small difference of large float32 numbers).
+    # What is predicted from the exact target is the exact sample and noise (1e-3: at timestep 999 the sample,
+    # at 0 the noise, is a small difference of large float32 numbers).
     clean, direction = schedule.predicted(schedule.target(sample, noise, steps), noisy, steps)
     np.testing.assert_allclose(clean, sample, atol=1e-3)
     np.testing.assert_allclose(direction, noise, atol=1e-3)
