@@ -225,7 +225,9 @@ def base() -> ConfigDict:
                     b1=0.5,
                     b2=0.9,
                     weight_decay=0.0,
+                    clip_norm=0.0,
                     crop_frames=1024,  # mel frames of a training crop
+                    crops=1,  # of each clip
                     kl_weight=1000.0,  # on the mean over elements [TF autoencoder losses]
                     discriminator_weight=0.5,
                     discriminator_start=25_000,
@@ -242,7 +244,9 @@ def base() -> ConfigDict:
                     b2=0.99,
                     weight_decay=0.01,
                     ema=0.0,
-                    segment_samples=8192,
+                    clip_norm=0.0,
+                    segment_samples=8000,  # a whole number of hops; HG: 8192 at a hop of 256
+                    crops=1,  # of each clip
                     mel_weight=45.0,
                     feature_weight=2.0,
                     discriminator_start=0,
@@ -285,9 +289,7 @@ def base() -> ConfigDict:
 def large() -> ConfigDict:
     """The paper's large model: the same system around a UNet of 718M parameters."""
     config = base()
-    config.models.unet.update(
-        transformer_layers_per_block=2, cross_attention_dim=(None, 768, 1024, None)
-    )
+    config.models.unet.update(transformer_layers_per_block=2, cross_attention_dim=(None, 768, 1024, None))
     config.remat = True
     return config
 
@@ -391,23 +393,35 @@ def tiny() -> ConfigDict:
         scale_groups=(1, 1, 1, 1),
     )
     train = config.train
-    train.audiomae.update(steps=350, batch_size=32, learning_rate=1e-3, warmup=30, mask_ratio=0.75, augment=False)
+    train.audiomae.update(
+        steps=350, batch_size=32, learning_rate=1e-3, warmup=30, mask_ratio=0.75, augment=False
+    )
     train.clap.update(steps=230, batch_size=64, learning_rate=1e-3, warmup=30)
     train.vae.update(
         steps=700,
-        batch_size=16,
+        batch_size=8,
         learning_rate=1e-3,
         warmup=30,
         decay="cosine",
         crop_frames=64,
-        kl_weight=10.0,
+        crops=2,
+        kl_weight=30.0,
         discriminator_start=600,
     )
     train.vocoder.update(
-        steps=2500, batch_size=8, learning_rate=1e-3, warmup=50, decay="cosine", ema=0.999, segment_samples=7680,
+        steps=2500,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup=50,
+        decay="cosine",
+        ema=0.999,
+        segment_samples=7680,
+        crops=2,
         discriminator_start=2300,
     )
-    train.diffusion.update(steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
+    train.diffusion.update(
+        steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none"
+    )
     train.language_model.update(
         steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True
     )

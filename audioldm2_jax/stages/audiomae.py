@@ -1,0 +1,64 @@
+"""AudioMAE: reconstruct masked patches of the spectrogram; its encoder then speaks the language of audio."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from audioldm2_jax.models.audiomae import AudioMAE
+from audioldm2_jax.stages.base import Component, Keys, Objective, Stage, front_ends, module_fields
+
+
+class AudioMAEStage(Stage):
+    """Masked autoencoding [arXiv 2207.06405; facebookresearch/AudioMAE models_mae.py, dataset.py]."""
+
+    name = "audiomae"
+
+    @classmethod
+    def makes(cls, config):
+        return ("audiomae",)
+
+    def setup(self):
+        self.ends = front_ends(self.config)
+        self.module = AudioMAE(**module_fields(self.config, "audiomae"))
+
+    def init(self, key):
+        frames, bands = self.module.img_size
+        fbank = jnp.zeros((1, frames, bands))
+        return {"audiomae": self.module.init(key, fbank, self.knobs.mask_ratio, key)["params"]}, {}
+
+    def initial(self):
+        return self.given("audiomae", "audiomae")
+
+    def objectives(self, variant):
+        return (Objective("reconstruction", ("audiomae",), self._loss),)
+
+    def _loss(self, params, outputs, state, frozen, batch, keys: Keys):
+        waveform = batch["waveform"]
+        if self.knobs.augment:
+            waveform = augment(waveform, keys.examples)
+        fbank = self.ends.kaldi_fbank(waveform)
+        loss, _, _ = self.module.apply(
+            {"params": params["audiomae"]}, fbank, self.knobs.mask_ratio, jax.random.fold_in(keys.step, 1)
+        )
+        return loss, ({}, state)
+
+    def results(self, params, state, frozen, batch):
+        fields = self.config.models.audiomae.to_dict()
+        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, {})}
+
+
+def augment(waveform: jax.Array, keys: jax.Array) -> jax.Array:
+    """Rolls each clip around by a random time and scales it by Beta(10, 10) + 0.5 [AudioMAE dataset.py].
+
+    Args:
+        waveform: [batch, samples].
+        keys: [batch], one random key an example.
+    """
+
+    def one(clip, key):
+        shift_key, gain_key = jax.random.split(key)
+        shift = jax.random.randint(shift_key, (), 0, clip.shape[0])
+        return jnp.roll(clip, shift) * (jax.random.beta(gain_key, 10.0, 10.0) + 0.5)
+
+    return jax.vmap(one)(waveform, keys)

@@ -1,0 +1,139 @@
+"""The mel VAE: L1 and KL, then a PatchGAN with an adaptive weight."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from audioldm2_jax.models.discriminators import PatchGAN
+from audioldm2_jax.models.vae import AutoencoderKL
+from audioldm2_jax.stages.base import Component, Objective, Stage, crop, front_ends, module_fields
+
+
+class VAEStage(Stage):
+    """The KL autoencoder of log-mels [TF latent_encoder/autoencoder.py and modules/losses/contperceptual.py].
+
+    The paper's losses without the code's LPIPS, which needs ImageNet weights. Norms of the released code: the L1 is
+    summed over elements and averaged over examples; the KL is a mean over elements, times `kl_weight`.
+    """
+
+    name = "vae"
+    forward_groups = ("vae",)
+
+    @classmethod
+    def makes(cls, config):
+        return ("vae",)
+
+    def setup(self):
+        self.ends = front_ends(self.config)
+        self.module = AutoencoderKL(**module_fields(self.config, "vae"))
+        widths = tuple(self.config.models.patch_discriminator.widths)
+        self.discriminator = PatchGAN(widths=widths, dtype=self.module.dtype)
+
+    def init(self, key):
+        mel = jnp.zeros((1, self.knobs.crop_frames, self.ends.mel.n_mels, 1))
+        first, second = jax.random.split(key)
+        judge = self.discriminator.init(second, mel)
+        return (
+            {"vae": self.module.init(first, mel)["params"], "discriminator": judge["params"]},
+            {"discriminator": judge["batch_stats"]},
+        )
+
+    def initial(self):
+        return self.given("vae", "vae")
+
+    def variant(self, step):
+        return "adversarial" if step >= self.knobs.discriminator_start else "plain"
+
+    def forward(self, params, state, frozen, batch, keys, variant):
+        waveforms, mels = crop(
+            batch["waveform"], self.ends, self.knobs.crop_frames, self.knobs.crops, keys.examples
+        )
+        mel = mels[..., None]
+        variables = {"params": params["vae"]}
+        mean, logvar = self.module.apply(variables, mel, method="encode")
+        noise = jax.random.normal(jax.random.fold_in(keys.step, 1), mean.shape)
+        latents = mean + jnp.exp(0.5 * logvar) * noise
+        features = self.module.apply(variables, latents, method="decode_features")
+        output = self.module.apply(variables, features, method="decode_output")
+        return {"mel": mel, "output": output, "features": features, "mean": mean, "logvar": logvar}
+
+    def objectives(self, variant):
+        plain = Objective("autoencoder", ("vae",), self._plain)
+        if variant == "plain":
+            return (plain,)
+        judged = Objective("autoencoder", ("vae",), self._judged)
+        return (Objective("discriminator", ("discriminator",), self._discriminator), judged)
+
+    def _reconstruction(self, outputs):
+        """Returns the summed L1 an example, and the weighted KL."""
+        distance = jnp.abs(outputs["mel"] - outputs["output"])
+        mean, logvar = outputs["mean"], outputs["logvar"]
+        kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar)
+        metrics = {"l1": distance.mean(), "kl": kl.mean()}
+        return distance.sum() / distance.shape[0], self.knobs.kl_weight * kl.mean(), metrics
+
+    def _plain(self, params, outputs, state, frozen, batch, keys):
+        nll, kl, metrics = self._reconstruction(outputs)
+        return nll + kl, (metrics, state)
+
+    def _judged(self, params, outputs, state, frozen, batch, keys):
+        nll, kl, metrics = self._reconstruction(outputs)
+        judge = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+
+        def adversarial(output):
+            (logits, *_), _ = self.discriminator.apply(
+                judge, output, use_running_average=False, mutable=["batch_stats"]
+            )
+            return -sum(score.mean() for score in logits) / len(logits)
+
+        # Weight: the norms of both gradients at the decoder's last layer [contperceptual.py calculate_adaptive_weight].
+        features, last = jax.lax.stop_gradient((outputs["features"], params["vae"]["decoder"]["conv_out"]))
+
+        def at_last_layer(loss):
+            def through(layer):
+                decoder = {**params["vae"]["decoder"], "conv_out": layer}
+                variables = {
+                    "params": jax.lax.stop_gradient({**params["vae"], "decoder": decoder})
+                    | {"decoder": decoder}
+                }
+                return loss(self.module.apply(variables, features, method="decode_output"))
+
+            return optax.global_norm(jax.grad(through)(last))
+
+        size = outputs["mel"].shape[0]
+        norm_nll = at_last_layer(lambda output: jnp.abs(outputs["mel"] - output).sum() / size)
+        weight = jnp.clip(norm_nll / (at_last_layer(adversarial) + 1e-4), 0.0, 1e4)
+        weight = jax.lax.stop_gradient(weight) * self.knobs.discriminator_weight
+        adversary = adversarial(outputs["output"])
+        metrics |= {"adversarial": adversary, "adaptive_weight": weight}
+        return nll + kl + weight * adversary, (metrics, state)
+
+    def _discriminator(self, params, outputs, state, frozen, batch, keys):
+        """Hinge loss on real and reconstructed mels."""
+        variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        judge = lambda mel, stats: self.discriminator.apply(  # noqa: E731
+            {**variables, **stats}, mel, use_running_average=False, mutable=["batch_stats"]
+        )
+        (real, *_), stats = judge(outputs["mel"], {})
+        (fake, *_), stats = judge(jax.lax.stop_gradient(outputs["output"]), stats)
+        loss = sum(
+            0.5 * (jax.nn.relu(1 - r).mean() + jax.nn.relu(1 + f).mean()) for r, f in zip(real, fake)
+        ) / len(real)
+        metrics = {"real": real[0].mean(), "fake": fake[0].mean()}
+        return loss, (metrics, {**state, "discriminator": stats["batch_stats"]})
+
+    def listen(self, params, state, frozen, batch, key):
+        mel = self.ends.log_mel(batch["waveform"])
+        mean, _ = self.module.apply({"params": params["vae"]}, mel[..., None], method="encode")
+        output = self.module.apply({"params": params["vae"]}, mean, method="decode")
+        return {"real_mel": mel, "reconstructed_mel": output[..., 0]}
+
+    def results(self, params, state, frozen, batch):
+        mel = self.ends.log_mel(batch["waveform"])[..., None]
+        mean, logvar = self.module.apply({"params": params["vae"]}, mel, method="encode")
+        # 1 / std of one batch's latents [TF ddpm.py, scale_by_std], stored with the weights.
+        deviation = jnp.sqrt(jnp.mean(jnp.exp(logvar)) + jnp.var(mean))
+        fields = self.config.models.vae.to_dict() | {"scaling_factor": float(1 / deviation)}
+        return {"vae": Component(self.module, {"params": params["vae"]}, fields, {})}

@@ -1,0 +1,119 @@
+"""HiFi-GAN: waveforms from log-mels, against multi-period and multi-scale discriminators."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
+from audioldm2_jax.models.hifigan import HifiGan
+from audioldm2_jax.stages.base import Component, Objective, Stage, crop, front_ends
+
+
+class VocoderStage(Stage):
+    """Mel L1, feature matching and least-squares GAN [arXiv 2010.05646; jik876/hifi-gan train.py, models.py]."""
+
+    name = "vocoder"
+    forward_groups = ("vocoder",)
+
+    @classmethod
+    def makes(cls, config):
+        return ("vocoder",)
+
+    def setup(self):
+        self.ends = front_ends(self.config)
+        self.fields = self.config.models.vocoder.to_dict() | {
+            "model_in_dim": self.ends.mel.n_mels,
+            "sampling_rate": self.ends.mel.sampling_rate,
+        }
+        dtype = jnp.dtype(self.config.dtype)
+        self.module = HifiGan(**self.fields, dtype=dtype)
+        wave = self.config.models.wave_discriminators
+        self.judges = {
+            "periods": MultiPeriodDiscriminator(wave.periods, wave.period_channels, dtype=dtype),
+            "scales": MultiScaleDiscriminator(
+                wave.scales, wave.scale_channels, wave.scale_groups, dtype=dtype
+            ),
+        }
+        hop = self.ends.mel.hop_length
+        if self.knobs.segment_samples % hop:
+            raise ValueError(
+                f"train.vocoder.segment_samples={self.knobs.segment_samples} is no multiple of the hop of {hop} samples"
+            )
+        self.frames = self.knobs.segment_samples // hop
+
+    def init(self, key):
+        mel = jnp.zeros((1, self.frames, self.ends.mel.n_mels))
+        waveform = jnp.zeros((1, self.knobs.segment_samples))
+        params = {"vocoder": self.module.init(key, mel)["params"]}
+        state = {}
+        for number, (name, judge) in enumerate(self.judges.items()):
+            variables = dict(judge.init(jax.random.fold_in(key, number), waveform))
+            params[name] = variables.pop("params")
+            state[name] = variables
+        return params, state
+
+    def initial(self):
+        return self.given("vocoder", "vocoder")
+
+    def variant(self, step):
+        return "adversarial" if step >= self.knobs.discriminator_start else "plain"
+
+    def forward(self, params, state, frozen, batch, keys, variant):
+        real, mel = crop(batch["waveform"], self.ends, self.frames, self.knobs.crops, keys.examples)
+        fake = self.module.apply({"params": params["vocoder"]}, mel)
+        return {"real": real, "fake": fake.astype(jnp.float32)}
+
+    def objectives(self, variant):
+        if variant == "plain":
+            return (Objective("generator", ("vocoder",), self._plain),)
+        return (
+            Objective("discriminator", ("periods", "scales"), self._discriminator),
+            Objective("generator", ("vocoder",), self._generator),
+        )
+
+    def _mel_loss(self, outputs):
+        return jnp.abs(self.ends.log_mel(outputs["fake"]) - self.ends.log_mel(outputs["real"])).mean()
+
+    def _plain(self, params, outputs, state, frozen, batch, keys):
+        mel = self._mel_loss(outputs)
+        return self.knobs.mel_weight * mel, ({"mel": mel}, state)
+
+    def _judge(self, name, params, state, waveform, mutable=False):
+        """Returns the logits, features and, where asked for, the new state of one family of discriminators."""
+        judge, variables = self.judges[name], {"params": params[name], **state[name]}
+        if mutable and state[name]:
+            (logits, features), after = judge.apply(
+                variables, waveform, update_stats=True, mutable=list(state[name])
+            )
+            return logits, features, {**state, name: after}
+        logits, features = judge.apply(variables, waveform)
+        return logits, features, state
+
+    def _discriminator(self, params, outputs, state, frozen, batch, keys):
+        """Least squares: 1 for real, 0 for made [HG discriminator_loss]."""
+        loss, fake = jnp.zeros(()), jax.lax.stop_gradient(outputs["fake"])
+        for name in self.judges:
+            real_logits, _, state = self._judge(name, params, state, outputs["real"], mutable=True)
+            fake_logits, _, state = self._judge(name, params, state, fake, mutable=True)
+            loss += sum(((1 - r) ** 2).mean() + (f**2).mean() for r, f in zip(real_logits, fake_logits))
+        return loss, ({}, state)
+
+    def _generator(self, params, outputs, state, frozen, batch, keys):
+        """45 mel + 2 feature matching + adversarial [HG train.py, feature_loss, generator_loss]."""
+        mel, match, adversary = self._mel_loss(outputs), jnp.zeros(()), jnp.zeros(())
+        for name in self.judges:
+            _, real, _ = self._judge(name, params, state, outputs["real"])
+            logits, fake, _ = self._judge(name, params, state, outputs["fake"])
+            real = jax.lax.stop_gradient(real)
+            match += sum(jax.tree.leaves(jax.tree.map(lambda r, f: jnp.abs(r - f).mean(), real, fake)))
+            adversary += sum(((1 - score) ** 2).mean() for score in logits)
+        loss = self.knobs.mel_weight * mel + self.knobs.feature_weight * match + adversary
+        return loss, ({"mel": mel, "feature_matching": match, "adversarial": adversary}, state)
+
+    def listen(self, params, state, frozen, batch, key):
+        made = self.module.apply({"params": params["vocoder"]}, self.ends.log_mel(batch["waveform"]))
+        return {"real_waveform": batch["waveform"], "vocoded_waveform": made[:, : batch["waveform"].shape[1]]}
+
+    def results(self, params, state, frozen, batch):
+        return {"vocoder": Component(self.module, {"params": params["vocoder"]}, self.fields, {})}

@@ -1,0 +1,358 @@
+"""The only training loop: steps, averages, logs, samples, saves and resumes any stage.
+
+The order of one call of `train`:
+1. the mesh, and the shape and place of every array of the state, allocating nothing;
+2. the newest undamaged checkpoint, or new parameters (merged with those that the stage starts from);
+3. steps: the batch of step s and all randomness in it are functions of (seed, s, slot), so a resumed run is the
+   straight run;
+4. a last checkpoint, the averaged parameters, samples.
+
+The state is {params, model_state, opt, ema, step}; `params` and `model_state` hold a tree a parameter group, `opt` one a
+objective, `ema` the averages ({} where the recipe has none).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from audioldm2_jax.stages.base import Keys, Objective, Stage
+from audioldm2_jax.training import optim, sharding
+from audioldm2_jax.training.checkpoint import Checkpoints
+from audioldm2_jax.training.metrics_writer import MetricsWriter
+from audioldm2_jax.training.progress import Progress, Report
+
+State = dict[str, Any]
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class NotFinite(RuntimeError):
+    """The loss stopped being a number; nothing of that step was saved."""
+
+
+class Trained(NamedTuple):
+    """What a finished stage hands on: averaged parameters, model state, the last batch and the share of time spent waiting."""
+
+    params: Any
+    model_state: Any
+    batch: Any
+    data_wait: float
+
+
+def train(
+    stage: Stage,
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    folder: Path,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_sample: Callable[[int, Any, Any], None] | None = None,
+) -> Trained:
+    """Trains `stage` to the end of its recipe, from where `folder` left it.
+
+    Args:
+        stage: what to train.
+        batches: gives the host's batches from a step on.
+        folder: of this stage, for checkpoints and metrics.
+        progress: where reports go.
+        should_stop: asked after every step.
+        on_sample: called with (step, averaged params, model state) every `sample_every` steps.
+
+    Raises:
+        Stopped: `should_stop` said so, after saving.
+        NotFinite: a loss or gradient was not finite.
+        CheckpointError: nothing could be saved, or nothing read.
+    """
+    knobs, config = stage.knobs, stage.config
+    if knobs.steps < 1:
+        raise ValueError(f"train.{stage.name}.steps={knobs.steps}: a stage takes at least one step")
+    mesh = sharding.make_mesh(config)
+    sharding.check_batch(knobs.batch_size, knobs.accumulate, mesh)
+    if knobs.accumulate > 1 and not stage.accumulates:
+        raise ValueError(
+            f"train.{stage.name}.accumulate={knobs.accumulate}: the loss compares the examples of a batch with each "
+            "other and cannot be accumulated; set it to 1"
+        )
+
+    optimizers = {
+        objective.name: optim.optimizer(knobs) for objective in stage.objectives(stage.variant(knobs.steps))
+    }
+    new_state = partial(_new_state, stage, optimizers)
+    seed = jax.random.fold_in(jax.random.key(config.seed), _number(stage.name))
+    abstract = jax.eval_shape(new_state, seed)
+    places = sharding.state_sharding(abstract, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places
+    )
+
+    checkpoints = Checkpoints(folder / "checkpoints", knobs.keep)
+    state = checkpoints.restore(abstract, progress.say)
+    if state is None:
+        state = _start(stage, new_state, seed, places)
+    else:
+        checkpoints.forget_after(int(state["step"]))
+        progress.say(f"{stage.name}: going on after step {int(state['step'])} of {knobs.steps}")
+
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    frozen = jax.device_put(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
+    step_function = jax.jit(
+        partial(_step, stage, optimizers, seed),
+        static_argnames="variant",
+        donate_argnums=0,
+        out_shardings=(places, replicated),
+    )
+    writer = MetricsWriter(folder) if jax.process_index() == 0 else None
+    first, clock = int(state["step"]), _Clock(knobs, int(state["step"]))
+    pending: list[tuple[int, dict]] = []
+    batch, stream = None, batches(first)
+    try:
+        for step in range(first, knobs.steps):
+            batch = sharding.to_devices(clock.wait(stream, pending), mesh)
+            state, metrics = step_function(state, frozen, batch, variant=stage.variant(step))
+            pending.append((step, metrics))
+            clock.limit(pending)
+            done, stop = step + 1, should_stop()
+            if done % knobs.log_every == 0 or done in (first + 1, knobs.steps) or stop:
+                _log(stage, pending, clock, writer, progress, checkpoints)
+            if stop or done == knobs.steps or (knobs.save_every and done % knobs.save_every == 0):
+                _check(stage, pending, checkpoints)
+                checkpoints.save(done, state)
+            if stop and done < knobs.steps:
+                raise Stopped(f"{stage.name}: stopped and saved after step {done} of {knobs.steps}")
+            if on_sample and knobs.sample_every and done % knobs.sample_every == 0 and done < knobs.steps:
+                on_sample(done, averaged(state), state["model_state"])
+    finally:
+        if writer:
+            writer.close()
+        close = getattr(stream, "close", None)
+        if close:
+            close()
+        checkpoints.close()
+    if batch is None:
+        batch = sharding.to_devices(next(batches(first)), mesh)
+    return Trained(averaged(state), state["model_state"], batch, clock.data_wait())
+
+
+def averaged(state: State) -> Any:
+    """Returns the parameters that are published: the moving average where there is one."""
+    return state["ema"] or state["params"]
+
+
+def _number(name: str) -> int:
+    """Returns a number for a stage's name, so that stages do not share their random numbers."""
+    return int.from_bytes(name.encode()[:4], "big") & 0x7FFFFFFF
+
+
+def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation], key: jax.Array) -> State:
+    params, model_state = stage.init(key)
+    objectives = stage.objectives(stage.variant(stage.knobs.steps))
+    opt = {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
+    ema = jax.tree.map(jnp.copy, params) if stage.knobs.ema else {}
+    return {
+        "params": params,
+        "model_state": model_state,
+        "opt": opt,
+        "ema": ema,
+        "step": jnp.zeros((), jnp.int32),
+    }
+
+
+def _start(stage: Stage, new_state: Callable, key: jax.Array, places: Any) -> State:
+    """Returns the state of step 0: new parameters, those that the stage starts from laid over them."""
+    state = jax.jit(new_state, out_shardings=places)(key)
+    for group, given in stage.initial().items():
+        placed = _overlay(state["params"][group], given, f"{stage.name}.{group}")
+        state["params"][group] = placed
+        if state["ema"]:
+            state["ema"][group] = jax.tree.map(jnp.copy, placed)
+    return state
+
+
+def _overlay(tree: Any, given: Any, where: str) -> Any:
+    """Returns `tree` with the leaves of `given` in place of its own."""
+    if not isinstance(given, dict):
+        if tree.shape != given.shape:
+            raise ValueError(
+                f"{where}: the recipe has shape {tree.shape}, the weights to start from {given.shape}"
+            )
+        return jax.device_put(jnp.asarray(given, tree.dtype), tree.sharding)
+    unknown = [key for key in given if key not in tree]
+    if unknown:
+        raise ValueError(
+            f"{where}: the weights to start from have {unknown[0]!r}, which the recipe's network lacks"
+        )
+    return {
+        key: _overlay(leaf, given[key], f"{where}/{key}") if key in given else leaf
+        for key, leaf in tree.items()
+    }
+
+
+def _step(
+    stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen: Any, batch: Any, variant: Any
+):
+    """One step: every objective in turn updates its groups. Returns the new state and metrics."""
+    count, knobs = state["step"], stage.knobs
+    size = jax.tree.leaves(batch)[0].shape[0]
+    key = jax.random.fold_in(seed, count)
+    keys = Keys(key, jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(jnp.arange(size)))
+    params, model_state, opt = state["params"], state["model_state"], dict(state["opt"])
+    objectives = stage.objectives(variant)
+    shared = None
+    if knobs.accumulate == 1 and len(objectives) > 1:
+        shared = _forward(stage, params, model_state, frozen, batch, keys, variant)
+    metrics = {}
+    for objective in objectives:
+        grads, (loss, parts, model_state) = _gradient(
+            stage, objective, params, model_state, frozen, batch, keys, variant, shared
+        )
+        own = {group: params[group] for group in objective.groups}
+        updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
+        params = {**params, **optax.apply_updates(own, updates)}
+        metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
+        metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.global_norm(grads)}
+    ema = optim.update_ema(state["ema"], params, knobs.ema, count) if state["ema"] else {}
+    return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": count + 1}, metrics
+
+
+def _forward(stage: Stage, params, model_state, frozen, batch, keys, variant):
+    """Returns the stage's shared outputs and their pull-back to `forward_groups`."""
+    own = {group: params[group] for group in stage.forward_groups}
+    return jax.vjp(
+        lambda own: stage.forward({**params, **own}, model_state, frozen, batch, keys, variant), own
+    )
+
+
+def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, batch, keys, variant, shared):
+    """Returns the gradient over the objective's groups and (loss, metrics, model state), averaged over microbatches."""
+
+    def one(model_state, batch, keys, shared):
+        outputs, pull = shared or _forward(stage, params, model_state, frozen, batch, keys, variant)
+
+        def loss(own, outputs):
+            return objective.loss({**params, **own}, outputs, model_state, frozen, batch, keys)
+
+        own = {group: params[group] for group in objective.groups}
+        reached = [group for group in objective.groups if group in stage.forward_groups]
+        if not reached:
+            (value, (parts, after)), grads = jax.value_and_grad(loss, has_aux=True)(own, outputs)
+            return grads, (value, parts, after)
+        (value, (parts, after)), (grads, at_outputs) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            own, outputs
+        )
+        (through,) = pull(at_outputs)
+        added = {group: jax.tree.map(jnp.add, grads[group], through[group]) for group in reached}
+        return {**grads, **added}, (value, parts, after)
+
+    parts = stage.knobs.accumulate
+    if parts == 1:
+        return one(model_state, batch, keys, shared)
+
+    # Microbatch m takes the slots m, m + parts, ...: every device keeps the examples it has.
+    def split(leaf):
+        return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def body(model_state, micro):
+        grads, (value, metrics, model_state) = one(model_state, micro[0], Keys(micro[2], micro[1]), None)
+        return model_state, (grads, value, metrics)
+
+    steps = jax.vmap(partial(jax.random.fold_in, keys.step))(jnp.arange(1, parts + 1))
+    batches = (jax.tree.map(split, batch), split(keys.examples), steps)
+    first = jax.eval_shape(lambda: body(model_state, jax.tree.map(lambda leaf: leaf[0], batches))[1])
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+
+    def accumulate(carry, micro):
+        model_state, total = carry
+        model_state, new = body(model_state, micro)
+        return (model_state, jax.tree.map(jnp.add, total, new)), None
+
+    (model_state, total), _ = jax.lax.scan(accumulate, (model_state, zero), batches)
+    grads, value, metrics = jax.tree.map(lambda leaf: leaf / parts, total)
+    return grads, (value, metrics, model_state)
+
+
+class _Clock:
+    """Times the steps, and how long the device had nothing to do because the batch was not there."""
+
+    def __init__(self, knobs: Any, first: int):
+        self.knobs, self.first = knobs, first
+        self.waited, self.logged = 0.0, first
+        self.begin = self.last = None
+
+    def wait(self, stream: Iterator, pending: list) -> dict[str, np.ndarray]:
+        """Returns the next batch; counts the time as waiting unless a step was still in progress when it came."""
+        before = time.monotonic()
+        batch = next(stream)
+        busy = pending and not jax.tree.leaves(pending[-1][1])[0].is_ready()
+        if not busy and self.begin is not None:
+            self.waited += time.monotonic() - before
+        return batch
+
+    def limit(self, pending: list) -> None:
+        """Lets the host run at most one step ahead of the device. The first step compiles and is not timed."""
+        if self.begin is None:
+            jax.block_until_ready(pending[-1][1])
+            self.begin = self.last = time.monotonic()
+        elif len(pending) > 1:
+            jax.block_until_ready(pending[-2][1])
+
+    def tick(self, step: int) -> tuple[float, float]:
+        """Returns examples/s since the last tick and the seconds left."""
+        now = time.monotonic()
+        seconds = max(now - self.last, 1e-6)
+        rate = (step - self.logged) / seconds if step > self.first + 1 else 0.0
+        self.last, self.logged = now, step
+        overall = (step - self.first - 1) / max(now - self.begin, 1e-6)
+        return rate * self.knobs.batch_size, (self.knobs.steps - step) / overall if overall > 0 else 0.0
+
+    def data_wait(self) -> float:
+        """Returns the share of the time since the first step that was spent waiting for data."""
+        return self.waited / max(time.monotonic() - self.begin, 1e-6) if self.begin else 0.0
+
+
+def _log(
+    stage: Stage, pending: list, clock: _Clock, writer: MetricsWriter | None, progress: Progress, checkpoints
+) -> None:
+    """Writes the mean of the metrics since the last log, and forgets them."""
+    _check(stage, pending, checkpoints)
+    if not pending:
+        return
+    step = pending[-1][0] + 1
+    means = {
+        name: float(np.mean([float(m[name]) for _, m in pending if name in m])) for name in pending[-1][1]
+    }
+    rate, left = clock.tick(step)
+    means["examples_per_second"], means["data_wait"] = rate, clock.data_wait()
+    means["learning_rate"] = float(optim.learning_rate(stage.knobs)(step))
+    if writer:
+        writer.scalars(step, means)
+    name = next(name for name in reversed(means) if name.endswith("/loss"))
+    progress.report(Report(stage.name, step, stage.knobs.steps, means[name], rate, left))
+    pending.clear()
+
+
+def _check(stage: Stage, pending: list, checkpoints: Checkpoints) -> None:
+    """Raises NotFinite if any step since the last log had a loss or gradient that is not finite."""
+    for step, metrics in pending:
+        bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+        if bad:
+            latest = checkpoints.latest()
+            kept = (
+                f"the last good checkpoint is that of step {latest}"
+                if latest is not None
+                else "there is no checkpoint yet"
+            )
+            raise NotFinite(
+                f"{stage.name}: {bad[0]} was {float(metrics[bad[0]])} at step {step + 1}; nothing of it was saved and {kept}. "
+                f"Lower --config.train.{stage.name}.learning_rate, or look at the data, and run the same command again"
+            )

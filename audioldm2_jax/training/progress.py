@@ -1,0 +1,89 @@
+"""What a person sees while stages train: a bar each on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, NamedTuple, Protocol
+
+
+class Report(NamedTuple):
+    """Where a stage stands. `seconds` is the time left, `rate` examples a second."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    rate: float
+    seconds: float
+
+
+class Progress(Protocol):
+    """Receives reports and lines of text; a pipe to another process serves as well as a screen."""
+
+    def report(self, report: Report) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Screen:
+    """Bars on a terminal (rich), one line every `interval` seconds a stage where output is not a terminal."""
+
+    def __init__(self, interval: float = 20.0):
+        self._interval, self._last = interval, {}
+        self._bars, self._tasks = None, {}
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description:>14}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+
+    def __enter__(self) -> Screen:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def report(self, report: Report) -> None:
+        text = f"loss {report.loss:.4g}  {report.rate:.0f} examples/s  {_clock(report.seconds)} left"
+        if self._bars:
+            if report.stage not in self._tasks:
+                self._tasks[report.stage] = self._bars.add_task(report.stage, total=report.steps, text="")
+            self._bars.update(self._tasks[report.stage], completed=report.step, text=text)
+            return
+        now = time.monotonic()
+        if report.step >= report.steps or now - self._last.get(report.stage, 0) >= self._interval:
+            self._last[report.stage] = now
+            print(f"{report.stage:>14}  step {report.step}/{report.steps}  {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        if self._bars:
+            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+
+class Pipe:
+    """Sends everything through a multiprocessing connection: `(method, argument)`."""
+
+    def __init__(self, connection: Any):
+        self._connection = connection
+
+    def report(self, report: Report) -> None:
+        self._connection.send(("report", report))
+
+    def say(self, text: str) -> None:
+        self._connection.send(("say", text))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
