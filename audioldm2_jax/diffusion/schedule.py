@@ -93,9 +93,7 @@ class NoiseSchedule:
         """
         for key in _UNSUPPORTED:
             if config.get(key):
-                raise ValueError(
-                    f"The scheduler config sets {key}={config[key]!r}, which is not supported here."
-                )
+                raise ValueError(f"The scheduler config sets {key}={config[key]!r}, which is not supported here.")
         values = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
         if values["trained_betas"] is not None:
             values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
@@ -185,9 +183,7 @@ class NoiseSchedule:
             return sample
         return self.velocity(sample, noise, timesteps)
 
-    def predicted(
-        self, output: jax.Array, noisy: jax.Array, timesteps: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def predicted(self, output: jax.Array, noisy: jax.Array, timesteps: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The clean sample and the noise that a network's output [b, ...] for a noisy sample amounts to."""
         signal, sigma = self.signal_and_noise(timesteps, noisy.ndim)
         if self.prediction_type == "epsilon":

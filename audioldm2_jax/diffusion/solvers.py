@@ -79,9 +79,7 @@ def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
     timesteps = schedule.timesteps(num_steps)
     previous = timesteps - schedule.num_train_timesteps // num_steps
     level = schedule.alphas_cumprod[timesteps]
-    next_level = np.where(
-        previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], schedule.final_alpha_cumprod
-    )
+    next_level = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], schedule.final_alpha_cumprod)
     sigma = eta * np.sqrt((1 - next_level) / (1 - level) * (1 - level / next_level))
     table = {
         **prediction_table(schedule, timesteps),

@@ -67,9 +67,7 @@ def test_noise_and_targets(prediction_type):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize(
-    ("eta", "to_one", "clip"), [(0.0, False, False), (1.0, True, False), (0.5, False, True)]
-)
+@pytest.mark.parametrize(("eta", "to_one", "clip"), [(0.0, False, False), (1.0, True, False), (0.5, False, True)])
 def test_ddim_in_a_scan(prediction_type, spacing, eta, to_one, clip):
     """Seven steps of a stand-in network, the noise given, in one compiled scan."""
     config = CONFIG | {
@@ -96,9 +94,7 @@ def test_ddim_in_a_scan(prediction_type, spacing, eta, to_one, clip):
     x = torch.tensor(start)
     for t, extra in zip(theirs.timesteps, noise, strict=True):
         output = float(np.tanh(1)) * x * torch.tensor(weight)
-        x = theirs.step(
-            output, t, x, eta=eta, variance_noise=torch.tensor(extra) if eta else None
-        ).prev_sample
+        x = theirs.step(output, t, x, eta=eta, variance_noise=torch.tensor(extra) if eta else None).prev_sample
     close(ours, x)
 
 

@@ -1,0 +1,222 @@
+"""From captions and clips to what the UNet attends to; shared by the training stages and the pipeline.
+
+    captions ─► CLAP, T5 ─► projection ─► prefix ─► GPT-2 ─► LOA         (encode_prompt, generate_loa)
+    clip     ─► fbank ─► AudioMAE ─► pooled ─► the true LOA              (audiomae_loa)
+
+Captions come as token ids with the keys of the batch (data/pipeline.py): `clap_ids`, `clap_mask` [b, n] and
+`t5_ids`, `t5_mask` [b, m] int32, padded to any length.
+
+A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
+positions: a token has the position that it would have if its prompt were alone. The one exception is what
+diffusers does on purpose, padding the negative prompt to the length of the positive one: an optional key
+`t5_slots` [b, m] marks those of its places that count though nothing is in them. Without the key, `t5_mask`
+says which places count.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from audioldm2_jax.models.network import Network
+
+Text = Mapping[str, jax.Array]
+
+
+class Prefix(NamedTuple):
+    """What GPT-2 reads before it writes.
+
+    Attributes:
+      embeddings: [b, p, d].
+      mask: [b, p], 1 where there is something to attend to; the last place always is (the closing EOS).
+      positions: [b, p] int32, rows of GPT-2's position table.
+    """
+
+    embeddings: jax.Array
+    mask: jax.Array
+    positions: jax.Array
+
+
+def pool_loa(features: jax.Array, pooling: int) -> jax.Array:
+    """The language of audio: AudioMAE's features, average- and max-pooled (arXiv 2308.05734, section 3.1).
+
+    The kernel is `pooling` × min(`pooling`, frequencies), the result (average + maximum) / 2, time-major.
+
+    Args:
+      features: [b, time, frequency, d].
+      pooling: λ of the paper; with AudioMAE's 64 × 8 grid, 8 gives 8 tokens and 1 gives 512.
+
+    Returns:
+      [b, (time // λ) * (frequency // min(λ, frequency)), d]; what does not fill a kernel is left out.
+
+    Raises:
+      ValueError: for a pooling below 1 or above the number of time steps.
+    """
+    b, t, f, d = features.shape
+    if not 1 <= pooling <= t:
+        raise ValueError(f"The LOA pooling is {pooling}; it has to be between 1 and the {t} time steps there are.")
+    kernel_t, kernel_f = pooling, min(pooling, f)
+    tokens_t, tokens_f = t // kernel_t, f // kernel_f
+    features = features[:, : tokens_t * kernel_t, : tokens_f * kernel_f]
+    windows = features.reshape(b, tokens_t, kernel_t, tokens_f, kernel_f, d)
+    pooled = (windows.mean((2, 4)) + windows.max((2, 4))) / 2
+    return pooled.reshape(b, tokens_t * tokens_f, d)
+
+
+def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array:
+    """The true LOA [b, tokens, d] of clips, from their normalised fbank [b, frames, 128]."""
+    return pool_loa(audiomae(fbank, method="encode_features"), pooling)
+
+
+def encode_prompt(
+    clap: Network, t5: Network, projection: Network, text: Text, *, dropout_key: jax.Array | None = None
+) -> tuple[Prefix, jax.Array, jax.Array]:
+    """Captions to GPT-2's prefix and to T5's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
+
+    Args:
+      clap, t5, projection: the networks; CLAP is always deterministic.
+      text: token ids and masks, see the head of this file.
+      dropout_key: turns T5's dropout on, for training.
+
+    Returns:
+      the prefix [b, m + 5, d], the text states [b, m, d_t5] and their mask [b, m] (the UNet's `text_mask`).
+    """
+    clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    text_mask = text["t5_mask"]
+    text_states = t5(text["t5_ids"], text_mask, **_dropout(dropout_key))
+    ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
+    embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
+    slots = _wrap_text(text.get("t5_slots", text_mask))
+    return Prefix(embeddings, mask, _positions(slots)), text_states, text_mask
+
+
+def generate_loa(
+    gpt2: Network,
+    prefix: Prefix,
+    num_tokens: int,
+    *,
+    given: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """GPT-2 writes the LOA: each new token is its last hidden state, appended to what it has read.
+
+    As diffusers' AudioLDM2Pipeline.generate_language_model, with a cache of fixed size inside one `lax.scan`;
+    differentiable.
+
+    Args:
+      gpt2: the language model.
+      prefix: from `encode_prompt`.
+      num_tokens: length of the LOA, that of `given` included.
+      given: the first tokens of the LOA [b, k, d], to be continued.
+      dropout_key: turns dropout on, for training.
+
+    Returns:
+      [b, num_tokens, d].
+
+    Raises:
+      ValueError: where the sequence does not fit in GPT-2's position table, or `given` leaves nothing to
+        write.
+    """
+    if given is not None:
+        if given.shape[1] >= num_tokens:
+            raise ValueError(f"{given.shape[1]} LOA tokens are given, but only {num_tokens} are asked for.")
+        prefix = _append(prefix, given)
+        written = num_tokens - given.shape[1]
+    else:
+        written = num_tokens
+    _check_length(gpt2, prefix.mask.shape[1] + written - 1)
+    b, p = prefix.mask.shape
+    cache = gpt2.module.init_cache(b, p + written - 1)
+    # Attention is causal over the cache's slots, so those not yet written may be marked as present already.
+    mask = jnp.concatenate([prefix.mask, jnp.ones((b, written - 1), prefix.mask.dtype)], 1)
+    keys = [None] * written if dropout_key is None else jax.random.split(dropout_key, written)
+    hidden, cache = gpt2(prefix.embeddings, mask, prefix.positions, cache=cache, **_dropout(keys[0]))
+    first = hidden[:, -1:]
+
+    def write(carry, key):
+        token, position, cache = carry
+        hidden, cache = gpt2(token, mask, position, cache=cache, **_dropout(key))
+        return (hidden, position + 1, cache), hidden[:, 0]
+
+    start = (first, prefix.positions[:, -1:] + 1, cache)
+    _, rest = jax.lax.scan(write, start, None if dropout_key is None else keys[1:], length=written - 1)
+    tokens = jnp.concatenate([first, jnp.swapaxes(rest, 0, 1)], 1)
+    return tokens if given is None else jnp.concatenate([given.astype(tokens.dtype), tokens], 1)
+
+
+def teacher_forced_loa(
+    gpt2: Network, prefix: Prefix, loa: jax.Array, *, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """What GPT-2 predicts for each token of the true LOA from the prefix and the true tokens before it.
+
+    Args:
+      gpt2: the language model.
+      prefix: from `encode_prompt`.
+      loa: the true LOA [b, n, d].
+      dropout_key: turns dropout on.
+
+    Returns:
+      predictions [b, n, d], to be compared with `loa` (arXiv 2308.05734, section 3.2).
+
+    Raises:
+      ValueError: where the sequence does not fit in GPT-2's position table.
+    """
+    p = prefix.mask.shape[1]
+    inputs = _append(prefix, loa[:, :-1])
+    _check_length(gpt2, inputs.mask.shape[1])
+    hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **_dropout(dropout_key))
+    return hidden[:, p - 1 :]
+
+
+def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> tuple[Text, jax.Array]:
+    """Guidance dropout: replaces captions by the empty caption, each example for itself.
+
+    A dropped caption keeps the places of the one it replaces (`t5_slots`), since that is how the
+    unconditional prompt is laid out when generating.
+
+    Args:
+      text: the batch, or any mapping with its text keys; [b, ...].
+      uniforms: [b], uniform in [0, 1), a draw of each example's own.
+      rate: the share of captions to drop.
+      empty: ids and masks of the empty caption, [1, ...] and of the same lengths.
+
+    Returns:
+      the four text keys and `t5_slots`, and which examples were dropped, [b] bool.
+    """
+    dropped = uniforms < rate
+    keys = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
+    replaced = {key: jnp.where(dropped[:, None], empty[key], text[key]) for key in keys}
+    replaced["t5_slots"] = jnp.maximum(text.get("t5_slots", text["t5_mask"]), replaced["t5_mask"])
+    return replaced, dropped
+
+
+def _wrap_text(slots: jax.Array) -> jax.Array:
+    """Adds the places of SOS, CLAP, EOS, SOS before and of EOS behind T5's places: [b, m] to [b, m + 5]."""
+    return jnp.pad(slots, ((0, 0), (4, 1)), constant_values=1)
+
+
+def _positions(slots: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.cumsum(slots, 1) - 1, 0).astype(jnp.int32)
+
+
+def _append(prefix: Prefix, tokens: jax.Array) -> Prefix:
+    """The prefix followed by LOA tokens [b, k, d]."""
+    b, k, _ = tokens.shape
+    return Prefix(
+        jnp.concatenate([prefix.embeddings, tokens.astype(prefix.embeddings.dtype)], 1),
+        jnp.concatenate([prefix.mask, jnp.ones((b, k), prefix.mask.dtype)], 1),
+        jnp.concatenate([prefix.positions, prefix.positions[:, -1:] + 1 + jnp.arange(k)], 1),
+    )
+
+
+def _check_length(gpt2: Network, length: int) -> None:
+    if length > gpt2.module.n_positions:
+        raise ValueError(
+            f"The language model reads {length} places, more than its {gpt2.module.n_positions} positions; "
+            "shorten the captions (text.t5_length) or use fewer LOA tokens (a larger pooling)."
+        )
+
+
+def _dropout(key: jax.Array | None) -> dict:
+    return {} if key is None else {"deterministic": False, "rngs": {"dropout": key}}
