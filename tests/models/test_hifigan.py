@@ -96,7 +96,7 @@ def test_starts_neither_silent_nor_saturated():
     mel = jax.random.uniform(jax.random.key(1), (1, 16, 64), minval=-11.5, maxval=1.0)
     waveform, _ = jax.jit(model.init_with_output)(jax.random.key(0), mel)
     loudness = float(jnp.sqrt(jnp.mean(waveform**2)))
-    # Normalised music has an RMS of about 0.1; a factor of five to either side can be learnt within a few steps.
+    # Normalised music has an RMS of about 0.1; a factor of five to either side is learnt within a few steps.
     assert 0.02 < loudness < 0.5
 
 
@@ -114,7 +114,7 @@ def test_bfloat16_stays_near_float32():
     [
         (dict(model_in_dim=6), "wants a mel"),
         (dict(upsample_rates=(5, 2, 2)), "equally many"),
-        (dict(upsample_kernel_sizes=(4, 4)), "at least its rate"),
+        (dict(upsample_kernel_sizes=(4, 4)), "at least its"),
         (dict(resblock_kernel_sizes=(3,)), "equally many"),
         (dict(upsample_initial_channel=18), "cannot be halved"),
         (dict(normalize_before=True), "set it to false"),
