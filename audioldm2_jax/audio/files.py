@@ -17,15 +17,15 @@ import soxr
 # Input samples (of the lower rate) that are decoded on either side of a segment, so that the resampling
 # filter sees the same neighbours as when the whole file is read.
 _FILTER_REACH = 256
+# An MP3 frame (at most 1152 samples) borrows bits from earlier ones: after a jump the first few decode wrongly.
+_MP3_PREROLL = 16 * 1152
 
 
 class UnreadableAudio(ValueError):
     """A file that holds no usable sound. The message names the file and says why."""
 
 
-def read(
-    path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: int | None = None
-) -> np.ndarray:
+def read(path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: int | None = None) -> np.ndarray:
     """Reads a file, or a segment of it, as mono at the asked rate.
 
     Only the segment is decoded where the format can seek, and it is the same sound as that stretch of the
@@ -167,11 +167,12 @@ def _decode(file: soundfile.SoundFile, offset: int, count: int) -> np.ndarray:
     """At most `count` samples (-1: all) from `offset` at the file's own rate, channels averaged."""
     if offset >= file.frames:
         return np.zeros(0, np.float32)
+    preroll = offset
     if file.seekable():
-        file.seek(offset)
-    elif offset:
-        file.read(offset, dtype="float32")
-    decoded = file.read(count, dtype="float32", always_2d=True)
+        preroll = min(offset, _MP3_PREROLL if file.format == "MP3" else 0)
+        file.seek(offset - preroll)
+    # In one go: soundfile itself jumps after every read.
+    decoded = file.read(count if count < 0 else preroll + count, dtype="float32", always_2d=True)[preroll:]
     return decoded[:, 0] if file.channels == 1 else decoded.mean(axis=1)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from audioldm2_jax.audio.framing import frame
 
-# Mean and standard deviation of AudioSet's fbank, as AudioMAE was trained with: facebookresearch/AudioMAE, and
-# `extract_kaldi_fbank_feature` in haoheliu/AudioLDM2, audioldm2/pipeline.py.
+# Mean and standard deviation of AudioSet's fbank, with which AudioMAE was trained (facebookresearch/AudioMAE; and
+# haoheliu/AudioLDM2, audioldm2/pipeline.py, `extract_kaldi_fbank_feature`).
 FBANK_MEAN = -4.2677393
 FBANK_STD = 4.5689974
 
@@ -208,8 +208,7 @@ def _float32(waveform: jax.Array) -> jax.Array:
 def _check_band(fmin: float, fmax: float, sampling_rate: int) -> None:
     if not 0 <= fmin < fmax <= sampling_rate / 2:
         raise ValueError(
-            f"mel bands need 0 <= fmin < fmax <= half the sampling rate, got {fmin} to {fmax} Hz "
-            f"at {sampling_rate} Hz"
+            f"mel bands need 0 <= fmin < fmax <= half the sampling rate, got {fmin} to {fmax} Hz at {sampling_rate} Hz"
         )
 
 
@@ -291,8 +290,8 @@ def _slaney_filters(settings: MelSettings | ClapMelSettings) -> np.ndarray:
 def _kaldi_filters(settings: FbankSettings) -> np.ndarray:
     """Triangles of height one on the HTK mel scale, straight over mel: [n_fft // 2 + 1, n_mels].
 
-    Kaldi, feat/mel-computations.cc. Triangles narrower than the distance of two bins can miss all of them: such
-    a band always reads the floor.
+    Kaldi, feat/mel-computations.cc. A triangle narrower than the distance of two bins can miss all of them:
+    Kaldi then refuses, torchaudio and we go on, and the band always reads the floor. AudioMAE's 128 bands have such.
     """
     nyquist = settings.sampling_rate / 2
     edges = np.linspace(_hz_to_htk(_KALDI_LOWEST_HZ), _hz_to_htk(nyquist), settings.n_mels + 2)
@@ -303,7 +302,7 @@ def _kaldi_filters(settings: FbankSettings) -> np.ndarray:
 
 
 def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """[bins, len(edges) - 2]: triangle m rises from edges[m] to one at edges[m + 1], falls to edges[m + 2]."""
+    """Triangle m rises from edges[m] to one at edges[m + 1], falls to edges[m + 2]: [bins, triangles]."""
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = bins[:, None]
     rising = (bins - left) / (centre - left)

@@ -1,4 +1,4 @@
-"""Change of sampling rate inside the jitted step, with gradients: a windowed sinc in polyphase form. Pure JAX."""
+"""Change of sampling rate inside the jitted step, with gradients: a polyphase windowed sinc. Pure JAX."""
 
 import functools
 import math

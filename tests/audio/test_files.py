@@ -1,0 +1,161 @@
+"""Sound files in and out: every format, any rate and channel count, segments, faults."""
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from audioldm2_jax.audio import files
+
+# What coding costs: 16 bits are written × 32767 and read / 32768, so 3e-5; Vorbis and MP3 keep what is heard, not
+# the samples.
+FORMATS = {
+    "a.wav": ("PCM_16", 4e-5),
+    "b.wav": ("FLOAT", 0.0),
+    "c.flac": ("PCM_16", 4e-5),
+    "d.ogg": ("VORBIS", 0.05),
+    "e.mp3": ("MPEG_LAYER_III", 0.1),
+}
+
+
+def tune(samples: int, sampling_rate: int) -> np.ndarray:
+    time = np.arange(samples) / sampling_rate
+    return (0.4 * np.sin(2 * np.pi * (300 + 200 * time) * time)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_comes_back(tmp_path, name):
+    subtype, tolerance = FORMATS[name]
+    waveform = tune(32000, 16000)
+    files.write(tmp_path / "new" / name, waveform, 16000, subtype)
+    got = files.read(tmp_path / "new" / name, 16000)
+    assert got.dtype == np.float32
+    assert files.length(tmp_path / "new" / name, 16000) == len(got)
+    assert len(got) >= 32000
+    # Away from the ends, where lossy coders ring.
+    np.testing.assert_allclose(got[1000:31000], waveform[1000:31000], atol=tolerance)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("rate, channels", [(8000, 1), (16000, 2), (22050, 6), (44100, 2), (96000, 1)])
+def test_any_rate_and_channel_count_becomes_mono(tmp_path, rate, channels):
+    waveform = tune(rate, rate)
+    spread = waveform[:, None] * np.linspace(0.5, 1.5, channels) if channels > 1 else waveform
+    files.write(tmp_path / "a.wav", spread, rate, "FLOAT")
+    got = files.read(tmp_path / "a.wav", 16000)
+    assert got.shape == (16000,)
+    assert files.length(tmp_path / "a.wav", 16000) == 16000
+    # The same instants at the new rate, away from the ends; 1e-4 for soxr's high quality.
+    np.testing.assert_allclose(got[500:-500], tune(16000, 16000)[500:-500], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_segment_is_that_stretch_of_the_whole(tmp_path, name, rate):
+    files.write(tmp_path / name, tune(2 * rate, rate), rate, FORMATS[name][0])
+    whole = files.read(tmp_path / name, 16000)
+    for start, samples in ((0, 4000), (12345, 4000), (30000, None), (31000, 4000)):
+        got = files.read(tmp_path / name, 16000, start, samples)
+        want = whole[start:] if samples is None else whole[start : start + samples]
+        assert got.shape == want.shape
+        # Resampling filters that see 256 samples more, and MP3 frames decoded from a later start.
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_a_segment_decodes_only_itself(tmp_path, monkeypatch):
+    files.write(tmp_path / "long.flac", tune(441000, 44100), 44100)
+    decoded = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, count=-1, **k: decoded.append(count) or read(self, count, **k),
+    )
+    files.read(tmp_path / "long.flac", 16000, 100000, 1600)
+    assert sum(decoded) < 10000
+
+
+def test_segment_crops_and_pads():
+    waveform = np.arange(5)
+    np.testing.assert_array_equal(files.segment(waveform, 3, 1), [1, 2, 3])
+    np.testing.assert_array_equal(files.segment(waveform, 4, 3), [3, 4, 0, 0])
+    np.testing.assert_array_equal(files.segment(waveform, 2, 9), [0, 0])
+    assert files.segment(waveform, 3).dtype == np.float32
+
+
+def test_normalise():
+    got = files.normalise(3 * tune(1000, 16000) + 1)
+    assert got.dtype == np.float32
+    assert abs(got.mean()) < 1e-6
+    assert np.abs(got).max() == pytest.approx(0.5, abs=1e-6)
+    np.testing.assert_array_equal(files.normalise(np.full(100, 0.3)), 0)
+
+
+def test_loud_samples_are_clipped_and_reported(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        files.write(tmp_path / "a.wav", np.array([0.0, 1.7, -3.0, 0.5]), 16000)
+    assert "2 samples outside -1..1" in caplog.text
+    np.testing.assert_allclose(files.read(tmp_path / "a.wav", 16000), [0, 1, -1, 0.5], atol=1e-4)
+    files.write(tmp_path / "b.wav", np.array([0.0, 1.7]), 16000, "FLOAT")
+    assert files.read(tmp_path / "b.wav", 16000)[1] == np.float32(1.7)
+
+
+def test_faulty_files_are_named(tmp_path):
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "nothing.mp3").write_bytes(b"")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan]), 16000, "FLOAT")
+    files.write(tmp_path / "fine.wav", tune(1000, 16000), 16000)
+    faults = {
+        "text.wav": "cannot be read",
+        "nothing.mp3": "cannot be read",
+        "empty.wav": "holds no samples",
+        "nan.wav": "NaN",
+        "absent.wav": "does not exist",
+    }
+    for name, why in faults.items():
+        with pytest.raises(files.UnreadableAudio, match=f"{name}.*{why}"):
+            files.read(tmp_path / name, 16000)
+        if name != "nan.wav":
+            with pytest.raises(files.UnreadableAudio, match=f"{name}.*{why}"):
+                files.length(tmp_path / name, 16000)
+    with pytest.raises(files.UnreadableAudio, match=r"fine.wav ends before sample 1000"):
+        files.read(tmp_path / "fine.wav", 16000, start=1000)
+    with pytest.raises(files.UnreadableAudio, match=r"fine.wav ends before sample 3000"):
+        files.read(tmp_path / "fine.wav", 48000, start=3000)
+    with pytest.raises(ValueError, match="-1"):
+        files.read(tmp_path / "fine.wav", 16000, start=-1)
+
+
+def test_half_a_flac_does_not_crash(tmp_path):
+    files.write(tmp_path / "a.flac", tune(64000, 16000), 16000)
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[: len(content) // 2])
+    try:
+        assert 0 < len(files.read(tmp_path / "a.flac", 16000)) <= 64000
+    except files.UnreadableAudio as error:
+        assert "a.flac" in str(error)
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    fine = tune(100, 16000)
+    for name, waveform, subtype, why in (
+        ("a.wav", np.array([0, np.nan]), "PCM_16", "1 NaN"),
+        ("a.wav", np.zeros(0), "PCM_16", "not empty"),
+        ("a.flac", fine, "FLOAT", "FLAC has no subtype FLOAT"),
+        ("a", fine, "PCM_16", "no ending"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            files.write(tmp_path / name, waveform, 16000, subtype)
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(OSError):
+        files.write(tmp_path / "a.wav", fine, 16000)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_loaders_need_no_jax():
+    code = "import sys, audioldm2_jax.audio.files; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
