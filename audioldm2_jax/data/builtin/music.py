@@ -203,7 +203,7 @@ def _lead_texture(instrument: Instrument, tempo: str, draw: Draw) -> str:
     weights = {"melody": 5.0, "arpeggios": 2.0, "scales": 1.0}
     if instrument.chords:
         weights["chords"] = 2.0
-    if not instrument.decay and tempo != "fast":
+    if not instrument.ring and tempo != "fast":
         weights["long notes"] = 1.0
     return draw.weighted(weights)
 

@@ -1,38 +1,29 @@
-"""Notes to sound: the SoundFont synthesizer of symusic with the sound font that pretty_midi ships.
+"""Scores to sound: a clip is a sum of single tones of the sound font that pretty_midi ships.
 
-symusic plays the samples but neither their envelopes nor velocities, and it does not filter, so that at 16 kHz
-everything above 8 kHz would fold back into the clip. Hence each tone is played once, alone and at 48 kHz, brought
-down to the rate asked for, given the envelope of its instrument and kept; a clip is a sum of such tones.
+A tone is rendered once and kept, so that a clip costs a few additions.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import math
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import soxr
-import symusic
 
 from audioldm2_jax.data.builtin.compose import Note, Part
 from audioldm2_jax.data.builtin.instruments import DRUMS, INSTRUMENTS
+from audioldm2_jax.data.builtin.soundfont import SoundFont
 
 PEAK = 0.5
-_RATE = 48000
-_QUALITY = 4  # the highest that sounds
-_RELEASE = 0.04  # seconds in which a note ends
-_BOOST = 16.0  # at most, where the sample dies away faster than the instrument
-_LONGEST = 4.0  # seconds; longer notes end there
-
-_thread = threading.local()  # a synthesizer holds voices, so every thread has its own
+_RELEASE = 0.08  # seconds in which a note ends
+_LONGEST = 4.0 - _RELEASE  # seconds; longer notes end there
+_FULL = 32000  # peak of a stored tone
 
 
 @functools.cache
-def sound_font() -> Path:
+def sound_font() -> SoundFont:
     """TimGM6mb.sf2 inside pretty_midi, found without importing it.
 
     Raises:
@@ -42,7 +33,7 @@ def sound_font() -> Path:
     path = Path(spec.origin).parent / "TimGM6mb.sf2" if spec and spec.origin else None
     if path is None or not path.is_file():
         raise FileNotFoundError("the sound font TimGM6mb.sf2 comes with pretty_midi: pip install 'pretty_midi>=0.2.10'")
-    return path
+    return SoundFont(path)
 
 
 def render(
@@ -50,7 +41,7 @@ def render(
 ) -> np.ndarray:
     """Plays `notes[i]` on `parts[i]`.
 
-    Parts are brought to equal loudness before mixing (the font's instruments differ by 20 dB), an accompaniment a
+    Parts are brought to equal loudness before mixing (the font's instruments differ much), an accompaniment a
     little below the lead.
 
     Returns:
@@ -68,13 +59,11 @@ def render(
 
 def seconds(note: Note, part: Part, beat: float) -> tuple[float, float]:
     """Onset and duration of a note in seconds; struck and plucked notes ring on."""
-    decay = 0.0 if part.instrument == DRUMS else INSTRUMENTS[part.instrument].decay
-    return note.onset * beat, min(max(note.duration * beat, min(2.5 * decay, 1.2)), _LONGEST)
+    ring = 0.5 if part.instrument == DRUMS else INSTRUMENTS[part.instrument].ring
+    return note.onset * beat, min(max(note.duration * beat, ring), _LONGEST)
 
 
 def _play(part: Part, events: Sequence[Note], beat: float, samples: int, sampling_rate: int) -> np.ndarray:
-    drum = part.instrument == DRUMS
-    decay = 0.0 if drum else INSTRUMENTS[part.instrument].decay
     fade = _fade(round(_RELEASE * sampling_rate))
     sound = np.zeros(samples + len(fade), np.float32)
     for event in events:
@@ -82,12 +71,12 @@ def _play(part: Part, events: Sequence[Note], beat: float, samples: int, samplin
         start = round(onset * sampling_rate)
         if start >= samples:
             break
-        length = min(round(duration * sampling_rate), samples - start)
-        stored = 2.0 ** math.ceil(math.log2(duration + _RELEASE))  # few lengths, so that tones are met again
-        tone = _tone(part.program, drum, event.pitch, decay, stored, sampling_rate)
-        gain = np.float32((event.velocity / 100.0) ** 1.5)
-        sound[start : start + length] += tone[:length] * gain
-        sound[start + length : start + length + len(fade)] += tone[length : length + len(fade)] * fade * gain
+        end = start + min(round(duration * sampling_rate), samples - start)
+        stored = next(length for length in (1.0, 2.0, 4.0) if duration + _RELEASE <= length)
+        tone, scale = _tone(part.program, part.instrument == DRUMS, event.pitch, stored, sampling_rate)
+        gain = np.float32(scale * (event.velocity / 100.0) ** 1.5)
+        sound[start:end] += tone[: end - start] * gain
+        sound[end : end + len(fade)] += tone[end - start : end - start + len(fade)] * (fade * gain)
     return sound[:samples]
 
 
@@ -96,28 +85,9 @@ def _fade(samples: int) -> np.ndarray:
     return np.linspace(1.0, 0.0, samples, dtype=np.float32)
 
 
-@functools.lru_cache(maxsize=1024)  # some 60 MB at 16 kHz
-def _tone(program: int, drum: bool, pitch: int, decay: float, length: float, sampling_rate: int) -> np.ndarray:
-    """One note of `length` seconds at full velocity, [samples] float32; read only."""
-    if not hasattr(_thread, "synthesizer"):
-        _thread.synthesizer = symusic.Synthesizer(str(sound_font()), _RATE, _QUALITY)
-    score, track = symusic.Score(ttype="second"), symusic.Track(program=program, is_drum=drum, ttype="second")
-    track.notes.append(symusic.Note(0.0, length + 0.1, pitch, 100, ttype="second"))
-    score.tracks.append(track)
-    tone = _thread.synthesizer.render(score, stereo=False)[0]
-    if sampling_rate != _RATE:
-        tone = soxr.resample(tone, _RATE, sampling_rate)
-    tone = tone[: round(length * sampling_rate)]
-    if decay:
-        tone = tone * _decaying(tone, decay, sampling_rate)
-    return tone.astype(np.float32, copy=False)
-
-
-def _decaying(tone: np.ndarray, decay: float, sampling_rate: int) -> np.ndarray:
-    """The gain that makes the tone's envelope fall as exp(−t / decay) from its loudest point."""
-    window = round(0.02 * sampling_rate)
-    power = np.convolve(np.square(tone, dtype=np.float64), np.full(window, 1.0 / window), mode="same")
-    envelope = np.sqrt(np.maximum(power, 1e-12))
-    loudest = int(np.argmax(envelope))
-    time = np.maximum(np.arange(len(tone)) - loudest, 0) / sampling_rate
-    return np.minimum(envelope[loudest] * np.exp(-time / decay) / envelope, _BOOST)
+@functools.lru_cache(maxsize=4096)  # every tone there is; some 100 MB at 16 kHz
+def _tone(program: int, drum: bool, key: int, length: float, sampling_rate: int) -> tuple[np.ndarray, float]:
+    """One tone of `length` seconds at full velocity as [samples] int16, and what to multiply it with."""
+    tone = sound_font().tone(128 if drum else 0, program, key, length, sampling_rate)
+    scale = max(float(np.abs(tone).max()), 1e-6) / _FULL
+    return np.round(tone / scale).astype(np.int16), scale
