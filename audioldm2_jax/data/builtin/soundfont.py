@@ -10,7 +10,9 @@ Generator numbers, units and defaults: SoundFont 2.04 technical specification, s
 
 from __future__ import annotations
 
+import itertools
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +61,9 @@ class SoundFont:
         instruments = [struct.unpack("<20xH", row)[0] for row in _rows(chunks[b"inst"], 22)]
         preset_bags = _bags(chunks[b"pbag"], chunks[b"pgen"])
         instrument_bags = _bags(chunks[b"ibag"], chunks[b"igen"])
-        self._instruments = [instrument_bags[a:b] for a, b in zip(instruments, instruments[1:])]
+        self._instruments = [instrument_bags[a:b] for a, b in itertools.pairwise(instruments)]
         self._presets = {
-            (bank, program): preset_bags[bag:end] for (program, bank, bag), (_, _, end) in zip(presets, presets[1:])
+            (bank, program): preset_bags[bag:end] for (program, bank, bag), (_, _, end) in itertools.pairwise(presets)
         }
 
     def zones(self, bank: int, program: int, key: int, velocity: int) -> list[Zone]:
@@ -120,7 +122,7 @@ def _envelope(zone: Zone, length: int, sampling_rate: int) -> np.ndarray:
     return np.clip((time - delay) / attack, 0.0, 1.0) * 10.0 ** (-fall / 20.0)
 
 
-def _chunks(data: bytes, start: int, end: int):
+def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
     """(name, content) of the chunks, lists opened."""
     while start + 8 <= end:
         name, size = data[start : start + 4], struct.unpack_from("<I", data, start + 4)[0]
@@ -142,11 +144,11 @@ def _bags(bags: bytes, generators: bytes) -> list[dict[int, int]]:
     unsigned = (_INSTRUMENT, _KEYS, _VELOCITIES, _SAMPLE)
     return [
         {number: amount % 65536 if number in unsigned else amount for number, amount in pairs[a:b]}
-        for a, b in zip(starts, starts[1:])
+        for a, b in itertools.pairwise(starts)
     ]
 
 
-def _zones(bags: list[dict[int, int]], target: int):
+def _zones(bags: list[dict[int, int]], target: int) -> Iterator[tuple[dict[int, int], int]]:
     """(generators, target's index) of each zone, with the global zone (the first, if it names no target) below it."""
     common: dict[int, int] = {}
     for number, bag in enumerate(bags):
