@@ -1,0 +1,342 @@
+"""The model folder: the layout of a diffusers pipeline, read and written without PyTorch.
+
+    model_index.json                     which class each component is
+    unet/ vae/ projection_model/         config.json, diffusion_pytorch_model.safetensors
+    text_encoder/ text_encoder_2/        config.json, model.safetensors
+    language_model/ vocoder/
+    tokenizer/ tokenizer_2/              tokenizer.json and what belongs to it
+    scheduler/ feature_extractor/        scheduler_config.json, preprocessor_config.json
+    audiomae/                            beyond diffusers, and not in the index
+
+Each subfolder that we write holds a manifest of SHA-256 digests, which is checked on reading; folders written
+by others have none. A subfolder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.network import Network
+from audioldm2_jax.weights.components import KINDS, Kind
+from audioldm2_jax.weights.names import NAMES, to_flax, to_torch
+from audioldm2_jax.weights.store import (
+    MANIFEST,
+    FolderError,
+    check_manifest,
+    copy_part,
+    new_folder,
+    read_json,
+    write_json,
+)
+
+INDEX = "model_index.json"
+PARTS = tuple(KINDS)
+"""The networks of a model folder."""
+_OTHERS = {
+    "tokenizer": "RobertaTokenizerFast",
+    "tokenizer_2": "T5TokenizerFast",
+    "feature_extractor": "ClapFeatureExtractor",
+}
+# Ours to choose, not the folder's.
+_NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+
+
+class Component(NamedTuple):
+    """One network of a model folder.
+
+    Attributes:
+      module: the Linen module.
+      variables: its collections (`params`, `batch_stats`), float32 NumPy arrays when read.
+      config: what its config.json says.
+      passengers: tensors that belong to the file and that the module does not use, by their PyTorch names.
+    """
+
+    module: nn.Module
+    variables: Any
+    config: dict[str, Any]
+    passengers: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def network(self) -> Network:
+        """The module with its variables."""
+        return Network(self.module, self.variables)
+
+
+def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+    """The Linen module of component `name` (a key of `KINDS`) as its config.json describes it.
+
+    Raises:
+      FolderError: where a key is missing, or has a value that our network does not play.
+    """
+    kind = KINDS[name]
+    for key, wanted, found in _differences(kind.fixed, config):
+        raise FolderError(f"{name}/config.json has {key}={found!r}; only {wanted!r} is supported.")
+    config = _merge(_merge(kind.absent, kind.fixed), config)
+    fields = [f for f in dataclasses.fields(kind.network) if f.name not in _NOT_IN_CONFIG]
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]
+    if missing:
+        raise FolderError(f"{name}/config.json lacks {', '.join(missing)}; is it a {kind.class_name}?")
+    values = {f.name: _frozen(config[f.name]) for f in fields if f.name in config}
+    return kind.network(**values, dtype=dtype)
+
+
+def write_component(
+    folder: str | os.PathLike,
+    name: str,
+    config: Mapping[str, Any],
+    variables: Any,
+    passengers: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes `folder/name`: config.json and the weights as safetensors, in the place of an earlier one.
+
+    Args:
+      folder: the model folder; made where it is missing.
+      name: a key of `KINDS`.
+      config: the network's fields and whatever else its config.json should say (`scaling_factor` of the VAE,
+        `sample_size` of the UNet, `max_new_tokens` of the language model).
+      variables: the network's collections.
+      passengers: tensors to be written back, by their PyTorch names; PyTorch's buffers are made where
+        missing.
+
+    Raises:
+      FolderError: where the folder cannot be written.
+      ValueError: where the variables are not those of the network (from the renamer).
+    """
+    kind, passengers = KINDS[name], dict(passengers or {})
+    config = _written_config(kind, config, passengers)
+    tensors = to_torch(variables, NAMES[name])
+    buffers = kind.buffers(_merge(kind.absent, config), tensors)
+    tensors |= {key: np.array(value, order="C") for key, value in (buffers | passengers).items()}
+    with new_folder(Path(folder) / name) as target:
+        write_json(target / "config.json", config)
+        _save(tensors, target / kind.weights_file)
+
+
+def read_component(folder: str | os.PathLike, name: str, dtype: Any = jnp.float32) -> Component:
+    """Reads one network into a module built from its config.json alone, and its variables.
+
+    Args:
+      folder: the model folder, the folder of this one network, or the hub id of either.
+      name: a key of `KINDS`.
+      dtype: of the module's computation; parameters are float32.
+
+    Raises:
+      FolderError: where it is missing, damaged, or not what its config says; with the file and the reason.
+    """
+    path = locate(folder, name)
+    check_manifest(path)
+    config = read_json(path / "config.json")
+    module = build(name, config, dtype)
+    target = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))
+    try:
+        variables, passengers = to_flax(_read_tensors(path), target, NAMES[name])
+    except ValueError as error:
+        raise FolderError(f"{path}: {error}") from None
+    return Component(module, variables, config, passengers)
+
+
+def copy_component(source: str | os.PathLike, folder: str | os.PathLike, name: str) -> None:
+    """Brings a network from `source` (as in `read_component`) into the model folder.
+
+    Files that we wrote are copied; others are read and written anew, since they may lack what diffusers needs.
+
+    Raises:
+      FolderError: where the source cannot be read or the folder not be written.
+    """
+    path = locate(source, name)
+    if (path / MANIFEST).is_file():
+        check_manifest(path)
+        copy_part(path, folder, name)
+    else:
+        part = read_component(path, name)
+        write_component(folder, name, part.config, part.variables, part.passengers)
+
+
+def locate(source: str | os.PathLike, name: str) -> Path:
+    """The folder of network `name`: inside a model folder, itself, or fetched from the hub into its cache.
+
+    Raises:
+      FolderError: where there is no such thing.
+    """
+    path = Path(source)
+    for candidate in (path / name, path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if path.exists():
+        raise FolderError(f"{source} has no {name}/config.json; is it an AudioLDM 2 model folder?")
+    path = download(source, [f"{name}/*"]) / name
+    if path.is_dir():
+        return path
+    return download(source, ["config.json", "model*.safetensors*", "diffusion_pytorch_model*.safetensors*"])
+
+
+def download(source: str | os.PathLike, patterns: list[str]) -> Path:
+    """Fetches files of a hub repository into huggingface_hub's cache (which has an offline mode).
+
+    Raises:
+      FolderError: where the hub does not have it or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FolderError(f"{source} is no folder here and cannot be had from the hub: {reason}") from None
+
+
+def write_index(folder: str | os.PathLike) -> None:
+    """Writes model_index.json, with which diffusers' AudioLDM2Pipeline finds the components."""
+    index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline", "_diffusers_version": "0.33.0"}
+    index |= {name: ["transformers", class_name] for name, class_name in _OTHERS.items()}
+    index |= {name: [kind.library, kind.class_name] for name, kind in KINDS.items() if kind.library}
+    index["scheduler"] = [
+        "diffusers",
+        read_json(Path(folder) / "scheduler/scheduler_config.json")["_class_name"],
+    ]
+    target = Path(folder) / INDEX
+    write_json(target.with_suffix(".partial"), dict(sorted(index.items())))
+    os.replace(target.with_suffix(".partial"), target)
+
+
+def read_index(folder: str | os.PathLike) -> dict[str, Any]:
+    """The content of model_index.json.
+
+    Raises:
+      FolderError: where there is none, or it is of another pipeline.
+    """
+    if not (Path(folder) / INDEX).is_file():
+        raise FolderError(f"{folder} has no {INDEX}: give the path of a model folder.")
+    index = read_json(Path(folder) / INDEX)
+    if index.get("_class_name") != "AudioLDM2Pipeline":
+        raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an AudioLDM2Pipeline.")
+    return index
+
+
+def write_scheduler(folder: str | os.PathLike, schedule: NoiseSchedule, class_name: str = "DDIMScheduler") -> None:
+    """Writes scheduler/scheduler_config.json."""
+    with new_folder(Path(folder) / "scheduler") as target:
+        write_json(target / "scheduler_config.json", schedule.to_config(class_name))
+
+
+def read_scheduler(folder: str | os.PathLike) -> tuple[NoiseSchedule, str]:
+    """The noise schedule and the name of the scheduler's class.
+
+    Raises:
+      FolderError: where it is missing, damaged, or asks for something unsupported.
+    """
+    path = Path(folder) / "scheduler"
+    check_manifest(path)
+    config = read_json(path / "scheduler_config.json")
+    try:
+        return NoiseSchedule.from_config(config), config.get("_class_name", "DDIMScheduler")
+    except (ValueError, TypeError) as error:
+        raise FolderError(f"{path}/scheduler_config.json: {error}") from None
+
+
+def write_feature_extractor(
+    folder: str | os.PathLike,
+    *,
+    sampling_rate: int,
+    seconds: float,
+    n_fft: int,
+    hop_length: int,
+    n_mels: int,
+    fmin: float,
+    fmax: float,
+) -> None:
+    """Writes feature_extractor/: CLAP's front end (a recipe's `audio.clap`), for diffusers to rank clips."""
+    config = {
+        "feature_extractor_type": "ClapFeatureExtractor",
+        "feature_size": n_mels,
+        "sampling_rate": sampling_rate,
+        "hop_length": hop_length,
+        "max_length_s": seconds,
+        "fft_window_size": n_fft,
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "frequency_min": fmin,
+        "frequency_max": fmax,
+        "truncation": "rand_trunc",
+        "padding": "repeatpad",
+    }
+    with new_folder(Path(folder) / "feature_extractor") as target:
+        write_json(target / "preprocessor_config.json", config)
+
+
+def _written_config(kind: Kind, config: Mapping[str, Any], passengers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    plain = _plain(config)
+    for key, wanted, found in _differences(kind.fixed, plain):
+        raise FolderError(f"The config of a {kind.class_name} has {key}={found!r}; only {wanted!r} is supported.")
+    named = {"architectures": [kind.class_name]} if kind.library == "transformers" else {"_class_name": kind.class_name}
+    return _merge(_merge(kind.fixed, plain), kind.says(plain, passengers) | named)
+
+
+def _differences(fixed: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, wanted, found) where `config` contradicts `fixed`; nested."""
+    for key, wanted in fixed.items():
+        found = config.get(key, wanted)
+        if isinstance(wanted, Mapping):
+            yield from ((f"{key}.{below}", *rest) for below, *rest in _differences(wanted, found))
+        elif found != wanted:
+            yield key, wanted, found
+
+
+def _merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings in one; of two values the second's, of two mappings both."""
+    merged = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples and mappings as FrozenDict, so that a module with such fields is hashable."""
+    if isinstance(value, Mapping):
+        return nn.FrozenDict({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dict and sequences as list: what JSON knows."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+
+
+def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(str(error)) from error
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of the safetensors files in a folder, whether one or several shards."""
+    tensors: dict[str, np.ndarray] = {}
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise FolderError(f"{path} has no .safetensors file with its weights.")
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise FolderError(f"{file} cannot be read ({error}); copy or download it again.") from None
+    return tensors

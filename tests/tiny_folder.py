@@ -1,0 +1,139 @@
+"""A model folder of random weights, as small as the architecture allows, for the tests that need a whole one."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.weights import folder
+from audioldm2_jax.weights.components import KINDS
+
+VOCABULARY = 300
+SCHEDULE = NoiseSchedule(1000, 0.0015, 0.0195, "scaled_linear", "v_prediction", steps_offset=1, set_alpha_to_one=False)
+
+CONFIGS = {
+    "unet": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "cross_attention_dim": ((None, 24, 16), (None, 24, 16)),
+        "attention_head_dim": (1, 2),
+        "transformer_layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+    },
+    "vae": {
+        "in_channels": 1,
+        "out_channels": 1,
+        "latent_channels": 4,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "scaling_factor": 0.7,
+    },
+    "vocoder": {
+        "model_in_dim": 16,
+        "sampling_rate": 16000,
+        "upsample_initial_channel": 16,
+        "upsample_rates": (5, 4, 4, 2),
+        "upsample_kernel_sizes": (10, 8, 8, 4),
+        "resblock_kernel_sizes": (3,),
+        "resblock_dilation_sizes": ((1, 3),),
+        "leaky_relu_slope": 0.1,
+        "normalize_before": False,
+    },
+    "language_model": {
+        "n_embd": 24,
+        "n_layer": 2,
+        "n_head": 3,
+        "n_positions": 96,
+        "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "max_new_tokens": 4,
+    },
+    "projection_model": {"text_encoder_dim": 12, "text_encoder_1_dim": 16, "langauge_model_dim": 24},
+    "text_encoder": {
+        "projection_dim": 12,
+        "logit_scale_init_value": 14.285714285714285,
+        "text_config": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 42,
+            "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1,
+        },
+        "audio_config": {
+            "spec_size": 64,
+            "num_mel_bins": 16,
+            "window_size": 4,
+            "patch_size": 4,
+            "patch_stride": (4, 4),
+            "patch_embeds_hidden_size": 8,
+            "hidden_size": 16,
+            "depths": (1, 2),
+            "num_attention_heads": (1, 2),
+            "num_classes": 4,
+        },
+    },
+    "text_encoder_2": {
+        "vocab_size": VOCABULARY,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 1,
+        "num_heads": 2,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-6,
+    },
+    "audiomae": {
+        "img_size": (64, 32),
+        "patch_size": 16,
+        "embed_dim": 24,
+        "depth": 4,
+        "num_heads": 2,
+        "decoder_embed_dim": 16,
+        "decoder_depth": 2,
+        "decoder_num_heads": 2,
+    },
+}
+"""What each config.json says, by component."""
+
+
+def random_variables(name: str, config: dict, seed: int = 0) -> dict:
+    """Variables of component `name`, all leaves different from what an initialiser would give."""
+    module = folder.build(name, config)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        keys = [part.key for part in path]
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if keys[-1] in ("scale", "var"):
+            return 1 + 0.2 * np.abs(noise)
+        if keys[-1] in ("kernel", "embedding") and leaf.ndim > 1:
+            return noise / np.sqrt(np.prod(leaf.shape[:-1], dtype=np.float32)) * (2 if keys[-1] == "kernel" else 4)
+        return 0.1 * noise
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def write_networks(path: Path, names: tuple[str, ...] = folder.PARTS) -> Path:
+    """Writes the networks, the scheduler and CLAP's front end; tokenizers and index are the caller's."""
+    for number, name in enumerate(names):
+        folder.write_component(path, name, CONFIGS[name], random_variables(name, CONFIGS[name], number))
+    folder.write_scheduler(path, SCHEDULE)
+    folder.write_feature_extractor(
+        path, sampling_rate=48000, seconds=0.64, n_fft=1024, hop_length=480, n_mels=16, fmin=50.0, fmax=14000.0
+    )
+    return path
