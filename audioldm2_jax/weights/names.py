@@ -104,9 +104,7 @@ def torch_key(path: tuple[str, ...], names: Names) -> str:
     return ".".join(_split_index(part, names.literal) for part in key.split("."))
 
 
-def to_flax(
-    tensors: Mapping[str, np.ndarray], target: Any, names: Names
-) -> tuple[Any, dict[str, np.ndarray]]:
+def to_flax(tensors: Mapping[str, np.ndarray], target: Any, names: Names) -> tuple[Any, dict[str, np.ndarray]]:
     """Arranges a PyTorch state dict as Flax variables.
 
     tensors: PyTorch names to arrays, in PyTorch's layouts.
@@ -137,16 +135,12 @@ def to_flax(
             values.append(np.array(np.transpose(tensors[key], axes), leaf.dtype, order="C"))
         used.add(key)
     rest = {key: value for key, value in tensors.items() if key not in used}
-    problems += [
-        f"unexpected: {key} {rest[key].shape}" for key in rest if not _matches(key, names.passengers)
-    ]
+    problems += [f"unexpected: {key} {rest[key].shape}" for key in rest if not _matches(key, names.passengers)]
     _fail("These PyTorch tensors do not fit the network", problems)
     return jax.tree_util.tree_unflatten(structure, values), rest
 
 
-def to_torch(
-    variables: Any, names: Names, passengers: Mapping[str, np.ndarray] | None = None
-) -> dict[str, np.ndarray]:
+def to_torch(variables: Any, names: Names, passengers: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Arranges Flax variables as a PyTorch state dict: the inverse of `to_flax`.
 
     variables: {"params": ..., "batch_stats": ...}; passengers: what `to_flax` handed back, written as it is.
@@ -162,9 +156,7 @@ def to_torch(
         tensors[key] = np.array(np.transpose(leaf, axes), order="C")
     passengers = passengers or {}
     problems += [
-        f"duplicate: the passenger {key} is a parameter of the network"
-        for key in passengers
-        if key in tensors
+        f"duplicate: the passenger {key} is a parameter of the network" for key in passengers if key in tensors
     ]
     _fail("These variables have no PyTorch form", problems)
     return tensors | {key: np.asarray(value) for key, value in passengers.items()}
