@@ -136,6 +136,8 @@ def test_spellings_of_one_tensor():
         back, rest = to_flax(dict.fromkeys(keys, table), tree, names)
         assert same(back, tree) and not rest
     assert list(to_torch(tree, names)) == ["shared.weight"]
+    whole = {"shared.weight": table, "decoder.block.0.layer.0.SelfAttention.q.weight": table, "lm_head.weight": table}
+    assert to_flax(whole, tree, names)[1].keys() == whole.keys() - {"shared.weight"}
     with pytest.raises(ValueError, match="differs from the other tensor"):
         to_flax({"shared.weight": table, "encoder.embed_tokens.weight": table + 1}, tree, names)
 
