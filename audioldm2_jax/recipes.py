@@ -139,6 +139,7 @@ def base() -> ConfigDict:
                         "depths": (2, 2, 12, 2),
                         "num_attention_heads": (4, 8, 16, 32),
                         "num_classes": 527,
+                        "hidden_dropout_prob": 0.1,
                     },
                 },
                 "t5": {
@@ -194,12 +195,11 @@ def base() -> ConfigDict:
                 },
                 # The discriminators are trained and thrown away: no config.json has them.
                 "patch_discriminator": {"widths": (64, 128, 256, 512)},
-                "wave_discriminators": {
-                    "periods": (2, 3, 5, 7, 11),
-                    "period_channels": (32, 128, 512, 1024, 1024),
+                "period_discriminator": {"periods": (2, 3, 5, 7, 11), "channels": (32, 128, 512, 1024, 1024)},
+                "scale_discriminator": {
                     "scales": 3,
-                    "scale_channels": (128, 128, 256, 512, 1024, 1024, 1024),
-                    "scale_groups": (1, 4, 16, 16, 16, 16, 1),
+                    "channels": (128, 128, 256, 512, 1024, 1024, 1024),
+                    "groups": (1, 4, 16, 16, 16, 16, 1),
                 },
             },
             "train": {
@@ -324,7 +324,7 @@ def tiny() -> ConfigDict:
     )
     config.audio.seconds = 2.56
     config.audio.fbank.frames = 256
-    config.audio.clap.seconds = 2.56
+    config.audio.clap.seconds = 2.55  # 256 frames: two windows of HTSAT's picture of 128 × 128
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
     config.text.update(
         {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 40, "t5_length": 40, "vocabulary": 512}
@@ -355,15 +355,16 @@ def tiny() -> ConfigDict:
     config.models.clap.audio_config.update(
         spec_size=128,
         window_size=4,
+        patch_size=8,
+        patch_stride=(8, 8),
+        hidden_dropout_prob=0.0,
         patch_embeds_hidden_size=32,
         hidden_size=128,
         depths=(2, 2, 2),
         num_attention_heads=(1, 2, 4),
         num_classes=16,
     )
-    config.models.t5.update(
-        vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
+    config.models.t5.update(vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
     config.models.gpt2.update(
         n_embd=160, n_layer=4, n_head=5, n_positions=128, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0
     )
@@ -385,17 +386,10 @@ def tiny() -> ConfigDict:
         resblock_dilation_sizes=((1, 3, 5),) * 2,
     )
     config.models.patch_discriminator.widths = (8, 16, 32, 64)
-    config.models.wave_discriminators.update(
-        periods=(2, 5, 11),
-        period_channels=(8, 16, 32, 32),
-        scales=2,
-        scale_channels=(8, 16, 32, 32),
-        scale_groups=(1, 1, 1, 1),
-    )
+    config.models.period_discriminator.update(periods=(2, 5, 11), channels=(8, 16, 32, 32))
+    config.models.scale_discriminator.update(scales=2, channels=(8, 16, 32, 32), groups=(1, 1, 1, 1))
     train = config.train
-    train.audiomae.update(
-        steps=350, batch_size=32, learning_rate=1e-3, warmup=30, mask_ratio=0.75, augment=False
-    )
+    train.audiomae.update(steps=350, batch_size=32, learning_rate=1e-3, warmup=30, mask_ratio=0.75, augment=False)
     train.clap.update(steps=230, batch_size=64, learning_rate=1e-3, warmup=30)
     train.vae.update(
         steps=700,
@@ -419,12 +413,8 @@ def tiny() -> ConfigDict:
         crops=2,
         discriminator_start=2300,
     )
-    train.diffusion.update(
-        steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none"
-    )
-    train.language_model.update(
-        steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True
-    )
+    train.diffusion.update(steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
+    train.language_model.update(steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True)
     train.joint.update(steps=150, batch_size=16, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.models.audiomae import AudioMAE
-from audioldm2_jax.stages.base import Component, Keys, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.weights.folder import Component
 
 
 class AudioMAEStage(Stage):

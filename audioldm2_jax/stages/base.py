@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from audioldm2_jax.audio import mel
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.weights.folder import Component
 
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, jax.Array]
@@ -32,18 +31,6 @@ class Keys(NamedTuple):
 
     step: jax.Array
     examples: jax.Array
-
-
-class Component(NamedTuple):
-    """One network of the model folder: what its config.json says, its weights, and what it carries unused.
-
-    `module` is the Linen module that the weights belong to; `variables` its collections (`params`, `batch_stats`).
-    """
-
-    module: nn.Module
-    variables: Tree
-    config: dict
-    passengers: Mapping[str, np.ndarray] = {}
 
 
 class Objective(NamedTuple):
@@ -70,9 +57,7 @@ class Stage:
     accumulates: bool = True
     """Whether the loss of a batch is the mean of the losses of its parts."""
 
-    def __init__(
-        self, config: ConfigDict, components: Mapping[str, Component], empty_text: Batch | None = None
-    ):
+    def __init__(self, config: ConfigDict, components: Mapping[str, Component], empty_text: Batch | None = None):
         """Args:
         config: the whole recipe.
         components: those of `needs` and `continues` that exist.
@@ -131,12 +116,10 @@ class Stage:
         return round(self.config.audio.seconds * self.config.audio.sampling_rate)
 
     def variant(self, step: int) -> Any:
-        """Returns what is static in step `step` (hashable): each value is an executable of its own. Alike on all hosts."""
+        """Returns what is static in step `step`, hashable and alike on all hosts; each value is an executable."""
         return None
 
-    def forward(
-        self, params: Tree, state: Tree, frozen: Tree, batch: Batch, keys: Keys, variant: Any
-    ) -> Tree:
+    def forward(self, params: Tree, state: Tree, frozen: Tree, batch: Batch, keys: Keys, variant: Any) -> Tree:
         """Returns what the objectives share, computed once; its gradient reaches `forward_groups`."""
         return ()
 
@@ -144,12 +127,10 @@ class Stage:
         """Returns the objectives of a step, in the order in which their groups are updated."""
         raise NotImplementedError
 
-    def listen(
-        self, params: Tree, state: Tree, frozen: Tree, batch: Batch, key: jax.Array
-    ) -> dict[str, jax.Array]:
+    def listen(self, params: Tree, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Returns what there is to look at or listen to, from held-out examples.
 
-        Keys that end in `_waveform` are written as sound [clips, samples], in `_mel` as pictures [clips, frames, bands].
+        Keys ending in `_waveform` become sound [clips, samples], in `_mel` pictures [clips, frames, bands].
         """
         return {}
 
@@ -192,77 +173,7 @@ def front_ends(config: ConfigDict) -> FrontEnds:
     )
 
 
-def crop(
-    waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Cuts `crops` random pieces of `frames` mel frames out of each clip.
-
-    The mel is taken of the whole clip, so that a piece looks as it does inside a clip.
-
-    Args:
-        waveform: [batch, samples].
-        keys: [batch], one random key an example.
-
-    Returns:
-        waveforms [batch * crops, frames * hop] and their log-mels [batch * crops, frames, bands].
-    """
-    hop, spectrum = ends.mel.hop_length, ends.log_mel(waveform)
-    if frames >= spectrum.shape[1]:
-        return waveform, spectrum
-
-    def one(clip, picture, key):
-        start = jax.random.randint(key, (), 0, picture.shape[0] - frames + 1)
-        return (
-            jax.lax.dynamic_slice_in_dim(clip, start * hop, frames * hop),
-            jax.lax.dynamic_slice_in_dim(picture, start, frames),
-        )
-
-    keys = jax.vmap(lambda key: jax.random.split(key, crops))(keys).reshape(-1)
-    return jax.vmap(one)(jnp.repeat(waveform, crops, 0), jnp.repeat(spectrum, crops, 0), keys)
-
-
-def module_fields(config: ConfigDict, model: str) -> dict[str, Any]:
-    """Returns the fields of a Linen module: a section of `config.models` and the recipe's computation dtype."""
-    return config.models[model].to_dict() | {"dtype": jnp.dtype(config.dtype)}
-
-
-class FrontEnds(NamedTuple):
-    """The recipe's three spectrograms, of waveforms [batch, samples] at the recipe's sampling rate."""
-
-    sampling_rate: int
-    mel: mel.MelSettings
-    fbank: mel.FbankSettings
-    clap: mel.ClapMelSettings
-
-    def log_mel(self, waveform: jax.Array) -> jax.Array:
-        """Returns the VAE's and the vocoder's mel [batch, frames, bands]."""
-        return mel.log_mel(waveform, self.mel)
-
-    def kaldi_fbank(self, waveform: jax.Array) -> jax.Array:
-        """Returns AudioMAE's input [batch, frames, bands]."""
-        return mel.kaldi_fbank(resample(waveform, self.sampling_rate, self.fbank.sampling_rate), self.fbank)
-
-    def clap_mel(self, waveform: jax.Array) -> jax.Array:
-        """Returns CLAP's input [batch, frames, bands]."""
-        return mel.clap_mel(resample(waveform, self.sampling_rate, self.clap.sampling_rate), self.clap)
-
-
-def front_ends(config: ConfigDict) -> FrontEnds:
-    """Returns the front ends that the recipe's `audio` section describes."""
-    audio = config.audio
-    clap = audio.clap.to_dict()
-    clap["samples"] = round(clap.pop("seconds") * audio.clap.sampling_rate)
-    return FrontEnds(
-        audio.sampling_rate,
-        mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel),
-        mel.FbankSettings(sampling_rate=16000, **audio.fbank),
-        mel.ClapMelSettings(**clap),
-    )
-
-
-def crop(
-    waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cuts `crops` random pieces of `frames` mel frames out of each clip.
 
     The mel is taken of the whole clip, so that a piece looks as it does inside a clip.

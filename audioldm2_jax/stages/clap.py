@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from audioldm2_jax.models.clap import Clap
-from audioldm2_jax.stages.base import Component, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.stages.base import Objective, Stage, front_ends, module_fields
+from audioldm2_jax.weights.folder import Component
 
 # exp of it multiplies the cosine; LAION-CLAP's training clips it so (training/train.py).
 MAX_LOGIT_SCALE = 4.6052
@@ -52,9 +53,7 @@ class ClapStage(Stage):
             mutable=["batch_stats"],
             rngs={"dropout": keys.step},
         )
-        scales = [
-            jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")
-        ]
+        scales = [jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])
         return loss, ({"accuracy": accuracy}, {**state, "clap": updated["batch_stats"]})
 

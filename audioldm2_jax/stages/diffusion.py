@@ -9,7 +9,8 @@ from audioldm2_jax import conditioning, sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
-from audioldm2_jax.stages.base import Component, Keys, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.weights.folder import Component
 
 TEXT = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
 
@@ -45,9 +46,7 @@ class DiffusionStage(Stage):
 
     def variant(self, step):
         poolings = self.config.loa.training_poolings
-        draw = jax.random.randint(
-            jax.random.fold_in(jax.random.key(self.config.seed), step), (), 0, len(poolings)
-        )
+        draw = jax.random.randint(jax.random.fold_in(jax.random.key(self.config.seed), step), (), 0, len(poolings))
         return poolings[int(draw)] if len(poolings) > 1 else poolings[0]
 
     def objectives(self, variant):
@@ -65,9 +64,7 @@ class DiffusionStage(Stage):
         states, mask = self._text(frozen, batch, dropped)
         unet = Network(self.module, {"params": params["unet"]})
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
-        return denoising_loss(
-            unet, self.schedule, latents, sampling.Conditions(loa, states, mask), keys.examples
-        )
+        return denoising_loss(unet, self.schedule, latents, sampling.Conditions(loa, states, mask), keys.examples)
 
     def _text(self, frozen, batch, dropped):
         """Returns T5's states and mask; without T5, one zero vector in the place of the text."""
@@ -86,9 +83,7 @@ class DiffusionStage(Stage):
         clips = loa.shape[0]
         given = sampling.Conditions(loa, *self._text(frozen, batch, jnp.zeros(clips, bool)))
         uncond = sampling.Conditions(jnp.zeros_like(loa), *self._text(frozen, batch, jnp.ones(clips, bool)))
-        return sample_mels(
-            self, Network(self.module, {"params": params["unet"]}), frozen, batch, given, uncond, key
-        )
+        return sample_mels(self, Network(self.module, {"params": params["unet"]}), frozen, batch, given, uncond, key)
 
     def results(self, params, state, frozen, batch):
         return {"unet": unet_component(self.config, self.module, params["unet"], self.components["vae"])}
@@ -147,9 +142,7 @@ def denoising_loss(
     """
     shape = latents.shape[1:]
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, 3))
-    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(
-        fold(keys, 4)
-    )
+    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(fold(keys, 4))
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.target(latents, noise, timesteps)
     output = unet(noisy, timesteps, conditions.loa, conditions.text_states, text_mask=conditions.text_mask)
@@ -162,9 +155,7 @@ def sample_mels(stage: Stage, unet: Network, frozen, batch, given, uncond, key) 
     mel = stage.ends.log_mel(batch["waveform"])
     mean, _ = jax.eval_shape(lambda: vae(mel[..., None], method="encode"))
     latents = sampling.initial_latents(jax.random.split(key, mel.shape[0]), mean.shape[1:])
-    latents = sampling.denoise(
-        unet, stage.schedule, latents, given, uncond, knobs.guidance_scale, knobs.steps
-    )
+    latents = sampling.denoise(unet, stage.schedule, latents, given, uncond, knobs.guidance_scale, knobs.steps)
     made = vae(latents / stage.scale, method="decode")[..., 0]
     return {"real_mel": mel, "generated_mel": made}
 
@@ -174,4 +165,4 @@ def unet_component(config, module: UNet, params, vae: Component) -> Component:
     frames = round(config.audio.seconds * config.audio.sampling_rate) // config.audio.mel.hop_length
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     fields = config.models.unet.to_dict() | {"sample_size": frames // factor}
-    return Component(module, {"params": params}, fields)
+    return Component(module, {"params": params}, fields, {})

@@ -36,7 +36,7 @@ class JointStage(Stage):
 
     The UNet sees the true LOA of a share of the examples and the generated LOA of the others, whose gradient reaches
     GPT-2; GPT-2 goes on regressing the true LOA. A dropped caption is the empty caption for T5, CLAP and so GPT-2,
-    as in diffusers; with `unconditional=zeros` the UNet then sees zeros in the place of the LOA, as in the authors' code.
+    as in diffusers; with `unconditional=zeros` the UNet then sees zeros for the LOA, as in the authors' code.
     """
 
     name = "joint"
@@ -57,9 +57,7 @@ class JointStage(Stage):
 
     def setup(self):
         if self.knobs.unconditional not in ("language_model", "zeros"):
-            raise ValueError(
-                f"train.joint.unconditional={self.knobs.unconditional!r}: choose language_model or zeros"
-            )
+            raise ValueError(f"train.joint.unconditional={self.knobs.unconditional!r}: choose language_model or zeros")
         self.ends = front_ends(self.config)
         self.modules = language_modules(self.config)
         self.groups = language_groups(self.config, self.name)
@@ -74,18 +72,14 @@ class JointStage(Stage):
 
     def initial(self):
         groups = {"unet": "unet"} | {group: GROUPS[group] for group in self.groups}
-        return {
-            name: tree for group, part in groups.items() for name, tree in self.given(group, part).items()
-        }
+        return {name: tree for group, part in groups.items() for name, tree in self.given(group, part).items()}
 
     def objectives(self, variant):
         return (Objective("joint", ("unet", *self.groups), self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, keys: Keys):
         uniform = jax.vmap(jax.random.uniform)(fold(keys.examples, 1))
-        text, dropped = conditioning.drop_captions(
-            batch, uniform, self.knobs.guidance_dropout, self.empty_text
-        )
+        text, dropped = conditioning.drop_captions(batch, uniform, self.knobs.guidance_dropout, self.empty_text)
         networks = language_networks(self, params, frozen)
         prefix, states, mask = conditioning.encode_prompt(
             self.network("text_encoder", frozen),
@@ -111,9 +105,7 @@ class JointStage(Stage):
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
         unet = Network(self.unet, {"params": params["unet"]})
-        denoising = denoising_loss(
-            unet, self.schedule, latents, sampling.Conditions(seen, states, mask), keys.examples
-        )
+        denoising = denoising_loss(unet, self.schedule, latents, sampling.Conditions(seen, states, mask), keys.examples)
         loss = denoising + self.knobs.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 
@@ -127,16 +119,12 @@ class JointStage(Stage):
                 self.network("text_encoder", frozen), networks["t5"], networks["projection"], text
             )
             tokens = jax.eval_shape(lambda: true_loa(self, frozen, batch)).shape[1]
-            return sampling.Conditions(
-                conditioning.generate_loa(networks["gpt2"], prefix, tokens), states, mask
-            )
+            return sampling.Conditions(conditioning.generate_loa(networks["gpt2"], prefix, tokens), states, mask)
 
         given, uncond = conditions(nothing), conditions(everything)
         if self.knobs.unconditional == "zeros":
             uncond = uncond._replace(loa=jnp.zeros_like(uncond.loa))
-        return sample_mels(
-            self, Network(self.unet, {"params": params["unet"]}), frozen, batch, given, uncond, key
-        )
+        return sample_mels(self, Network(self.unet, {"params": params["unet"]}), frozen, batch, given, uncond, key)
 
     def results(self, params, state, frozen, batch):
         unet = unet_component(self.config, self.unet, params["unet"], self.components["vae"])

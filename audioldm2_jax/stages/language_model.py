@@ -10,8 +10,9 @@ from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
-from audioldm2_jax.stages.base import Component, Keys, Objective, Stage, front_ends, module_fields
+from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
 from audioldm2_jax.stages.diffusion import TEXT, fold
+from audioldm2_jax.weights.folder import Component
 
 # Group of the stage → component of the model folder.
 GROUPS = {"gpt2": "language_model", "projection": "projection_model", "t5": "text_encoder_2"}
@@ -43,9 +44,7 @@ class LanguageModelStage(Stage):
         return init_language(self.config, self.modules, self.groups, key), {}
 
     def initial(self):
-        return {
-            name: tree for group in self.groups for name, tree in self.given(group, GROUPS[group]).items()
-        }
+        return {name: tree for group in self.groups for name, tree in self.given(group, GROUPS[group]).items()}
 
     def objectives(self, variant):
         return (Objective("loa", self.groups, self._loss),)
@@ -105,9 +104,7 @@ def init_language(config, modules: dict, groups: tuple[str, ...], key: jax.Array
 def language_networks(stage: Stage, params, frozen) -> dict[str, Network]:
     """Returns the language model's networks by group, those that are not trained from the frozen ones."""
     return {
-        group: Network(module, {"params": params[group]})
-        if group in params
-        else stage.network(GROUPS[group], frozen)
+        group: Network(module, {"params": params[group]}) if group in params else stage.network(GROUPS[group], frozen)
         for group, module in stage.modules.items()
     }
 
@@ -142,8 +139,7 @@ def language_components(stage: Stage, params) -> dict[str, Component]:
     configs = {
         "gpt2": models.gpt2.to_dict() | {"max_new_tokens": tokens},
         "projection": {
-            name: getattr(projection, name)
-            for name in ("text_encoder_dim", "text_encoder_1_dim", "langauge_model_dim")
+            name: getattr(projection, name) for name in ("text_encoder_dim", "text_encoder_1_dim", "langauge_model_dim")
         },
         "t5": models.t5.to_dict(),
     }

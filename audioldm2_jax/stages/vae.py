@@ -8,7 +8,8 @@ import optax
 
 from audioldm2_jax.models.discriminators import PatchGAN
 from audioldm2_jax.models.vae import AutoencoderKL
-from audioldm2_jax.stages.base import Component, Objective, Stage, crop, front_ends, module_fields
+from audioldm2_jax.stages.base import Objective, Stage, crop, front_ends, module_fields
+from audioldm2_jax.weights.folder import Component
 
 
 class VAEStage(Stage):
@@ -28,8 +29,7 @@ class VAEStage(Stage):
     def setup(self):
         self.ends = front_ends(self.config)
         self.module = AutoencoderKL(**module_fields(self.config, "vae"))
-        widths = tuple(self.config.models.patch_discriminator.widths)
-        self.discriminator = PatchGAN(widths=widths, dtype=self.module.dtype)
+        self.discriminator = PatchGAN(**module_fields(self.config, "patch_discriminator"))
 
     def init(self, key):
         mel = jnp.zeros((1, self.knobs.crop_frames, self.ends.mel.n_mels, 1))
@@ -47,9 +47,7 @@ class VAEStage(Stage):
         return "adversarial" if step >= self.knobs.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, keys, variant):
-        waveforms, mels = crop(
-            batch["waveform"], self.ends, self.knobs.crop_frames, self.knobs.crops, keys.examples
-        )
+        _, mels = crop(batch["waveform"], self.ends, self.knobs.crop_frames, self.knobs.crops, keys.examples)
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")
@@ -83,9 +81,7 @@ class VAEStage(Stage):
         judge = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
 
         def adversarial(output):
-            (logits, *_), _ = self.discriminator.apply(
-                judge, output, use_running_average=False, mutable=["batch_stats"]
-            )
+            (logits, *_), _ = self.discriminator.apply(judge, output, train=True, mutable=["batch_stats"])
             return -sum(score.mean() for score in logits) / len(logits)
 
         # Weight: the norms of both gradients at the decoder's last layer [contperceptual.py calculate_adaptive_weight].
@@ -95,8 +91,7 @@ class VAEStage(Stage):
             def through(layer):
                 decoder = {**params["vae"]["decoder"], "conv_out": layer}
                 variables = {
-                    "params": jax.lax.stop_gradient({**params["vae"], "decoder": decoder})
-                    | {"decoder": decoder}
+                    "params": jax.lax.stop_gradient({**params["vae"], "decoder": decoder}) | {"decoder": decoder}
                 }
                 return loss(self.module.apply(variables, features, method="decode_output"))
 
@@ -114,13 +109,13 @@ class VAEStage(Stage):
         """Hinge loss on real and reconstructed mels."""
         variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
         judge = lambda mel, stats: self.discriminator.apply(  # noqa: E731
-            {**variables, **stats}, mel, use_running_average=False, mutable=["batch_stats"]
+            {**variables, **stats}, mel, train=True, mutable=["batch_stats"]
         )
         (real, *_), stats = judge(outputs["mel"], {})
         (fake, *_), stats = judge(jax.lax.stop_gradient(outputs["output"]), stats)
-        loss = sum(
-            0.5 * (jax.nn.relu(1 - r).mean() + jax.nn.relu(1 + f).mean()) for r, f in zip(real, fake)
-        ) / len(real)
+        loss = sum(0.5 * (jax.nn.relu(1 - r).mean() + jax.nn.relu(1 + f).mean()) for r, f in zip(real, fake)) / len(
+            real
+        )
         metrics = {"real": real[0].mean(), "fake": fake[0].mean()}
         return loss, (metrics, {**state, "discriminator": stats["batch_stats"]})
 
@@ -131,9 +126,12 @@ class VAEStage(Stage):
         return {"real_mel": mel, "reconstructed_mel": output[..., 0]}
 
     def results(self, params, state, frozen, batch):
-        mel = self.ends.log_mel(batch["waveform"])[..., None]
-        mean, logvar = self.module.apply({"params": params["vae"]}, mel, method="encode")
         # 1 / std of one batch's latents [TF ddpm.py, scale_by_std], stored with the weights.
-        deviation = jnp.sqrt(jnp.mean(jnp.exp(logvar)) + jnp.var(mean))
+        deviation = jax.jit(self._latent_deviation)(params["vae"], batch["waveform"])
         fields = self.config.models.vae.to_dict() | {"scaling_factor": float(1 / deviation)}
         return {"vae": Component(self.module, {"params": params["vae"]}, fields, {})}
+
+    def _latent_deviation(self, params, waveform):
+        mel = self.ends.log_mel(waveform)[..., None]
+        mean, logvar = self.module.apply({"params": params}, mel, method="encode")
+        return jnp.sqrt(jnp.mean(jnp.exp(logvar)) + jnp.var(mean))

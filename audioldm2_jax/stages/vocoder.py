@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from audioldm2_jax.models.hifigan import HifiGan
-from audioldm2_jax.stages.base import Component, Objective, Stage, crop, front_ends
+from audioldm2_jax.stages.base import Objective, Stage, crop, front_ends, module_fields
+from audioldm2_jax.weights.folder import Component
 
 
 class VocoderStage(Stage):
@@ -26,14 +27,10 @@ class VocoderStage(Stage):
             "model_in_dim": self.ends.mel.n_mels,
             "sampling_rate": self.ends.mel.sampling_rate,
         }
-        dtype = jnp.dtype(self.config.dtype)
-        self.module = HifiGan(**self.fields, dtype=dtype)
-        wave = self.config.models.wave_discriminators
+        self.module = HifiGan(**self.fields, dtype=jnp.dtype(self.config.dtype))
         self.judges = {
-            "periods": MultiPeriodDiscriminator(wave.periods, wave.period_channels, dtype=dtype),
-            "scales": MultiScaleDiscriminator(
-                wave.scales, wave.scale_channels, wave.scale_groups, dtype=dtype
-            ),
+            "periods": MultiPeriodDiscriminator(**module_fields(self.config, "period_discriminator")),
+            "scales": MultiScaleDiscriminator(**module_fields(self.config, "scale_discriminator")),
         }
         hop = self.ends.mel.hop_length
         if self.knobs.segment_samples % hop:
@@ -83,9 +80,7 @@ class VocoderStage(Stage):
         """Returns the logits, features and, where asked for, the new state of one family of discriminators."""
         judge, variables = self.judges[name], {"params": params[name], **state[name]}
         if mutable and state[name]:
-            (logits, features), after = judge.apply(
-                variables, waveform, update_stats=True, mutable=list(state[name])
-            )
+            (logits, features), after = judge.apply(variables, waveform, train=True, mutable=list(state[name]))
             return logits, features, {**state, name: after}
         logits, features = judge.apply(variables, waveform)
         return logits, features, state

@@ -7,8 +7,8 @@ The order of one call of `train`:
    straight run;
 4. a last checkpoint, the averaged parameters, samples.
 
-The state is {params, model_state, opt, ema, step}; `params` and `model_state` hold a tree a parameter group, `opt` one a
-objective, `ema` the averages ({} where the recipe has none).
+The state is {params, model_state, opt, ema, step}; `params` and `model_state` hold a tree a parameter group, `opt` one
+an objective, `ema` the averages, {} without.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from audioldm2_jax.stages.base import Keys, Objective, Stage
-from audioldm2_jax.training import optim, sharding
+from audioldm2_jax.training import init_random, optim, sharding
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
@@ -43,7 +43,7 @@ class NotFinite(RuntimeError):
 
 
 class Trained(NamedTuple):
-    """What a finished stage hands on: averaged parameters, model state, the last batch and the share of time spent waiting."""
+    """What a finished stage hands on. `data_wait` is the share of the time that was spent waiting for data."""
 
     params: Any
     model_state: Any
@@ -85,9 +85,7 @@ def train(
             "other and cannot be accumulated; set it to 1"
         )
 
-    optimizers = {
-        objective.name: optim.optimizer(knobs) for objective in stage.objectives(stage.variant(knobs.steps))
-    }
+    optimizers = {objective.name: optim.optimizer(knobs) for objective in stage.objectives(stage.variant(knobs.steps))}
     new_state = partial(_new_state, stage, optimizers)
     seed = jax.random.fold_in(jax.random.key(config.seed), _number(stage.name))
     abstract = jax.eval_shape(new_state, seed)
@@ -99,7 +97,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", knobs.keep)
     state = checkpoints.restore(abstract, progress.say)
     if state is None:
-        state = _start(stage, new_state, seed, places)
+        state = _start(stage, new_state, init_random.key(config.seed + _number(stage.name)), abstract)
     else:
         checkpoints.forget_after(int(state["step"]))
         progress.say(f"{stage.name}: going on after step {int(state['step'])} of {knobs.steps}")
@@ -159,48 +157,40 @@ def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation]
     objectives = stage.objectives(stage.variant(stage.knobs.steps))
     opt = {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
     ema = jax.tree.map(jnp.copy, params) if stage.knobs.ema else {}
-    return {
-        "params": params,
-        "model_state": model_state,
-        "opt": opt,
-        "ema": ema,
-        "step": jnp.zeros((), jnp.int32),
-    }
+    return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": jnp.zeros((), jnp.int32)}
 
 
-def _start(stage: Stage, new_state: Callable, key: jax.Array, places: Any) -> State:
+def _start(stage: Stage, new_state: Callable, key: jax.Array, abstract: Any) -> State:
     """Returns the state of step 0: new parameters, those that the stage starts from laid over them."""
-    state = jax.jit(new_state, out_shardings=places)(key)
+    # Zeros of the optimiser and copies for the average are not worth compiling: only what is random is.
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    drawn = {"params": places["params"], "model_state": places["model_state"]}
+
+    def draw(key):
+        state = new_state(key)
+        return {part: state[part] for part in drawn}
+
+    state = dict(jax.jit(draw, out_shardings=drawn)(key))
     for group, given in stage.initial().items():
-        placed = _overlay(state["params"][group], given, f"{stage.name}.{group}")
-        state["params"][group] = placed
-        if state["ema"]:
-            state["ema"][group] = jax.tree.map(jnp.copy, placed)
-    return state
+        state["params"][group] = _overlay(state["params"][group], given, f"{stage.name}.{group}")
+    state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
+    rest = {part: abstract[part] for part in ("opt", "step")}
+    return state | jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), rest)
 
 
 def _overlay(tree: Any, given: Any, where: str) -> Any:
     """Returns `tree` with the leaves of `given` in place of its own."""
     if not isinstance(given, dict):
         if tree.shape != given.shape:
-            raise ValueError(
-                f"{where}: the recipe has shape {tree.shape}, the weights to start from {given.shape}"
-            )
+            raise ValueError(f"{where}: the recipe has shape {tree.shape}, the weights to start from {given.shape}")
         return jax.device_put(jnp.asarray(given, tree.dtype), tree.sharding)
     unknown = [key for key in given if key not in tree]
     if unknown:
-        raise ValueError(
-            f"{where}: the weights to start from have {unknown[0]!r}, which the recipe's network lacks"
-        )
-    return {
-        key: _overlay(leaf, given[key], f"{where}/{key}") if key in given else leaf
-        for key, leaf in tree.items()
-    }
+        raise ValueError(f"{where}: the weights to start from have {unknown[0]!r}, which the recipe's network lacks")
+    return {key: _overlay(leaf, given[key], f"{where}/{key}") if key in given else leaf for key, leaf in tree.items()}
 
 
-def _step(
-    stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen: Any, batch: Any, variant: Any
-):
+def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen: Any, batch: Any, variant: Any):
     """One step: every objective in turn updates its groups. Returns the new state and metrics."""
     count, knobs = state["step"], stage.knobs
     size = jax.tree.leaves(batch)[0].shape[0]
@@ -228,9 +218,7 @@ def _step(
 def _forward(stage: Stage, params, model_state, frozen, batch, keys, variant):
     """Returns the stage's shared outputs and their pull-back to `forward_groups`."""
     own = {group: params[group] for group in stage.forward_groups}
-    return jax.vjp(
-        lambda own: stage.forward({**params, **own}, model_state, frozen, batch, keys, variant), own
-    )
+    return jax.vjp(lambda own: stage.forward({**params, **own}, model_state, frozen, batch, keys, variant), own)
 
 
 def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, batch, keys, variant, shared):
@@ -328,9 +316,7 @@ def _log(
     if not pending:
         return
     step = pending[-1][0] + 1
-    means = {
-        name: float(np.mean([float(m[name]) for _, m in pending if name in m])) for name in pending[-1][1]
-    }
+    means = {name: float(np.mean([float(m[name]) for _, m in pending if name in m])) for name in pending[-1][1]}
     rate, left = clock.tick(step)
     means["examples_per_second"], means["data_wait"] = rate, clock.data_wait()
     means["learning_rate"] = float(optim.learning_rate(stage.knobs)(step))
@@ -353,6 +339,7 @@ def _check(stage: Stage, pending: list, checkpoints: Checkpoints) -> None:
                 else "there is no checkpoint yet"
             )
             raise NotFinite(
-                f"{stage.name}: {bad[0]} was {float(metrics[bad[0]])} at step {step + 1}; nothing of it was saved and {kept}. "
+                f"{stage.name}: {bad[0]} was {float(metrics[bad[0]])} at step {step + 1}; nothing of it was saved and "
+                f"{kept}. "
                 f"Lower --config.train.{stage.name}.learning_rate, or look at the data, and run the same command again"
             )

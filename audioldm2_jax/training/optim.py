@@ -32,9 +32,7 @@ def learning_rate(knobs: ConfigDict) -> optax.Schedule:
 
 def optimizer(knobs: ConfigDict) -> optax.GradientTransformation:
     """Returns AdamW with clipping by the global norm, decaying matrices and kernels alone (MAE's rule)."""
-    adamw = optax.adamw(
-        learning_rate(knobs), knobs.b1, knobs.b2, weight_decay=knobs.weight_decay, mask=_decayed
-    )
+    adamw = optax.adamw(learning_rate(knobs), knobs.b1, knobs.b2, weight_decay=knobs.weight_decay, mask=_decayed)
     return optax.chain(optax.clip_by_global_norm(knobs.clip_norm), adamw) if knobs.clip_norm else adamw
 
 

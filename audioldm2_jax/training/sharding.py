@@ -49,7 +49,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for every leaf: its largest axis that divides over `fsdp`; small leaves are whole everywhere."""
+    """Returns a sharding for every leaf: its largest axis that `fsdp` divides; small leaves are whole."""
     size = mesh.shape["fsdp"]
 
     def place(leaf: Any) -> NamedSharding:

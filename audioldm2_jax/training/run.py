@@ -1,0 +1,246 @@
+"""A whole run: the recipe's stages in dependency order, the run folder, and the model folder at its end.
+
+run_dir/
+  tokenizer/ tokenizer_2/       as in the model folder
+  stages/STAGE/config.json      what the stage was begun with
+  stages/STAGE/checkpoints/     for resuming
+  stages/STAGE/metrics.jsonl    and TensorBoard's files
+  stages/STAGE/samples/         what it makes, step by step
+  stages/STAGE/result/          the components it made; there once the stage is done
+  model/                        the diffusers folder; there once all stages are done
+  samples/                      clips of held-out captions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from audioldm2_jax.data import pipeline, sources, text
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.stages.base import Component
+from audioldm2_jax.training import loop, show
+from audioldm2_jax.training.progress import Progress
+from audioldm2_jax.weights import folder
+
+# What may differ from the run that a folder was begun with.
+FREE = ("run_dir", "stages", "side_by_side", "compilation_cache", "mesh", "remat", "samples")
+FREE_BELOW = {
+    "data": ("workers", "threads", "prefetch"),
+    "train": ("log_every", "save_every", "keep", "sample_every"),
+}
+
+
+class RunError(ValueError):
+    """The run cannot start or go on as asked; the message says what to do."""
+
+
+def plan(config: ConfigDict) -> list[str]:
+    """Returns the stages that `config.stages` names, in its order.
+
+    Raises:
+        RunError: a name is not a stage.
+    """
+    names = [name.strip() for name in config.stages.split(",") if name.strip()]
+    unknown = [name for name in names if name not in STAGES]
+    if unknown or not names:
+        raise RunError(
+            f"--config.stages={config.stages}: {unknown or 'nothing'} is no stage; choose from {', '.join(STAGES)}"
+        )
+    return names
+
+
+def stage_folder(config: ConfigDict, name: str) -> Path:
+    return Path(config.run_dir) / "stages" / name
+
+
+def finished(config: ConfigDict, name: str) -> bool:
+    """Returns whether the stage's result is there."""
+    return (stage_folder(config, name) / "result").is_dir()
+
+
+def maker(config: ConfigDict, component: str, before: str = "") -> str | None:
+    """Returns the last stage that makes `component`, earlier than the stage `before`; None if no stage does."""
+    made = None
+    for name, stage in STAGES.items():
+        if name == before:
+            break
+        if component in stage.makes(config):
+            made = name
+    return made
+
+
+def waits_for(config: ConfigDict, name: str, chosen: list[str]) -> list[str]:
+    """Returns the stages among `chosen` whose result stage `name` reads."""
+    stage = STAGES[name]
+    parts = (*stage.needs(config), *stage.continues(config))
+    makers = {maker(config, part, before=name) for part in parts}
+    return [other for other in chosen if other in makers and other != name]
+
+
+def prepare(config: ConfigDict) -> None:
+    """Makes the run folder, checks it against the recipe, and writes the tokenizers.
+
+    Raises:
+        RunError: no data is named, the folder cannot be written, or it belongs to another recipe.
+    """
+    if not config.data.source:
+        raise RunError(
+            f"the recipe {config.recipe!r} needs data: name a folder of recordings with --config.data.source=PATH, a "
+            "TensorFlow Datasets set with --config.data.source=tfds:NAME, or the embedded corpus with "
+            "--config.data.source=builtin:music"
+        )
+    root = Path(config.run_dir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"cannot write to the run folder {root} ({error.strerror}): choose another with --config.run_dir=PATH"
+        ) from error
+    for name in STAGES:
+        if (stage_folder(config, name) / "config.json").exists():
+            _check_config(config, name)
+    text.prepare(config.text, root, lambda: sources.open_source(config, "train"))
+
+
+def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
+    """Returns {dotted key: value} of all that decides what stage `name` computes."""
+    flat: dict[str, object] = {}
+
+    def walk(tree: dict, path: tuple[str, ...]) -> None:
+        for key, value in tree.items():
+            here = (*path, key)
+            if (path == () and key in FREE) or (path[:1] in (("data",), ("train",)) and key in FREE_BELOW[path[0]]):
+                continue
+            if path == ("train",) and key != name:
+                continue
+            if isinstance(value, dict):
+                walk(value, here)
+            else:
+                flat[".".join(here)] = value
+
+    walk(json.loads(json.dumps(config.to_dict())), ())
+    return flat
+
+
+def _check_config(config: ConfigDict, name: str) -> None:
+    path = stage_folder(config, name) / "config.json"
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to train the stage anew") from error
+    now = _relevant(config, name)
+    missing = "(not there)"
+    differences = [
+        f"  {key}: {before.get(key, missing)} → {now.get(key, missing)}"
+        for key in sorted({*before, *now})
+        if before.get(key, missing) != now.get(key, missing)
+    ]
+    if differences:
+        raise RunError(
+            f"{path.parent} was begun with another configuration:\n" + "\n".join(differences) + "\n"
+            f"Take these back, choose another --config.run_dir, or delete {path.parent} to train {name} anew"
+        )
+
+
+def load_components(config: ConfigDict, name: str) -> dict[str, folder.Component]:
+    """Returns the components that stage `name` reads, from the run folder or from `init_from`.
+
+    Raises:
+        RunError: a component is nowhere; the message gives the command that makes it.
+    """
+    stage, found = STAGES[name], {}
+    needed = (*stage.needs(config), *stage.continues(config))
+    for part in dict.fromkeys((*needed, *stage.makes(config))):
+        source = maker(config, part, before=name)
+        if source and finished(config, source):
+            found[part] = folder.read_component(stage_folder(config, source) / "result", part, jnp.dtype(config.dtype))
+        elif config.init_from[part]:
+            found[part] = folder.read_component(config.init_from[part], part, jnp.dtype(config.dtype))
+        elif part in needed:
+            train = f"train it with --config.stages={source}, or " if source else ""
+            raise RunError(
+                f"stage {name} needs {part}, which {config.run_dir} does not have: {train}"
+                f"give a folder or hub id that has it with --config.init_from.{part}="
+            )
+    return found
+
+
+def train_stage(
+    config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], bool] = lambda: False
+) -> float:
+    """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
+
+    Raises:
+        RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
+    """
+    where, root = stage_folder(config, name), Path(config.run_dir)
+    tokenizers = text.load(config.text, root)
+    empty = {key: jnp.asarray(value) for key, value in tokenizers.encode([""]).items()}
+    stage = STAGES[name](config, load_components(config, name), empty)
+    where.mkdir(parents=True, exist_ok=True)
+    _write_json(where / "config.json", _relevant(config, name))
+
+    def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+        return lambda step: pipeline.batches(config, split, tokenizers, stage.keys, batch_size, step)
+
+    listen = jax.jit(stage.listen)
+
+    def sample(step: int, params, model_state) -> None:
+        heldout = next(batches("heldout", 4 * jax.process_count())(0))
+        made = listen(params, model_state, stage.frozen, heldout, jax.random.key(step))
+        if jax.process_index() == 0:
+            show.write_samples(where / "samples" / f"{step:07}", jax.device_get(made), config.audio.sampling_rate)
+
+    trained = loop.train(stage, batches("train", stage.knobs.batch_size), where, progress, should_stop, sample)
+    sample(stage.knobs.steps, trained.params, trained.model_state)
+    result = stage.results(trained.params, trained.model_state, stage.frozen, trained.batch)
+    if jax.process_index() == 0:
+        _write_result(where / "result", result)
+    return trained.data_wait
+
+
+def publish(config: ConfigDict) -> Path | None:
+    """Writes the model folder from the latest results; returns it, or None while a network is still missing.
+
+    What no stage of this run made comes from `init_from`.
+    """
+    root, target = Path(config.run_dir), Path(config.run_dir) / "model"
+    sources = {}
+    for part in folder.PARTS:
+        makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
+        sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
+    if not all(sources.values()):
+        return None
+    for part, source in sources.items():
+        folder.copy_component(source, target, part)
+    for part in ("tokenizer", "tokenizer_2"):
+        folder.copy_part(root / part, target, part)
+    folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
+    folder.write_feature_extractor(target, **config.audio.clap)
+    folder.write_index(target)
+    return target
+
+
+def _write_result(target: Path, components: dict[str, folder.Component]) -> None:
+    """Writes all components of a stage's result, or none."""
+    partial = target.with_name("result.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, part in components.items():
+        folder.write_component(partial, name, part.config, part.variables, part.passengers)
+    os.replace(partial, target)
+
+
+def _write_json(path: Path, content: object) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    os.replace(temporary, path)

@@ -1,0 +1,21 @@
+"""What a process does before its first computation: several hosts, the compilation cache, the compiler's options."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def start(config: ConfigDict) -> None:
+    """Joins the other hosts, where the environment names them, and turns on the compilation cache."""
+    import jax
+
+    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
+        jax.distributed.initialize()
+    if config.compilation_cache == "off":
+        return
+    cache = Path(config.compilation_cache or "~/.cache/audioldm2_jax/xla").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

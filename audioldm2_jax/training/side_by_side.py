@@ -1,0 +1,175 @@
+"""Trains stages that do not wait for each other at the same time, each in a process with CPU cores of its own.
+
+On two cores, two stages on one core each get more done than one stage on both. A stage on an accelerator has it for
+itself, so there the stages run one after the other in this process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from audioldm2_jax.training import run
+from audioldm2_jax.training.loop import NotFinite, Stopped
+from audioldm2_jax.training.progress import Pipe, Progress
+from audioldm2_jax.training.checkpoint import CheckpointError
+from audioldm2_jax.weights.folder import FolderError
+
+# What a stage may raise that is told in one line, without a traceback.
+TOLD = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError)
+
+
+class StageFailed(RuntimeError):
+    """A stage in another process failed; the message is that of its error."""
+
+
+def train_all(config: ConfigDict, progress: Progress) -> dict[str, float]:
+    """Trains the stages of `config.stages` that have no result yet; returns each one's share of time waiting for data.
+
+    Raises:
+        Stopped: asked to stop by Ctrl-C or SIGTERM; everything is saved.
+        StageFailed, and what `run.train_stage` raises.
+    """
+    chosen = run.plan(config)
+    for name in chosen:
+        if run.finished(config, name):
+            progress.say(f"{name}: finished before")
+    left = [name for name in chosen if not run.finished(config, name)]
+    with stop_flag() as stopped:
+        if config.side_by_side > 1 and len(left) > 1 and jax.default_backend() == "cpu":
+            return _Crew(config, left, progress, stopped.is_set).work()
+        waits = {}
+        for name in sorted(left, key=list(run.STAGES).index):
+            progress.say(f"{name}: training")
+            waits[name] = run.train_stage(config, name, progress, stopped.is_set)
+        return waits
+
+
+@contextmanager
+def stop_flag() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop asks for; a second Ctrl-C interrupts at once."""
+    flag = threading.Event()
+
+    def ask(number: int, _: Any) -> None:
+        if flag.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Crew:
+    """Processes at work, each on one stage with its own cores; this process starts them and shows their progress."""
+
+    def __init__(self, config: ConfigDict, left: list[str], progress: Progress, stopped: Callable[[], bool]):
+        self.config, self.left, self.progress, self.stopped = config, list(left), progress, stopped
+        self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self.size = min(config.side_by_side, max(1, len(self.cores) or config.side_by_side))
+        self.at_work: dict[Connection, tuple[str, Any, list[int]]] = {}
+        self.waits: dict[str, float] = {}
+        self.failure: BaseException | None = None
+
+    def work(self) -> dict[str, float]:
+        while self.at_work or (self.left and not self._ending()):
+            while not self._ending() and len(self.at_work) < self.size and (name := self._next()):
+                self._start(name)
+            if self._ending():
+                for _, process, _ in self.at_work.values():
+                    process.terminate()
+            for connection in wait(list(self.at_work), timeout=1.0):
+                self._hear(connection)
+        if self.failure:
+            raise self.failure
+        if self.stopped() and self.left:
+            raise Stopped("stopped between two stages; everything is saved")
+        return self.waits
+
+    def _ending(self) -> bool:
+        return self.stopped() or self.failure is not None
+
+    def _next(self) -> str | None:
+        """Returns the first stage left whose inputs are there."""
+        busy = [name for name, _, _ in self.at_work.values()]
+        pending = [*busy, *self.left]
+        return next((name for name in self.left if not run.waits_for(self.config, name, pending)), None)
+
+    def _start(self, name: str) -> None:
+        self.left.remove(name)
+        taken = {core for _, _, cores in self.at_work.values() for core in cores}
+        share = max(1, len(self.cores) // self.size)
+        alone = not self.left and not self.at_work
+        free = [core for core in self.cores if core not in taken]
+        cores = free if alone else free[:share]
+        ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_train, args=(self.config.to_dict(), name, theirs, len(cores)), name=name
+        )
+        with _on_cores(cores):
+            process.start()
+        theirs.close()
+        self.at_work[ours] = (name, process, cores)
+        self.progress.say(f"{name}: training")
+
+    def _hear(self, connection: Connection) -> None:
+        name, process, _ = self.at_work[connection]
+        try:
+            kind, content = connection.recv()
+        except EOFError:
+            kind, content = "failed", StageFailed(f"{name}: its process ended without a word (exit {process.exitcode})")
+        if kind in ("report", "say"):
+            getattr(self.progress, kind)(content)
+            return
+        process.join()
+        del self.at_work[connection]
+        connection.close()
+        if kind == "done":
+            self.waits[name] = content
+        elif kind == "stopped":
+            self.left.append(name)
+            self.progress.say(content)
+        else:
+            self.failure = self.failure or content
+
+
+@contextmanager
+def _on_cores(cores: list[int]) -> Iterator[None]:
+    """Lets processes started here run on `cores` alone: XLA makes as many threads as there are cores it may use."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
+    """Trains one stage in this process and tells `connection` how it went."""
+    from audioldm2_jax.training import setup
+
+    config = ConfigDict(fields)
+    setup.start(config)
+    try:
+        with stop_flag() as stopped:
+            wait_share = run.train_stage(config, name, Pipe(connection), stopped.is_set)
+        connection.send(("done", wait_share))
+    except Stopped as stop:
+        connection.send(("stopped", str(stop)))
+    except TOLD as error:
+        connection.send(("failed", StageFailed(str(error))))
