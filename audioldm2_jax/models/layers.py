@@ -1,0 +1,191 @@
+"""What the UNet and the VAE share: group normalisation, convolutions, attention, ResNet blocks, resampling.
+
+Feature maps are [batch, time, frequency, channels], sequences [batch, tokens, channels]. Parameters are float32;
+`dtype` is what products are computed in; statistics and softmax are float32 whatever it is. Parameter names are
+those of diffusers (models/resnet.py, downsampling.py, upsampling.py, attention_processor.py).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+# torch.nn.Linear and Conv2d draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018, equations 1-6) over the last axis' groups: [batch, ..., channels] → same.
+
+    Two moments a channel, then averages over a group's channels: one pass over the features forward and one back,
+    where a five-axis reshape costs XLA several. Raises ValueError where the groups do not divide the channels.
+    """
+
+    num_groups: int
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, *space, c = x.shape
+        if c % self.num_groups:
+            raise ValueError(
+                f"norm_num_groups={self.num_groups} does not divide {c} channels; choose a divisor of "
+                "every entry of block_out_channels"
+            )
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x = x.astype(jnp.float32)
+        axes = tuple(range(1, x.ndim - 1))
+
+        def group_mean(moment: Array) -> Array:
+            return moment.reshape(n, self.num_groups, -1).mean(-1)
+
+        mean, square = group_mean(x.mean(axes)), group_mean(jnp.square(x).mean(axes))
+        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        per_channel = c // self.num_groups
+        gain = jnp.repeat(inverse, per_channel, axis=1) * scale
+        offset = bias - jnp.repeat(mean, per_channel, axis=1) * gain
+        to_map = (n, *(1 for _ in space), c)
+        return (x * gain.reshape(to_map) + offset.reshape(to_map)).astype(self.dtype)
+
+
+def conv3x3(features: int, dtype: jnp.dtype, *, kernel_init: Callable = torch_uniform, **options) -> nn.Conv:
+    """A 3 × 3 convolution over [batch, time, frequency, channels], padded by one all round unless told otherwise."""
+    options = {"padding": 1, **options}
+    return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=kernel_init, **options)
+
+
+class Dense(nn.Module):
+    """A linear layer as one product of two matrices: [..., in] → [..., features].
+
+    nn.Dense keeps the leading axes, and XLA:CPU then transposes for the kernel's gradient: three times slower here.
+    With `window` the kernel is that of a 1 × 1 convolution, [1, 1, in, features], which is the same product.
+    """
+
+    features: int
+    dtype: jnp.dtype
+    use_bias: bool = True
+    window: tuple[int, ...] = ()
+    kernel_init: Callable = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        *leading, width = x.shape
+        kernel = self.param("kernel", self.kernel_init, (*self.window, width, self.features))
+        y = x.reshape(-1, width).astype(self.dtype) @ kernel.reshape(width, self.features).astype(self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y.reshape(*leading, self.features)
+
+
+def conv1x1(features: int, dtype: jnp.dtype, **options) -> Dense:
+    """A 1 × 1 convolution over [..., channels], with a convolution's kernel."""
+    return Dense(features, dtype, window=(1, 1), **options)
+
+
+def attend(query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
+    """softmax(query keyᵀ / √dim + bias) value (Vaswani et al. 2017, equation 1), the softmax in float32.
+
+    query [batch, n, heads, dim]; key, value [batch, m, heads, dim]; bias [batch, m] → [batch, n, heads, dim].
+    """
+    b, n, heads, dim = query.shape
+    # One batch axis: XLA:CPU compiles the products in half the time and runs several heads twice as fast.
+    query, key, value = (x.swapaxes(1, 2).reshape(b * heads, -1, dim) for x in (query, key, value))
+    scores = jnp.einsum("bqd,bkd->bqk", query * dim**-0.5, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + jnp.repeat(bias, heads, axis=0)[:, None, :]
+    mixed = jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores).astype(value.dtype), value)
+    return mixed.reshape(b, heads, n, dim).swapaxes(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a sequence to itself or to a context: [batch, n, channels] → the same shape.
+
+    use_bias concerns to_q, to_k and to_v; to_out_0 always has one.
+    """
+
+    channels: int
+    num_heads: int
+    use_bias: bool
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        def dense(use_bias: bool) -> nn.Dense:
+            return Dense(self.channels, self.dtype, use_bias=use_bias)
+
+        self.to_q, self.to_k, self.to_v = (dense(self.use_bias) for _ in range(3))
+        self.to_out_0 = dense(True)
+
+    def keys_values(self, context: Array) -> tuple[Array, Array]:
+        """Keys and values of a context: [batch, m, dim] → twice [batch, m, heads, channels / heads]."""
+        return self._heads(self.to_k(context)), self._heads(self.to_v(context))
+
+    def __call__(self, x: Array, context: Array | None = None, bias: Array | None = None) -> Array:
+        """x [batch, n, channels], context [batch, m, dim] (None: x itself), bias [batch, m] added to the scores."""
+        keys, values = self.keys_values(x if context is None else context)
+        mixed = attend(self._heads(self.to_q(x)), keys, values, bias)
+        return self.to_out_0(mixed.reshape(x.shape))
+
+    def _heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a shortcut: [batch, time, frequency, in] → [..., channels].
+
+    time_embedding [batch, dim], already through its SiLU, is projected and added between the convolutions.
+    last_init starts the second convolution; zeros make the block begin as its shortcut.
+    """
+
+    channels: int
+    norm_num_groups: int
+    epsilon: float
+    dtype: jnp.dtype
+    last_init: Callable = torch_uniform
+
+    @nn.compact
+    def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
+        def norm(name: str) -> GroupNorm:
+            return GroupNorm(self.norm_num_groups, self.epsilon, self.dtype, name=name)
+
+        h = conv3x3(self.channels, self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
+        if time_embedding is not None:
+            h = h + Dense(self.channels, self.dtype, name="time_emb_proj")(time_embedding)[:, None, None, :]
+        h = nn.silu(norm("norm2")(h))
+        h = conv3x3(self.channels, self.dtype, kernel_init=self.last_init, name="conv2")(h)
+        if x.shape[-1] != self.channels:
+            x = conv1x1(self.channels, self.dtype, name="conv_shortcut")(x)
+        return x.astype(h.dtype) + h
+
+
+class Downsample(nn.Module):
+    """A convolution of stride 2. Padding 1 all round makes n into ceil(n / 2); ((0, 1), (0, 1)) into floor(n / 2)."""
+
+    channels: int
+    dtype: jnp.dtype
+    padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return conv3x3(self.channels, self.dtype, strides=(2, 2), padding=self.padding, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Every element doubled in time and frequency, cut to `size` (time, frequency) where given, then a convolution.
+
+    The cut equals torch's nearest interpolation to 2n - 1, the only other size that a stride of 2 comes from.
+    """
+
+    channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        b, t, f, c = x.shape
+        x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, t, 2, f, 2, c)).reshape(b, 2 * t, 2 * f, c)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
+        return conv3x3(self.channels, self.dtype, name="conv")(x)
