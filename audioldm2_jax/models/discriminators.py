@@ -22,33 +22,33 @@ class PatchGAN(nn.Module):
 
     The layers are those of `NLayerDiscriminator` in taming-transformers (taming/modules/discriminator/model.py): 4 × 4
     convolutions of stride 2, the last two of stride 1, with BatchNorm on all but the first and the last.
-    channels: width of each layer but the last; the published one has (64, 128, 256, 512).
+    widths: channels of each layer but the last; the published one has (64, 128, 256, 512).
     """
 
-    channels: Sequence[int]
+    widths: Sequence[int]
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, mel: jax.Array, *, train: bool = False) -> Critique:
+    def __call__(self, mel: jax.Array, *, use_running_average: bool = True) -> Critique:
         """mel [batch, frames, bands, 1] → logits [batch, frames / 2^(n - 1) - 2, bands / 2^(n - 1) - 2, 1], n layers.
 
-        train: normalise by the batch's statistics and update the running ones in `batch_stats` (make it mutable);
-        else by the running ones. These are the biased variances, where PyTorch keeps the unbiased ones.
+        use_running_average: normalise by the running statistics in `batch_stats`; else by the batch's, which then
+        move the running ones (make them mutable). These are biased variances, where PyTorch keeps unbiased ones.
         Raises ValueError when the mel is too small to leave a logit.
         """
-        shrunk = 2 ** (len(self.channels) - 1)
+        shrunk = 2 ** (len(self.widths) - 1)
         if min(mel.shape[1:3]) // shrunk < 3:
             raise ValueError(
-                f"A PatchGAN of {len(self.channels)} layers needs at least {3 * shrunk} frames and bands, "
-                f"and the mel is {mel.shape[1]} × {mel.shape[2]}: give longer clips or fewer channels."
+                f"A PatchGAN of {len(self.widths)} layers needs at least {3 * shrunk} frames and bands, "
+                f"and the mel is {mel.shape[1]} × {mel.shape[2]}: give longer clips or fewer widths."
             )
         x, features, name = mel.astype(self.dtype), [], 0
-        for i, width in enumerate(self.channels):
-            last = i == len(self.channels) - 1
+        for i, width in enumerate(self.widths):
+            last = i == len(self.widths) - 1
             x = self._conv(width, 1 if last else 2, i == 0, name)(x)
             if i > 0:
                 x = nn.BatchNorm(
-                    use_running_average=not train,
+                    use_running_average=use_running_average,
                     momentum=0.9,
                     epsilon=1e-5,
                     dtype=self.dtype,
@@ -78,8 +78,8 @@ class NormedConv(nn.Module):
 
     Weight norm (arXiv 1602.07868, eq. 2): weight_g [features] × weight_v [taps, in / groups, features], each output's
     kernel divided by its length. Spectral norm (arXiv 1802.05957, algorithm 1): weight_orig divided by an estimate of
-    its largest singular value, from vectors u and v in the collection `spectral` that each call with `train` improves
-    by one power iteration, as torch.nn.utils.spectral_norm does.
+    its largest singular value, from vectors u and v in the collection `spectral`, which each call with `update_stats`
+    improves by one power iteration, as torch.nn.utils.spectral_norm does.
     """
 
     features: int
@@ -90,10 +90,10 @@ class NormedConv(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, update_stats: bool = False) -> jax.Array:
         """x [batch, time, in] → [batch, ceil(time / stride), features] for odd kernels."""
         shape = (self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self._spectral_normed(shape, train) if self.spectral else self._weight_normed(shape)
+        kernel = self._spectral_normed(shape, update_stats) if self.spectral else self._weight_normed(shape)
         bound = (shape[0] * shape[1]) ** -0.5
         bias = self.param(
             "bias", lambda *args: jax.random.uniform(*args, minval=-bound, maxval=bound), (self.features,)
@@ -115,14 +115,14 @@ class NormedConv(nn.Module):
         length = self.param("weight_g", lambda _: jnp.linalg.norm(direction.reshape(-1, self.features), axis=0))
         return direction * (length / jnp.linalg.norm(direction.reshape(-1, self.features), axis=0))
 
-    def _spectral_normed(self, shape: tuple[int, ...], train: bool) -> jax.Array:
+    def _spectral_normed(self, shape: tuple[int, ...], update_stats: bool) -> jax.Array:
         kernel = self.param("weight_orig", _TORCH_KERNEL, shape)
         matrix = kernel.reshape(-1, self.features).T  # [features, in × taps]
         frozen = jax.lax.stop_gradient(matrix)
         u = self.variable("spectral", "u", lambda: _unit(jax.random.normal(self.make_rng("params"), (self.features,))))
         v = self.variable("spectral", "v", lambda: _unit(frozen.T @ u.value))
         right, left = v.value, u.value
-        if train and not self.is_initializing():
+        if update_stats and not self.is_initializing():
             right = _unit(frozen.T @ left)
             left = _unit(frozen @ right)
             if self.is_mutable_collection("spectral"):
@@ -145,15 +145,15 @@ class WaveCritic(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x: jax.Array, *, update_stats: bool = False) -> tuple[jax.Array, list[jax.Array]]:
         """x [batch, time, 1] → logits [batch, time / prod(strides)], features (the logits are the last)."""
         features = []
         layers = zip(self.channels, self.kernel_sizes, self.strides, self.groups, strict=True)
         for i, (width, kernel_size, stride, groups) in enumerate(layers):
             conv = NormedConv(width, kernel_size, stride, groups, self.spectral, self.dtype, name=f"convs_{i}")
-            x = nn.leaky_relu(conv(x, train=train), _SLOPE)
+            x = nn.leaky_relu(conv(x, update_stats=update_stats), _SLOPE)
             features.append(x)
-        x = NormedConv(1, 3, spectral=self.spectral, dtype=self.dtype, name="conv_post")(x, train=train)
+        x = NormedConv(1, 3, spectral=self.spectral, dtype=self.dtype, name="conv_post")(x, update_stats=update_stats)
         return x.astype(jnp.float32)[..., 0], [*features, x]
 
 
@@ -197,23 +197,28 @@ class MultiScaleDiscriminator(nn.Module):
     """Looks at the waveform and at its smoothed halves (MelGAN, arXiv 1910.06711; jik876/hifi-gan, models.py).
 
     The first scale has spectral norm, the others weight norm. Published: 3 scales, channels
-    (128, 128, 256, 512, 1024, 1024, 1024), kernel_sizes (15, 41, 41, 41, 41, 41, 5), strides (1, 2, 2, 4, 4, 1, 1),
-    groups (1, 4, 16, 16, 16, 16, 1). On a CPU groups cost more than they save: a narrow variant takes 1 throughout.
+    (128, 128, 256, 512, 1024, 1024, 1024), groups (1, 4, 16, 16, 16, 16, 1), kernels of 15, 41 (five times) and 5,
+    strides 1, 2, 2, 4, 4, 1, 1. With fewer channels the kernels and strides between the first and the last are as many
+    of these as there are layers. On a CPU groups cost more than they save: a narrow variant takes 1 throughout.
     """
 
+    scales: int
     channels: Sequence[int]
-    kernel_sizes: Sequence[int]
-    strides: Sequence[int]
     groups: Sequence[int]
-    scales: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, waveform: jax.Array, *, train: bool = False) -> Critique:
+    def __call__(self, waveform: jax.Array, *, update_stats: bool = False) -> Critique:
         """waveform [batch, samples] → for each scale logits [batch, steps] and features [batch, steps, width].
 
-        train: improve the singular vectors of the first scale (collection `spectral`, make it mutable to keep them).
+        update_stats: improve the singular vectors of the first scale; make the collection `spectral` mutable to keep
+        them.
         """
+        between = len(self.channels) - 2
+        if not 0 <= between <= 5:
+            raise ValueError(
+                f"A critic of a scale has 2 to 7 layers, not {len(self.channels)}: channels {self.channels}."
+            )
         x = waveform[..., None]
         logits, features = [], []
         for i in range(self.scales):
@@ -221,13 +226,13 @@ class MultiScaleDiscriminator(nn.Module):
                 x = nn.avg_pool(x, (4,), (2,), padding=[(2, 2)])  # the zeros beyond the ends count, as in PyTorch
             judged, seen = WaveCritic(
                 self.channels,
-                self.kernel_sizes,
-                self.strides,
+                (15, *(41,) * between, 5),
+                (1, *(2, 2, 4, 4, 1)[:between], 1),
                 self.groups,
                 spectral=i == 0,
                 dtype=self.dtype,
                 name=f"discriminators_{i}",
-            )(x, train=train)
+            )(x, update_stats=update_stats)
             logits.append(judged)
             features.append(seen)
         return logits, features

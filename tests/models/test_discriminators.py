@@ -87,11 +87,13 @@ def test_multi_period():
 
 def test_multi_scale_and_its_spectral_state():
     groups, strides = (1, 2, 1), (1, 2, 1)
-    model = MultiScaleDiscriminator(channels=(4, 6, 5), kernel_sizes=(5, 7, 3), strides=strides, groups=groups)
+    model = MultiScaleDiscriminator(scales=3, channels=(4, 6, 5), groups=groups)
     waveform = jnp.asarray(RNG.normal(size=(2, 37)), jnp.float32)
     variables = init(model, waveform)
     variables["spectral"] = jax.tree.map(lambda x: x / jnp.linalg.norm(x), variables["spectral"])
-    (logits, features), state = jax.jit(lambda v: model.apply(v, waveform, train=True, mutable=["spectral"]))(variables)
+    (logits, features), state = jax.jit(lambda v: model.apply(v, waveform, update_stats=True, mutable=["spectral"]))(
+        variables
+    )
     kept, _ = jax.jit(model.apply)(variables | state, waveform)  # without training nothing moves
 
     x = tensor(waveform)[:, None]
@@ -115,12 +117,12 @@ def test_multi_scale_and_its_spectral_state():
 
 
 def test_norms_pass_the_gradients_of_pytorch():
-    model = MultiScaleDiscriminator(channels=(4,), kernel_sizes=(5,), strides=(1,), groups=(1,), scales=2)
+    model = MultiScaleDiscriminator(scales=2, channels=(4, 3), groups=(1, 1))
     waveform = jnp.asarray(RNG.normal(size=(2, 16)), jnp.float32)
     variables = init(model, waveform)
 
     def loss(params):
-        (logits, _), _ = model.apply(variables | {"params": params}, waveform, train=True, mutable=["spectral"])
+        (logits, _), _ = model.apply(variables | {"params": params}, waveform, update_stats=True, mutable=["spectral"])
         return sum(jnp.sum(x**2) for x in logits)
 
     gradients = jax.jit(jax.grad(loss))(variables["params"])
@@ -128,7 +130,7 @@ def test_norms_pass_the_gradients_of_pytorch():
     for i in range(2):
         x = F.avg_pool1d(x, 4, 2, padding=2) if i else x
         name = f"discriminators_{i}"
-        convs = torch_critic(variables["params"][name], (1,), (1,), variables["spectral"].get(name))
+        convs = torch_critic(variables["params"][name], (1, 1), (1, 1), variables["spectral"].get(name))
         judge(convs, x)[0].pow(2).sum().backward()
         ours = gradients[name]["convs_0"]
         if i == 0:
@@ -140,11 +142,13 @@ def test_norms_pass_the_gradients_of_pytorch():
 
 
 def test_patchgan_and_its_running_statistics():
-    model = PatchGAN(channels=(3, 4, 5, 6))
+    model = PatchGAN(widths=(3, 4, 5, 6))
     mel = jnp.asarray(RNG.normal(size=(2, 40, 24, 1)), jnp.float32)
     variables = init(model, mel)
     variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
-    (logits, features), state = jax.jit(lambda v: model.apply(v, mel, train=True, mutable=["batch_stats"]))(variables)
+    (logits, features), state = jax.jit(
+        lambda v: model.apply(v, mel, use_running_average=False, mutable=["batch_stats"])
+    )(variables)
     still, _ = jax.jit(model.apply)(variables, mel)
 
     params = variables["params"]
@@ -180,7 +184,7 @@ def test_first_draw():
     conv = drawn["params"]["discriminators_0"]["convs_1"]
     np.testing.assert_allclose(conv["weight_g"], np.linalg.norm(np.asarray(conv["weight_v"]), axis=(0, 1)), rtol=1e-5)
     assert float(jnp.abs(conv["weight_v"]).max()) <= (5 * 8) ** -0.5
-    drawn = jax.jit(PatchGAN(channels=(32, 64)).init)(key, jnp.zeros((1, 8, 8, 1)))["params"]
+    drawn = jax.jit(PatchGAN(widths=(32, 64)).init)(key, jnp.zeros((1, 8, 8, 1)))["params"]
     # 32,768 and 64 samples: their own standard deviations scatter by less than 1 and by 9 percent.
     assert abs(float(drawn["main_2"]["kernel"].std()) / 0.02 - 1) < 0.03
     assert 0.6 < float(drawn["main_3"]["scale"].std()) / 0.02 < 1.4
@@ -189,4 +193,4 @@ def test_first_draw():
 
 def test_too_small_a_mel_is_refused():
     with pytest.raises(ValueError, match="needs at least 24 frames and bands, and the mel is 40 × 16"):
-        jax.eval_shape(PatchGAN(channels=(3, 4, 5, 6)).init, jax.random.key(0), jnp.zeros((1, 40, 16, 1)))
+        jax.eval_shape(PatchGAN(widths=(3, 4, 5, 6)).init, jax.random.key(0), jnp.zeros((1, 40, 16, 1)))
