@@ -1,4 +1,4 @@
-"""What every source of training data yields."""
+"""What every source of training data yields, and what a source is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Example:
-    """One recording.
+    """One recording, or a piece of it.
 
     Attributes:
         waveform: [samples] float32, mono, at the sampling rate the source was opened with.
@@ -24,3 +24,29 @@ class Example:
 
 class UnreadableRecord(ValueError):
     """A record that exists and cannot be used: damaged, empty, not finite. The pipeline draws another one."""
+
+
+class Source:
+    """Random access to examples; picklable, so that worker processes can open it again.
+
+    `len(source)` is the number of records, `source[i]` the whole of record i, or `UnreadableRecord`.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def text(self, index: int) -> str | None:
+        """The caption of a record alone; a source that has it at hand overrides this."""
+        return self[index].text
+
+    def excerpt(self, index: int, samples: int, position: float) -> Example:
+        """At most `samples` samples of record `index`; `position` in [0, 1) says where between its ends.
+
+        A source that need not read the whole record for that overrides this.
+        """
+        example = self[index]
+        start = int(position * max(len(example.waveform) - samples + 1, 1))
+        return Example(example.waveform[start : start + samples], example.text, example.labels)

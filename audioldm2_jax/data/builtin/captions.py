@@ -71,7 +71,7 @@ def _attributes(plan: Plan, draw: Draw, full: bool) -> tuple[list[str], list[str
             adjectives.append(draw.pick(_MOODS[plan.mode]))
         else:
             clauses.append(draw.pick(_MODES[plan.mode]))
-    if draw.chance(1.0 if full else 0.5):
+    if len(plan.parts) == 1 and draw.chance(1.0 if full else 0.5):
         if draw.chance(0.3):
             adjectives.append({"low": "low", "middle": "mid-range", "high": "high"}[plan.lead.register])
         else:

@@ -31,7 +31,7 @@ from audioldm2_jax.data.builtin.compose import (
 from audioldm2_jax.data.builtin.instruments import DRUMS, EVALUATED, FAMILIES, INSTRUMENTS, Instrument
 from audioldm2_jax.data.builtin.render import render, seconds
 from audioldm2_jax.data.draw import Draw
-from audioldm2_jax.data.example import Example
+from audioldm2_jax.data.example import Example, Source
 
 SPLITS = ("train", "heldout")
 #: Shares of the kinds of clip; the evaluated instruments alone make up most, so that a small model can learn them.
@@ -47,7 +47,7 @@ HELD_OUT: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class MusicCorpus:
+class MusicCorpus(Source):
     """The clips of one split.
 
     `corpus[index]` is a pure function of (seed, split, index), whatever the rest; rate and length only decide how much

@@ -1,0 +1,245 @@
+"""Captions to token ids: RoBERTa's byte-level BPE for CLAP and T5's Unigram, trained here or pretrained.
+
+The folders are those of transformers, so RobertaTokenizerFast, T5TokenizerFast and diffusers read them. Both
+kinds are built exactly as transformers 5 builds them from a vocabulary (it ignores the rest of a tokenizer.json), so
+the same text has the same ids everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import string
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from ml_collections import ConfigDict
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from audioldm2_jax.data.example import Source, UnreadableRecord
+
+CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
+_CAPTIONS = 5000  # enough to train on
+_WARNINGS = 3  # about cut captions, for each kind of tokenizer
+
+
+class Tokenizer:
+    """One tokenizer with the fixed length of its batches.
+
+    Args:
+        backend: with the special tokens put on by its post-processor, the last of them the end of the text.
+        pad: id of the padding.
+        length: tokens of every row.
+        files: what its folder holds, name → content.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, pad: int, length: int, files: dict[str, str]) -> None:
+        self.backend, self.pad, self.length, self.files = backend, pad, length, files
+        self.truncated = 0  # texts cut so far, in this process
+        backend.no_padding()
+        backend.no_truncation()
+
+    def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and mask (1: token, 0: padding), [texts, length] int32 each.
+
+        What does not fit is cut, the end mark kept; it is counted in `truncated` and quoted in a warning.
+        """
+        ids = np.full((len(texts), self.length), self.pad, np.int32)
+        mask = np.zeros_like(ids)
+        for row, encoding in enumerate(self.backend.encode_batch(list(texts))):
+            tokens = encoding.ids
+            if len(tokens) > self.length:
+                self._warn(texts[row], texts[row][encoding.offsets[self.length - 1][0] :].strip())
+                tokens = [*tokens[: self.length - 1], tokens[-1]]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        return ids, mask
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder that `from_pretrained` of transformers reads."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+
+    def _warn(self, text: str, lost: str) -> None:
+        self.truncated += 1
+        if self.truncated <= _WARNINGS:
+            last = " (further ones are only counted)" if self.truncated == _WARNINGS else ""
+            logging.warning(
+                "a caption is longer than %d tokens, this is cut: %r of %r%s", self.length, lost, text, last
+            )
+
+
+class Tokenizers:
+    """The two tokenizers of AudioLDM 2: `clap(texts)` and `t5(texts)`, each (ids, mask), [texts, length] int32."""
+
+    def __init__(self, clap: Tokenizer, t5: Tokenizer) -> None:
+        self.clap, self.t5 = clap, t5
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `tokenizer/` and `tokenizer_2/` of a model folder."""
+        self.clap.save(Path(folder) / CLAP_FOLDER)
+        self.t5.save(Path(folder) / T5_FOLDER)
+
+
+def open_tokenizers(config: ConfigDict, source: Source | None = None) -> Tokenizers:
+    """The tokenizers of a recipe: pretrained where `config.text` names them, else trained on the captions of `source`.
+
+    Raises:
+        ValueError: a tokenizer is to be trained and there are no captions, or a named one cannot be loaded.
+    """
+    text = config.text
+    texts = [] if text.clap_tokenizer and text.t5_tokenizer else captions(source)
+    if text.clap_tokenizer:
+        clap = load(text.clap_tokenizer, "clap", text.clap_length)
+    else:
+        clap = train_clap(texts, text.vocabulary, text.clap_length)
+    if text.t5_tokenizer:
+        return Tokenizers(clap, load(text.t5_tokenizer, "t5", text.t5_length))
+    return Tokenizers(clap, train_t5(texts, text.vocabulary, text.t5_length))
+
+
+def load_tokenizers(folder: str | Path, clap_length: int, t5_length: int) -> Tokenizers:
+    """Those of a model folder, as `Tokenizers.save` or diffusers wrote them."""
+    folder = Path(folder)
+    return Tokenizers(
+        load(str(folder / CLAP_FOLDER), "clap", clap_length), load(str(folder / T5_FOLDER), "t5", t5_length)
+    )
+
+
+def captions(source: Source | None, n: int = _CAPTIONS) -> list[str]:
+    """Up to `n` captions of a source, evenly spaced over it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    texts = []
+    for index in range(0, len(source) if source else 0, max(len(source) // n, 1) if source else 1):
+        try:
+            text = source.text(index)
+        except UnreadableRecord:
+            continue
+        if text:
+            texts.append(text)
+    if not texts:
+        raise ValueError(
+            "no captions to train tokenizers on: name pretrained ones with --config.text.clap_tokenizer and "
+            "--config.text.t5_tokenizer (hub id or folder), or give the recordings captions"
+        )
+    return texts[:n]
+
+
+def load(name: str, kind: str, length: int) -> Tokenizer:
+    """A pretrained tokenizer by hub id or folder; `kind` is "clap" (RoBERTa) or "t5".
+
+    Raises:
+        ValueError: it cannot be loaded; the message says from where and why.
+    """
+    from transformers import RobertaTokenizerFast, T5TokenizerFast  # a second to import; workers need not
+
+    try:
+        loaded = {"clap": RobertaTokenizerFast, "t5": T5TokenizerFast}[kind].from_pretrained(name)
+    except Exception as error:
+        raise ValueError(f"cannot load the {kind} tokenizer {name!r} (a hub id or a folder): {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        loaded.save_pretrained(folder)
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    return Tokenizer(backend, loaded.pad_token_id, length, files)
+
+
+def train_clap(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
+    """A byte-level BPE in RoBERTa's layout: <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> 4; "" is <s></s>.
+
+    Args:
+        texts: to train on.
+        vocabulary: most ids; at least 261, the bytes and the special tokens.
+        length: tokens of a row, saved as the folder's model_max_length.
+
+    Raises:
+        ValueError: the vocabulary is too small.
+    """
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocabulary < len(alphabet) + len(special):
+        raise ValueError(
+            f"text.vocabulary is {vocabulary}; byte-level BPE needs {len(alphabet) + len(special)} or more"
+        )
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    roles = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+    model = json.loads(backend.to_str())["model"]
+    files = _files(backend, "RobertaTokenizer", roles, length, add_prefix_space=False, trim_offsets=True)
+    files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
+    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    return Tokenizer(backend, 1, length, files)
+
+
+def train_t5(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
+    """A Unigram model in T5's layout: <pad> 0, </s> 1, <unk> 2; "" is </s>. Arguments as of `train_clap`.
+
+    Raises:
+        ValueError: the vocabulary is too small.
+    """
+    special = ["<pad>", "</s>", "<unk>"]
+    alphabet = sorted({*string.ascii_letters, *string.digits, *string.punctuation})
+    if vocabulary < 2 * len(alphabet):
+        raise ValueError(f"text.vocabulary is {vocabulary}; T5's Unigram needs {2 * len(alphabet)} or more")
+    texts = [re.sub(r"([.,:;!?])", r" \1 ", text) for text in texts]  # no pieces such as "violin:"
+    metaspace = {"replacement": "▁", "prepend_scheme": "always"}
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace, split=True)]
+    )
+    # The library's Unigram trainer proposes only what occurs in several words, so a caption's few words would fall
+    # to pieces, and its result varies. Pieces found by merging pairs, weighted by their frequency, do neither.
+    merged = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    merged.pre_tokenizer = split
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=[*alphabet, "▁"], show_progress=False
+    )
+    merged.train_from_iterator(texts, trainer)
+    count = Counter(token for encoding in merged.encode_batch(texts) for token in encoding.tokens)
+    total = count.total() + 1.0
+    pieces = sorted(merged.get_vocab().items(), key=lambda item: item[1])
+    scores = [(piece, 0.0 if piece in special else math.log((count[piece] + 0.1) / total)) for piece, _ in pieces]
+    backend = tokenizers.Tokenizer(models.Unigram(scores, unk_id=2, byte_fallback=False))
+    backend.pre_tokenizer = split
+    backend.decoder = decoders.Metaspace(**metaspace, split=True)
+    backend.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
+    )
+    roles = {"eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    # extra_ids: T5's hundred sentinels would be ids beyond the embedding table.
+    files = _files(backend, "T5Tokenizer", roles, length, extra_ids=0, additional_special_tokens=[])
+    return Tokenizer(backend, 0, length, files)
+
+
+def _files(
+    backend: tokenizers.Tokenizer, name: str, roles: dict[str, str], length: int, **settings: object
+) -> dict[str, str]:
+    tokens = {f"{role}_token": token for role, token in roles.items()}
+    config = {"tokenizer_class": name, "model_max_length": length, **tokens, **settings}
+    return {
+        "tokenizer.json": backend.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=2),
+        "special_tokens_map.json": json.dumps(tokens, indent=2),
+    }
