@@ -25,6 +25,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from audioldm2_jax.data.example import Source, UnreadableRecord
 
 CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _CAPTIONS = 5000  # enough to train on
 _WARNINGS = 3  # about cut captions, for each kind of tokenizer
 
@@ -149,13 +150,17 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
     """
     from transformers import RobertaTokenizerFast, T5TokenizerFast  # a second to import; workers need not
 
+    folder = Path(name)
+    # From a folder without any of these, transformers 5 makes an empty tokenizer and says nothing.
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ValueError(f"cannot load the {kind} tokenizer: {name} holds none of {', '.join(_TOKENIZER_FILES)}")
     try:
         loaded = {"clap": RobertaTokenizerFast, "t5": T5TokenizerFast}[kind].from_pretrained(name)
     except Exception as error:
         raise ValueError(f"cannot load the {kind} tokenizer {name!r} (a hub id or a folder): {error}") from error
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.save_pretrained(folder)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    with tempfile.TemporaryDirectory() as saved:
+        loaded.save_pretrained(saved)
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(saved).iterdir())}
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     return Tokenizer(backend, loaded.pad_token_id, length, files)
 

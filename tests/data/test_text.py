@@ -1,0 +1,129 @@
+"""Tokenizers: what we make of a text is what transformers and diffusers make of our folders."""
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from audioldm2_jax import recipes
+from audioldm2_jax.data import text
+from audioldm2_jax.data.builtin.music import MusicCorpus, heldout_captions
+
+CORPUS = MusicCorpus(16000, 1.0, 0, "train")
+CAPTIONS = text.captions(CORPUS, 2000)
+TEXTS = ["", "A slow melody on a violin.", "Techno — 音楽 for the end of time!", "a  b <mask> c", *CAPTIONS[:20]]
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return text.Tokenizers(text.train_clap(CAPTIONS, 512, 40), text.train_t5(CAPTIONS, 512, 40))
+
+
+def test_shapes_padding_and_the_empty_caption(tokenizers):
+    for tokenizer, empty, pad in ((tokenizers.clap, [0, 2], 1), (tokenizers.t5, [1], 0)):
+        ids, mask = tokenizer(TEXTS)
+        assert ids.shape == mask.shape == (len(TEXTS), 40) and ids.dtype == mask.dtype == np.int32
+        assert ids[0, : len(empty)].tolist() == empty and mask[0].sum() == len(empty)
+        assert (ids[mask == 0] == pad).all()
+        assert (np.diff(mask, axis=1) <= 0).all()
+        assert 0 <= ids.min() and ids.max() < tokenizer.vocabulary <= 512
+
+
+def test_captions_stay_short_and_known(tokenizers):
+    """Held-out captions too: no unknown token, nothing cut, words in few pieces."""
+    captions = [*CAPTIONS, *(caption for caption, _ in heldout_captions(64))]
+    for tokenizer, unknown in ((tokenizers.clap, 3), (tokenizers.t5, 2)):
+        ids, mask = tokenizer(captions)
+        assert not (ids == unknown).any() and tokenizer.truncated == 0
+        assert mask.sum(1).mean() < 20
+
+
+def test_too_long_captions_are_cut_counted_and_quoted(tokenizers, caplog):
+    long = "a violin " * 30 + "and a kazoo"
+    for kind in (tokenizers.clap, tokenizers.t5):
+        tokenizer = pickle.loads(pickle.dumps(kind))
+        with caplog.at_level(logging.WARNING):
+            ids, mask = tokenizer([long] * 5)
+        assert tokenizer.truncated == 5 and mask.all()
+        end = tokenizer([""])[0][0, tokenizer([""])[1][0].sum() - 1]
+        assert (ids[:, -1] == end).all()
+    assert "this is cut" in caplog.text and "and a kazoo'" in caplog.text
+    assert caplog.text.count("this is cut") == 6  # three for each, then only counted
+
+
+def test_transformers_reads_the_folders_alike(tokenizers, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tokenizers.save(tmp_path)
+    for ours, folder, name in (
+        (tokenizers.clap, "tokenizer", "RobertaTokenizerFast"),
+        (tokenizers.t5, "tokenizer_2", "T5TokenizerFast"),
+    ):
+        ids, mask = ours(TEXTS)
+        for theirs in (getattr(transformers, name), transformers.AutoTokenizer):
+            loaded = theirs.from_pretrained(tmp_path / folder)
+            assert loaded.model_max_length == 40 and len(loaded) == ours.vocabulary
+            encoded = loaded(TEXTS, padding="max_length", truncation=True, return_tensors="np")
+            np.testing.assert_array_equal(encoded["input_ids"], ids)
+            np.testing.assert_array_equal(encoded["attention_mask"], mask)
+            assert loaded.decode(ids[5], skip_special_tokens=True) == TEXTS[5]
+
+
+def test_diffusers_pads_clap_to_its_length(tokenizers, tmp_path):
+    """AudioLDM2Pipeline asks isinstance for the padding: RoBERTa to model_max_length, T5 to the longest."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers.save(tmp_path)
+    clap = transformers.RobertaTokenizerFast.from_pretrained(tmp_path / "tokenizer")
+    t5 = transformers.T5TokenizerFast.from_pretrained(tmp_path / "tokenizer_2")
+    assert isinstance(clap, transformers.RobertaTokenizer | transformers.RobertaTokenizerFast)
+    assert isinstance(t5, transformers.T5Tokenizer | transformers.T5TokenizerFast)
+
+
+def test_saved_and_loaded_again(tokenizers, tmp_path):
+    tokenizers.save(tmp_path)
+    loaded = text.load_tokenizers(tmp_path, 40, 32)
+    np.testing.assert_array_equal(loaded.clap(TEXTS)[0], tokenizers.clap(TEXTS)[0])
+    np.testing.assert_array_equal(loaded.t5(TEXTS)[0], tokenizers.t5(TEXTS)[0][:, :32])
+    loaded.save(tmp_path / "again")
+    again = text.load_tokenizers(tmp_path / "again", 40, 40)
+    for before, after in ((tokenizers.clap, again.clap), (tokenizers.t5, again.t5)):
+        for one, other in zip(before(TEXTS), after(TEXTS), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_training_is_deterministic(tokenizers):
+    assert text.train_clap(CAPTIONS, 512, 40).files == tokenizers.clap.files
+    assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.t5.files
+
+
+def test_recipe_trains_or_loads(tokenizers, tmp_path):
+    recipe = recipes.get("tiny")
+    trained = text.open_tokenizers(recipe, CORPUS)
+    assert trained.clap.vocabulary <= 512 and trained.clap.length == recipe.text.clap_length
+    tokenizers.save(tmp_path)
+    recipe.text.update({"clap_tokenizer": str(tmp_path / "tokenizer"), "t5_tokenizer": str(tmp_path / "tokenizer_2")})
+    loaded = text.open_tokenizers(recipe)
+    np.testing.assert_array_equal(loaded.t5(TEXTS)[0], tokenizers.t5(TEXTS)[0])
+
+
+def test_errors(tmp_path):
+    recipe = recipes.get("tiny")
+    with pytest.raises(ValueError, match="no captions to train tokenizers on"):
+        text.open_tokenizers(recipe, None)
+    with pytest.raises(ValueError, match="cannot load the t5 tokenizer"):
+        text.load(str(tmp_path), "t5", 10)
+    with pytest.raises(ValueError, match="needs 261 or more"):
+        text.train_clap(CAPTIONS, 100, 40)
+    with pytest.raises(ValueError, match="Unigram needs"):
+        text.train_t5(CAPTIONS, 50, 40)
+
+
+def test_no_torch_and_no_jax():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['jax'] = None\n"
+        "from audioldm2_jax.data import text\n"
+        "text.train_clap(['a'], 300, 8)(['a']); text.train_t5(['a'], 300, 8)(['a'])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
