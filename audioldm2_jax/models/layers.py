@@ -104,7 +104,8 @@ def attend(query: Array, key: Array, value: Array, bias: Array | None = None) ->
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself or to a context: [batch, n, channels] → the same shape.
 
-    use_bias concerns to_q, to_k and to_v; to_out_0 always has one.
+    use_bias concerns to_q, to_k and to_v; to_out_0 always has one. Raises ValueError where the heads do not
+    divide the channels.
     """
 
     channels: int
@@ -116,6 +117,10 @@ class Attention(nn.Module):
         def dense(use_bias: bool) -> nn.Dense:
             return Dense(self.channels, self.dtype, use_bias=use_bias)
 
+        if self.channels % self.num_heads:
+            raise ValueError(
+                f"{self.num_heads} heads do not divide {self.channels} channels; attention_head_dim counts heads"
+            )
         self.to_q, self.to_k, self.to_v = (dense(self.use_bias) for _ in range(3))
         self.to_out_0 = dense(True)
 

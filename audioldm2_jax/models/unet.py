@@ -24,7 +24,7 @@ from audioldm2_jax.models.layers import (
     conv3x3,
 )
 
-# What a transformer attends to beside the latents: states [batch, tokens, dim] (None: the latents), bias [batch, tokens].
+# What a transformer attends to: states [batch, tokens, dim] (None: the latents themselves) and bias [batch, tokens].
 Context = tuple[Array | None, Array | None]
 
 # The authors' UNet starts the last layer of every residual branch, and of the network, at zero (A2:
@@ -350,7 +350,7 @@ class UNet(nn.Module):
         )
 
     def _embed(self, timesteps: Array, class_labels: Array | None) -> Array:
-        """Timesteps [batch] and class vectors [batch, dim] → what every ResNet block adds: [batch, 4 channels (· 2)]."""
+        """Timesteps [batch] and class vectors [batch, dim] → what ResNet blocks project: [batch, 4 channels (· 2)]."""
         waves = sinusoidal(timesteps, self.block_out_channels[0], self.flip_sin_to_cos, self.freq_shift)
         time = self.time_embedding(waves)
         if self.class_embed_type is None:
