@@ -5,11 +5,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.components import KINDS
 
 VOCABULARY = 300
+CAPTIONS = [
+    "a slow melody on a violin in a minor key",
+    "a fast and bright piano duet with soft drums",
+    "a low drone of a church organ, calm and dark",
+    "two flutes play a cheerful tune at a moderate tempo",
+]
 SCHEDULE = NoiseSchedule(1000, 0.0015, 0.0195, "scaled_linear", "v_prediction", steps_offset=1, set_alpha_to_one=False)
 
 CONFIGS = {
@@ -115,6 +122,8 @@ def random_variables(name: str, config: dict, seed: int = 0) -> dict:
     module = folder.build(name, config)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))
     rng = np.random.default_rng(seed)
+    # Large enough that a waveform depends on its mel; elsewhere it would make rounding errors grow.
+    gain = 2 if name == "vocoder" else 1
 
     def draw(path, leaf):
         keys = [part.key for part in path]
@@ -122,18 +131,27 @@ def random_variables(name: str, config: dict, seed: int = 0) -> dict:
         if keys[-1] in ("scale", "var"):
             return 1 + 0.2 * np.abs(noise)
         if keys[-1] in ("kernel", "embedding") and leaf.ndim > 1:
-            return noise / np.sqrt(np.prod(leaf.shape[:-1], dtype=np.float32)) * (2 if keys[-1] == "kernel" else 4)
+            return gain * noise / np.sqrt(np.prod(leaf.shape[:-1], dtype=np.float32))
         return 0.1 * noise
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def write_networks(path: Path, names: tuple[str, ...] = folder.PARTS) -> Path:
-    """Writes the networks, the scheduler and CLAP's front end; tokenizers and index are the caller's."""
+    """Writes networks, the scheduler and CLAP's front end."""
     for number, name in enumerate(names):
         folder.write_component(path, name, CONFIGS[name], random_variables(name, CONFIGS[name], number))
     folder.write_scheduler(path, SCHEDULE)
     folder.write_feature_extractor(
         path, sampling_rate=48000, seconds=0.64, n_fft=1024, hop_length=480, n_mels=16, fmin=50.0, fmax=14000.0
     )
+    return path
+
+
+def write_model(path: Path) -> Path:
+    """Writes a whole model folder."""
+    write_networks(path)
+    tokenizers = Tokenizers(train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40))
+    tokenizers.save(path)
+    folder.write_index(path)
     return path

@@ -1,0 +1,227 @@
+"""Our pipeline against diffusers' on one folder that we wrote: prompt by prompt, stage by stage.
+
+Tolerance 1e-3 relative (float32; four guided steps amplify rounding).
+"""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AudioLDM2Pipeline
+from tiny_folder import CAPTIONS, CONFIGS, write_model
+
+from audioldm2_jax import pipeline as pipeline_module
+from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.weights import folder
+from audioldm2_jax.weights.folder import FolderError
+
+TOLERANCE = 1e-3
+STEPS, GUIDANCE = 4, 3.5
+PROMPTS = [CAPTIONS[0], "bright drums", CAPTIONS[3]]
+NEGATIVES = ["", "a low organ drone that is much longer than its prompt", "drums"]
+SHAPE = (4, 8, 8)  # channels, time, frequency
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def ours(model):
+    return AudioLDM2.from_pretrained(model)
+
+
+@pytest.fixture(scope="module")
+def theirs(model):
+    pipe = AudioLDM2Pipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).standard_normal((len(PROMPTS), *SHAPE), np.float32)
+
+
+def close(ours, theirs, tolerance=TOLERANCE):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    assert error <= tolerance, error
+
+
+def test_against_diffusers_prompt_by_prompt(ours, theirs, noise):
+    """One batch of ours, one call of theirs for each prompt, since theirs lets the prompts of a batch interact."""
+    given, without = ours.encode(PROMPTS, NEGATIVES)
+    assert min(np.linalg.norm(given.loa[i] - given.loa[i - 1]) / np.linalg.norm(given.loa[i]) for i in range(3)) > 0.01
+    made = ours(PROMPTS, NEGATIVES, STEPS, GUIDANCE, latents=noise)
+    for row, (prompt, negative) in enumerate(zip(PROMPTS, NEGATIVES)):
+        with torch.no_grad():
+            states, mask, loa = theirs.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative)
+        for mine, half in ((without, 0), (given, 1)):
+            close(mine.loa[row], loa[half])
+            real = mask[half].bool().numpy()
+            np.testing.assert_array_equal(mine.text_mask[row][: len(real)], real)
+            assert not mine.text_mask[row][len(real) :].any()
+            close(mine.text_states[row][: len(real)][real], states[half][real])
+        arguments = dict(negative_prompt=negative, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+        start = torch.tensor(noise[row : row + 1])
+        latents = theirs(prompt, latents=start, output_type="latent", **arguments).audios
+        close(made.latents[row], latents[0])
+        with torch.no_grad():
+            mel = theirs.vae.decode(latents / CONFIGS["vae"]["scaling_factor"]).sample
+        close(made.mels[row], mel[0, 0])
+        close(made.audios[row], theirs(prompt, latents=start, **arguments).audios[0])
+    assert made.sampling_rate == 16000 and made.audios.shape == (3, 2560) and made.audios.dtype == np.float32
+
+
+def test_without_guidance_and_another_length(ours, theirs):
+    start = np.random.default_rng(1).standard_normal((1, 4, 12, 8)).astype(np.float32)
+    arguments = dict(num_inference_steps=STEPS, guidance_scale=1.0, audio_length_in_s=0.233)
+    made = ours(PROMPTS[0], latents=start, **arguments)
+    expected = theirs(PROMPTS[0], latents=torch.tensor(start), **arguments).audios
+    close(made.audios, expected)
+
+
+def test_saved_again_diffusers_hears_the_same(ours, theirs, noise, tmp_path):
+    ours.save_pretrained(tmp_path / "saved")
+    again = AudioLDM2Pipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    arguments = dict(latents=torch.tensor(noise[:1]), num_inference_steps=2)
+    np.testing.assert_array_equal(again(PROMPTS[0], **arguments).audios, theirs(PROMPTS[0], **arguments).audios)
+    assert (tmp_path / "saved" / "audiomae").is_dir()
+    # diffusers' own copy of the folder, which has no audiomae and no manifests, reads too.
+    theirs.save_pretrained(tmp_path / "theirs")
+    copy = AudioLDM2.from_pretrained(tmp_path / "theirs")
+    made = [pipe(PROMPTS[0], num_inference_steps=2, latents=noise[:1]).audios for pipe in (ours, copy)]
+    np.testing.assert_array_equal(*made)
+
+
+def test_same_seed_same_sound_in_any_batch(ours):
+    together = ours(PROMPTS, num_inference_steps=STEPS, seed=7, eta=1.0)
+    again = ours(PROMPTS, num_inference_steps=STEPS, seed=7, eta=1.0)
+    np.testing.assert_array_equal(together.audios, again.audios)
+    alone = ours(PROMPTS[1], num_inference_steps=STEPS, seed=7, eta=1.0, num_waveforms_per_prompt=2)
+    close(alone.latents[0], together.latents[1], 1e-4)
+    close(alone.audios[0], together.audios[1], 1e-3)
+    assert not np.allclose(alone.latents[0], alone.latents[1])
+    other = ours(PROMPTS[1], num_inference_steps=STEPS, seed=8, eta=1.0)
+    assert not np.allclose(alone.latents[0], other.latents[0])
+
+
+def test_a_repeated_prompt_gives_other_clips():
+    keys = jax.random.key_data(pipeline_module.clip_keys(0, ["a", "b", "a"], 2))
+    assert len({tuple(key) for key in np.asarray(keys)}) == 6
+    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(pipeline_module.clip_keys(0, ["b"], 2)))
+
+
+def test_named_choices_of_the_conditions(ours):
+    plain, negative = ours.encode(PROMPTS[:1], [""])
+    _, zeros = ours.encode(PROMPTS[:1], [""], "zeros")
+    assert not zeros.loa.any() and negative.loa.any()
+    np.testing.assert_array_equal(zeros.text_states, negative.text_states)
+    silent, silent_negative = ours.encode(PROMPTS[:1], [""], use_loa=False)
+    assert not silent.loa.any() and not silent_negative.loa.any()
+    np.testing.assert_array_equal(silent.text_states, plain.text_states)
+    wordless, _ = ours.encode(PROMPTS[:1], ["drums"], use_text_states=False)
+    close(wordless.loa, plain.loa, 1e-5)
+    assert wordless.text_mask.sum() == 1
+    close(wordless.text_states[0, 0], negative.text_states[0, 0], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": ["drums", " "]}, "Prompt 2 is empty"),
+        ({"prompt": ["drums", 3]}, "Prompt 2 is a int"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1"),
+        ({"num_inference_steps": 0}, "0 denoising steps"),
+        ({"num_inference_steps": -5}, "-5 denoising steps"),
+        ({"num_inference_steps": 10**6}, "between 1 and 1000"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+        ({"audio_length_in_s": 0.0}, "audio_length_in_s is 0.0; it has to be at least"),
+        ({"audio_length_in_s": float("inf")}, "audio_length_in_s is inf"),
+        ({"num_waveforms_per_prompt": 0}, "num_waveforms_per_prompt is 0"),
+        ({"eta": 2.0}, "eta is 2.0"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"uncond": "nothing"}, "uncond is 'nothing'"),
+        ({"latents": np.zeros((1, 8, 8, 4))}, r"latents have the shape \(1, 8, 8, 4\); needed is \(1, 4, 8, 8\)"),
+    ],
+)
+def test_bad_input(ours, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ours(**{"prompt": "drums", "num_inference_steps": 1} | arguments)
+
+
+def test_an_overlong_prompt_warns_and_quotes_what_was_cut(ours, caplog):
+    long = " ".join(CAPTIONS) + " and then a last oboe"
+    with caplog.at_level(logging.WARNING):
+        ids = ours.prompts.encode([long], [""])
+    assert ids["t5_mask"].sum(1)[0] == ours.prompts.t5_limit
+    assert {"T5", "CLAP"} == {record.args[1] for record in caplog.records}
+    assert all("last oboe" in record.getMessage() for record in caplog.records)
+
+
+def test_other_scripts(ours):
+    made = ours(["小提琴 🎻", "мелодия на скрипке", "half a character \ud800"], num_inference_steps=1)
+    assert np.isfinite(made.audios).all()
+
+
+def test_half_precision(model, ours, noise):
+    half = AudioLDM2.from_pretrained(model, dtype=jnp.bfloat16)
+    made = [pipe(PROMPTS, num_inference_steps=2, latents=noise).latents for pipe in (half, ours)]
+    # 8 bits of mantissa through two steps.
+    close(*made, 0.1)
+
+
+def test_unknown_scheduler(ours):
+    with pytest.raises(FolderError, match="HeunDiscreteScheduler; supported are DDIMScheduler"):
+        AudioLDM2(ours.components, ours.schedule, ours.prompts, scheduler_class="HeunDiscreteScheduler")
+
+
+def test_folder_without_tokenizer(model, tmp_path):
+    for name in (*folder.PARTS, "scheduler"):
+        (tmp_path / name).symlink_to(model / name)
+    folder.write_index(tmp_path)
+    with pytest.raises(FolderError, match="has no tokenizer/"):
+        AudioLDM2.from_pretrained(tmp_path)
+
+
+def test_command_line(model, tmp_path, capsys):
+    import importlib.util
+    from pathlib import Path
+
+    location = Path(__file__).parents[1] / "launch" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", location)
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    run = tmp_path / "run"
+    (run / "stages").mkdir(parents=True)
+    assert generate.main(["--model", str(run), "-t", "drums"]) == 1
+    assert "has not finished" in capsys.readouterr().err
+    (run / "model").symlink_to(model)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n小提琴/../x\ndrums\ndrums\n", encoding="utf-8")
+    target = tmp_path / "out"
+    common = ["--model", str(run), "-s", str(target), "--ddim_steps", "1"]
+    assert generate.main([*common, "-tl", str(prompts), "-n", "2", "-b", "2", "--seed", "3"]) == 0
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["小提琴-x-0.wav", "小提琴-x-1.wav", "drums-0.wav", "drums-1.wav"]
+    assert all(path.parent == target and path.stat().st_size > 1000 for path in paths)
+    record = json.loads(paths[3].with_suffix(".json").read_text())
+    assert record["prompt"] == "drums" and record["clip"] == 1 and record["seed"] == 3
+    for wrong, message in (
+        (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
+        ([], "Nothing to generate"),
+        (["-tl", str(tmp_path / "none.txt")], "cannot be read"),
+        (["-t", "x", "-b", "0"], "-b is 0"),
+    ):
+        assert generate.main([*common, *wrong]) == 1
+        assert message in capsys.readouterr().err
