@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.models.audiomae import AudioMAE
+from audioldm2_jax.models.audiomae import AudioMAE, passengers
 from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
 from audioldm2_jax.weights.folder import Component
 
@@ -40,13 +40,18 @@ class AudioMAEStage(Stage):
             waveform = augment(waveform, keys.examples)
         fbank = self.ends.kaldi_fbank(waveform)
         loss, _, _ = self.module.apply(
-            {"params": params["audiomae"]}, fbank, self.knobs.mask_ratio, jax.random.fold_in(keys.step, 1)
+            {"params": params["audiomae"]},
+            fbank,
+            self.knobs.mask_ratio,
+            jax.random.fold_in(keys.step, 1),
+            deterministic=False,
+            rngs={"dropout": jax.random.fold_in(keys.step, 2)},
         )
         return loss, ({}, state)
 
     def results(self, params, state, frozen, batch):
         fields = self.config.models.audiomae.to_dict()
-        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, {})}
+        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, passengers(self.module))}
 
 
 def augment(waveform: jax.Array, keys: jax.Array) -> jax.Array:

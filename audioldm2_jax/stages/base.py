@@ -111,10 +111,6 @@ class Stage:
         """Returns the groups, or parts of them, that start from `continues` or `init_from`: merged over `init`'s."""
         return {}
 
-    def samples(self) -> int:
-        """Returns the length of the waveforms in this stage's batch, in samples."""
-        return round(self.config.audio.seconds * self.config.audio.sampling_rate)
-
     def variant(self, step: int) -> Any:
         """Returns what is static in step `step`, hashable and alike on all hosts; each value is an executable."""
         return None

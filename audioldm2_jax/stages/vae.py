@@ -81,7 +81,7 @@ class VAEStage(Stage):
         judge = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
 
         def adversarial(output):
-            (logits, *_), _ = self.discriminator.apply(judge, output, train=True, mutable=["batch_stats"])
+            (logits, *_), _ = self.discriminator.apply(judge, output, use_running_average=False, mutable=["batch_stats"])
             return -sum(score.mean() for score in logits) / len(logits)
 
         # Weight: the norms of both gradients at the decoder's last layer [contperceptual.py calculate_adaptive_weight].
@@ -109,7 +109,7 @@ class VAEStage(Stage):
         """Hinge loss on real and reconstructed mels."""
         variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
         judge = lambda mel, stats: self.discriminator.apply(  # noqa: E731
-            {**variables, **stats}, mel, train=True, mutable=["batch_stats"]
+            {**variables, **stats}, mel, use_running_average=False, mutable=["batch_stats"]
         )
         (real, *_), stats = judge(outputs["mel"], {})
         (fake, *_), stats = judge(jax.lax.stop_gradient(outputs["output"]), stats)

@@ -80,7 +80,7 @@ class VocoderStage(Stage):
         """Returns the logits, features and, where asked for, the new state of one family of discriminators."""
         judge, variables = self.judges[name], {"params": params[name], **state[name]}
         if mutable and state[name]:
-            (logits, features), after = judge.apply(variables, waveform, train=True, mutable=list(state[name]))
+            (logits, features), after = judge.apply(variables, waveform, update_stats=True, mutable=list(state[name]))
             return logits, features, {**state, name: after}
         logits, features = judge.apply(variables, waveform)
         return logits, features, state

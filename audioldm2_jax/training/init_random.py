@@ -21,7 +21,7 @@ def key(seed: int) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit numbers whose every output bit depends on all input bits [Wellons, hash-prospector, lowbias32]."""
+    """A bijection of 32-bit numbers whose every output bit depends on all input bits [hash-prospector, lowbias32]."""
     x ^= x >> 16
     x *= np.uint32(0x7FEB352D)
     x ^= x >> 15

@@ -80,7 +80,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     """Generates a clip for held-out captions and lays them beside the real ones, unless that was done before."""
     target, knobs = Path(config.run_dir) / "samples", config.samples
     picture = target / "mels.png"
-    heldout = sources.open_source(config.data, "heldout", config.audio.sampling_rate, config.audio.seconds)
+    heldout = sources.open_source(config, "heldout")
     examples = (heldout[index] for index in range(len(heldout)))
     chosen = list(itertools.islice((example for example in examples if example.text), knobs.clips))
     if not picture.exists() and chosen:
@@ -96,7 +96,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         samples = round(config.audio.seconds * config.audio.sampling_rate)
         real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
         for number, waveform in enumerate(result.audios):
-            files.write(target / f"{number}.wav", np.clip(waveform, -1, 1), config.audio.sampling_rate)
+            files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
         ends = front_ends(config)
         log_mel = jax.jit(ends.log_mel)
         show.draw_mels(picture, {"real": log_mel(real), "generated": log_mel(result.audios)}, captions)

@@ -14,6 +14,8 @@ run_dir/
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,8 +25,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audioldm2_jax.data import pipeline, sources, text
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.stages.base import Component
 from audioldm2_jax.training import loop, show
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.weights import folder
@@ -109,7 +111,8 @@ def prepare(config: ConfigDict) -> None:
     for name in STAGES:
         if (stage_folder(config, name) / "config.json").exists():
             _check_config(config, name)
-    text.prepare(config.text, root, lambda: sources.open_source(config, "train"))
+    if jax.process_index() == 0 and not (root / text.T5_FOLDER).is_dir():
+        text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -184,14 +187,30 @@ def train_stage(
         RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
     """
     where, root = stage_folder(config, name), Path(config.run_dir)
-    tokenizers = text.load(config.text, root)
-    empty = {key: jnp.asarray(value) for key, value in tokenizers.encode([""]).items()}
+    tokenizers = text.load_tokenizers(root, config.text.clap_length, config.text.t5_length)
+    empty = {}
+    for kind, (ids, mask) in (("clap", tokenizers.clap([""])), ("t5", tokenizers.t5([""]))):
+        empty |= {f"{kind}_ids": ids, f"{kind}_mask": mask}
     stage = STAGES[name](config, load_components(config, name), empty)
     where.mkdir(parents=True, exist_ok=True)
     _write_json(where / "config.json", _relevant(config, name))
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-        return lambda step: pipeline.batches(config, split, tokenizers, stage.keys, batch_size, step)
+        source = sources.open_source(config, split)
+        return lambda step: pipeline.batches(
+            source,
+            tokenizers,
+            stage.keys,
+            batch_size=batch_size,
+            samples=round(config.audio.seconds * config.audio.sampling_rate),
+            seed=config.seed,
+            start_step=step,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            workers=config.data.workers,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
 
     listen = jax.jit(stage.listen)
 

@@ -19,7 +19,7 @@ def write_samples(folder: Path, made: Mapping[str, np.ndarray], sampling_rate: i
         if name.endswith("_waveform"):
             for number, waveform in enumerate(waveforms):
                 path = folder / f"{name.removesuffix('_waveform')}-{number}.wav"
-                files.write(path, np.clip(waveform, -1, 1), sampling_rate)
+                files.write(path, waveform, sampling_rate)
     mels = {name.removesuffix("_mel"): mel for name, mel in made.items() if name.endswith("_mel")}
     if mels:
         draw_mels(folder / "mels.png", mels, [""] * len(next(iter(mels.values()))))
