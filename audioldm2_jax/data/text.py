@@ -22,6 +22,7 @@ import tokenizers
 from ml_collections import ConfigDict
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
 
 CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
@@ -40,7 +41,7 @@ class Tokenizer:
         files: what its folder holds, name → content.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, pad: int, length: int, files: dict[str, str]) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, pad: int, length: int, files: dict[str, bytes]) -> None:
         self.backend, self.pad, self.length, self.files = backend, pad, length, files
         self.truncated = 0  # texts cut so far, in this process
         backend.no_padding()
@@ -72,7 +73,7 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (folder / name).write_text(content, encoding="utf-8")
+            (folder / name).write_bytes(content)
 
     def _warn(self, text: str, lost: str) -> None:
         self.truncated += 1
@@ -98,11 +99,19 @@ class Tokenizers:
 def open_tokenizers(config: ConfigDict, source: Source | None = None) -> Tokenizers:
     """The tokenizers of a recipe: pretrained where `config.text` names them, else trained on the captions of `source`.
 
+    A source without captions gets tokenizers of the embedded corpus, so that prompts can still be written.
+
     Raises:
-        ValueError: a tokenizer is to be trained and there are no captions, or a named one cannot be loaded.
+        ValueError: a tokenizer is to be trained and there is no source, or a named one cannot be loaded.
     """
-    text = config.text
-    texts = [] if text.clap_tokenizer and text.t5_tokenizer else captions(source)
+    text, texts = config.text, []
+    if not text.clap_tokenizer or not text.t5_tokenizer:
+        if source is None:
+            raise ValueError("there is no source to train tokenizers on; name pretrained ones in config.text")
+        texts = captions(source)
+        if not texts:
+            logging.warning("no record has a caption: the tokenizers are trained on those of the embedded corpus")
+            texts = captions(MusicCorpus(16000, 1.0, 0, "train"))
     if text.clap_tokenizer:
         clap = load(text.clap_tokenizer, "clap", text.clap_length)
     else:
@@ -120,26 +129,15 @@ def load_tokenizers(folder: str | Path, clap_length: int, t5_length: int) -> Tok
     )
 
 
-def captions(source: Source | None, n: int = _CAPTIONS) -> list[str]:
-    """Up to `n` captions of a source, evenly spaced over it.
-
-    Raises:
-        ValueError: there are none.
-    """
+def captions(source: Source, n: int = _CAPTIONS) -> list[str]:
+    """Up to `n` captions of a source, evenly spaced over it; fewer, or none, where records have none."""
     texts = []
-    for index in range(0, len(source) if source else 0, max(len(source) // n, 1) if source else 1):
+    for index in range(0, len(source), max(len(source) // n, 1)):
         try:
-            text = source.text(index)
+            texts.append(source.text(index))
         except UnreadableRecord:
             continue
-        if text:
-            texts.append(text)
-    if not texts:
-        raise ValueError(
-            "no captions to train tokenizers on: name pretrained ones with --config.text.clap_tokenizer and "
-            "--config.text.t5_tokenizer (hub id or folder), or give the recordings captions"
-        )
-    return texts[:n]
+    return [text for text in texts if text][:n]
 
 
 def load(name: str, kind: str, length: int) -> Tokenizer:
@@ -160,7 +158,7 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
         raise ValueError(f"cannot load the {kind} tokenizer {name!r} (a hub id or a folder): {error}") from error
     with tempfile.TemporaryDirectory() as saved:
         loaded.save_pretrained(saved)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(saved).iterdir())}
+        files = {path.name: path.read_bytes() for path in sorted(Path(saved).iterdir())}
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     return Tokenizer(backend, loaded.pad_token_id, length, files)
 
@@ -193,9 +191,9 @@ def train_clap(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     roles = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
     model = json.loads(backend.to_str())["model"]
     files = _files(backend, "RobertaTokenizer", roles, length, add_prefix_space=False, trim_offsets=True)
-    files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
+    files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False).encode()
     merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
-    files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""]).encode()
     return Tokenizer(backend, 1, length, files)
 
 
@@ -240,11 +238,11 @@ def train_t5(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
 
 def _files(
     backend: tokenizers.Tokenizer, name: str, roles: dict[str, str], length: int, **settings: object
-) -> dict[str, str]:
+) -> dict[str, bytes]:
     tokens = {f"{role}_token": token for role, token in roles.items()}
     config = {"tokenizer_class": name, "model_max_length": length, **tokens, **settings}
     return {
-        "tokenizer.json": backend.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(config, indent=2),
-        "special_tokens_map.json": json.dumps(tokens, indent=2),
+        "tokenizer.json": backend.to_str(pretty=True).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
+        "special_tokens_map.json": json.dumps(tokens, indent=2).encode(),
     }

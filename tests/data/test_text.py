@@ -11,6 +11,7 @@ import pytest
 from audioldm2_jax import recipes
 from audioldm2_jax.data import text
 from audioldm2_jax.data.builtin.music import MusicCorpus, heldout_captions
+from audioldm2_jax.data.example import Example, Source
 
 CORPUS = MusicCorpus(16000, 1.0, 0, "train")
 CAPTIONS = text.captions(CORPUS, 2000)
@@ -108,9 +109,22 @@ def test_recipe_trains_or_loads(tokenizers, tmp_path):
     np.testing.assert_array_equal(loaded.t5(TEXTS)[0], tokenizers.t5(TEXTS)[0])
 
 
+def test_recordings_without_captions_get_the_corpus_words(caplog):
+    class Silent(Source):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Example(np.zeros(10, np.float32), None)
+
+    tokenizers = text.open_tokenizers(recipes.get("tiny"), Silent())
+    assert "no record has a caption" in caplog.text
+    assert tokenizers.t5(["a slow melody on a violin"])[1].sum() == 7
+
+
 def test_errors(tmp_path):
     recipe = recipes.get("tiny")
-    with pytest.raises(ValueError, match="no captions to train tokenizers on"):
+    with pytest.raises(ValueError, match="there is no source to train tokenizers on"):
         text.open_tokenizers(recipe, None)
     with pytest.raises(ValueError, match="cannot load the t5 tokenizer"):
         text.load(str(tmp_path), "t5", 10)
