@@ -6,6 +6,7 @@ make it again.
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -101,12 +102,9 @@ def generate(options: argparse.Namespace):
     except OSError as error:
         raise ValueError(f"Cannot write to {target}: {error.strerror}. Choose another folder with -s.") from None
 
-    import jax
-
     from audioldm2_jax.audio import files
     from audioldm2_jax.pipeline import AudioLDM2
 
-    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/audioldm2_jax/xla").expanduser()))
     pipeline = AudioLDM2.from_pretrained(model)
     made: Counter[str] = Counter()
     for first in range(0, len(prompts), options.batchsize):
@@ -141,4 +139,5 @@ def generate(options: argparse.Namespace):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/audioldm2_jax/xla").expanduser()))
     raise SystemExit(main())

@@ -1,6 +1,7 @@
 """Our pipeline against diffusers' on one folder that we wrote: prompt by prompt, stage by stage.
 
-Tolerance 1e-3 relative (float32; four guided steps amplify rounding).
+Tolerance 1e-3 relative (float32; guided steps amplify rounding). Most calls share their shapes, since compiling is
+what takes time here.
 """
 
 import json
@@ -98,7 +99,7 @@ def test_saved_again_diffusers_hears_the_same(ours, theirs, noise, tmp_path):
     # diffusers' own copy of the folder, which has no audiomae and no manifests, reads too.
     theirs.save_pretrained(tmp_path / "theirs")
     copy = AudioLDM2.from_pretrained(tmp_path / "theirs")
-    made = [pipe(PROMPTS[0], num_inference_steps=2, latents=noise[:1]).audios for pipe in (ours, copy)]
+    made = [pipe(PROMPTS, num_inference_steps=STEPS, latents=noise).audios for pipe in (ours, copy)]
     np.testing.assert_array_equal(*made)
 
 
@@ -106,12 +107,12 @@ def test_same_seed_same_sound_in_any_batch(ours):
     together = ours(PROMPTS, num_inference_steps=STEPS, seed=7, eta=1.0)
     again = ours(PROMPTS, num_inference_steps=STEPS, seed=7, eta=1.0)
     np.testing.assert_array_equal(together.audios, again.audios)
-    alone = ours(PROMPTS[1], num_inference_steps=STEPS, seed=7, eta=1.0, num_waveforms_per_prompt=2)
+    alone = ours(PROMPTS[1], num_inference_steps=STEPS, seed=7, eta=1.0, num_waveforms_per_prompt=3)
     close(alone.latents[0], together.latents[1], 1e-4)
     close(alone.audios[0], together.audios[1], 1e-3)
     assert not np.allclose(alone.latents[0], alone.latents[1])
-    other = ours(PROMPTS[1], num_inference_steps=STEPS, seed=8, eta=1.0)
-    assert not np.allclose(alone.latents[0], other.latents[0])
+    other = ours(PROMPTS, num_inference_steps=STEPS, seed=8, eta=1.0)
+    assert not np.allclose(together.latents, other.latents)
 
 
 def test_a_repeated_prompt_gives_other_clips():
@@ -170,14 +171,15 @@ def test_an_overlong_prompt_warns_and_quotes_what_was_cut(ours, caplog):
 
 
 def test_other_scripts(ours):
-    made = ours(["小提琴 🎻", "мелодия на скрипке", "half a character \ud800"], num_inference_steps=1)
+    made = ours(["小提琴 🎻", "мелодия на скрипке", "half a character \ud800"], num_inference_steps=STEPS)
     assert np.isfinite(made.audios).all()
 
 
+@pytest.mark.slow
 def test_half_precision(model, ours, noise):
     half = AudioLDM2.from_pretrained(model, dtype=jnp.bfloat16)
-    made = [pipe(PROMPTS, num_inference_steps=2, latents=noise).latents for pipe in (half, ours)]
-    # 8 bits of mantissa through two steps.
+    made = [pipe(PROMPTS, num_inference_steps=STEPS, latents=noise).latents for pipe in (half, ours)]
+    # 8 bits of mantissa through some guided steps.
     close(*made, 0.1)
 
 
@@ -208,15 +210,19 @@ def test_command_line(model, tmp_path, capsys):
     assert "has not finished" in capsys.readouterr().err
     (run / "model").symlink_to(model)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n小提琴/../x\ndrums\ndrums\n", encoding="utf-8")
+    prompts.write_text(f"\n小提琴/../x\n{CAPTIONS[0]}\ndrums\ndrums\n", encoding="utf-8")
     target = tmp_path / "out"
-    common = ["--model", str(run), "-s", str(target), "--ddim_steps", "1"]
-    assert generate.main([*common, "-tl", str(prompts), "-n", "2", "-b", "2", "--seed", "3"]) == 0
+    common = ["--model", str(run), "-s", str(target), "--ddim_steps", str(STEPS)]
+    assert generate.main([*common, "-tl", str(prompts), "-b", "3", "--seed", "3"]) == 0
     paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in paths] == ["小提琴-x-0.wav", "小提琴-x-1.wav", "drums-0.wav", "drums-1.wav"]
+    assert [path.name for path in paths] == [
+        "小提琴-x-0.wav",
+        "a-slow-melody-on-a-violin-in-a-minor-key-0.wav",
+        "drums-0.wav",
+    ]
     assert all(path.parent == target and path.stat().st_size > 1000 for path in paths)
-    record = json.loads(paths[3].with_suffix(".json").read_text())
-    assert record["prompt"] == "drums" and record["clip"] == 1 and record["seed"] == 3
+    record = json.loads(paths[2].with_suffix(".json").read_text())
+    assert record["prompt"] == "drums" and record["clip"] == 0 and record["seed"] == 3
     for wrong, message in (
         (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
         ([], "Nothing to generate"),
