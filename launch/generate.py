@@ -5,11 +5,11 @@ make it again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 
 
@@ -79,6 +79,11 @@ def file_stem(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt)[:60].strip("-") or "clip"
 
 
+def free_path(folder: Path, stem: str) -> Path:
+    """The first of stem-0.wav, stem-1.wav, ... that does not exist, so that no sound is written over."""
+    return next(path for number in itertools.count() if not (path := folder / f"{stem}-{number}.wav").exists())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = flags().parse_args(arguments)
@@ -106,7 +111,6 @@ def generate(options: argparse.Namespace):
     from audioldm2_jax.pipeline import AudioLDM2
 
     pipeline = AudioLDM2.from_pretrained(model)
-    made: Counter[str] = Counter()
     for first in range(0, len(prompts), options.batchsize):
         batch = prompts[first : first + options.batchsize]
         settings = {
@@ -122,9 +126,7 @@ def generate(options: argparse.Namespace):
         output = pipeline(batch, **settings)
         for clip, audio in enumerate(output.audios):
             prompt = batch[clip // options.n_candidate_gen_per_text]
-            stem = file_stem(prompt)
-            made[stem] += 1
-            path = target / f"{stem}-{made[stem] - 1}.wav"
+            path = free_path(target, file_stem(prompt))
             files.write(path, audio, output.sampling_rate, subtype="FLOAT" if options.format == "float" else "PCM_16")
             record = {
                 "prompt": prompt,

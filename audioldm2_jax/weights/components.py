@@ -52,6 +52,7 @@ class Kind:
       fixed: keys with the only value that our network plays; written, and checked on reading where present.
       absent: keys of the module's fields that older folders leave out, with the value they had then.
       buffers: what PyTorch stores beside the weights, from the config and the weights' tensors.
+      foreign: patterns of passengers that came from files of another class and that this class does not have.
     """
 
     network: type[nn.Module]
@@ -62,6 +63,7 @@ class Kind:
     fixed: Config = dataclasses.field(default_factory=dict)
     absent: Config = dataclasses.field(default_factory=dict)
     buffers: Callable[[Config, Tensors], Tensors] = lambda config, tensors: {}
+    foreign: tuple[str, ...] = ()
 
     @property
     def weights_file(self) -> str:
@@ -196,6 +198,7 @@ KINDS: dict[str, Kind] = {
         },
         absent={"layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1},
         buffers=_word_table,
+        foreign=(r"\.attn\.(masked_)?bias$", r"^lm_head\."),  # tables of older versions, and a second name of wte
     ),
     "projection_model": Kind(
         ProjectionModel,
@@ -280,6 +283,7 @@ KINDS: dict[str, Kind] = {
             "eos_token_id": config.get("eos_token_id", 1),
         },
         fixed={"feed_forward_proj": "gated-gelu"},
+        foreign=(r"^decoder\.", r"^lm_head\."),
         absent={
             "relative_attention_num_buckets": 32,
             "relative_attention_max_distance": 128,
