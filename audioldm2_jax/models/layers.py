@@ -1,4 +1,4 @@
-"""What the UNet and the VAE share: group normalisation, convolutions, attention, ResNet blocks, resampling.
+"""What several networks share: normalisation, dense layers, convolutions, attention, ResNet blocks, resampling.
 
 Feature maps are [batch, time, frequency, channels], sequences [batch, tokens, channels]. Parameters are float32;
 `dtype` is what products are computed in; statistics and softmax are float32 whatever it is. Parameter names are
@@ -6,6 +6,7 @@ those of diffusers (models/resnet.py, downsampling.py, upsampling.py, attention_
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,64 @@ from jax import Array
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018, equations 1-6) over the last axis' groups: [batch, ..., channels] → same.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(x: Array, scale: Array, bias: Array, num_groups: int | None, epsilon: float) -> Array:
+    """(x - mean) / √(variance + epsilon) · scale + bias, moments and result in float32: [batch, ..., c] → the same.
 
-    Two moments a channel, then averages over a group's channels: one pass over the features forward and one back,
-    where a five-axis reshape costs XLA several. Raises ValueError where the groups do not divide the channels.
+    num_groups None takes the moments of each position over its channels (Ba et al. 2016), a number those of each
+    example over all positions and c / num_groups channels (Wu & He 2018). The gradient is written out: XLA derives
+    three times the code to compile from it, and a longer way round.
     """
+    return _normalise(x, scale, bias, num_groups, epsilon)[0]
+
+
+def _average(x: Array, num_groups: int | None) -> Array:
+    """The mean over what is normalised together, shaped to be broadcast against x [batch, ..., c]."""
+    if num_groups is None:
+        return x.mean(-1, keepdims=True)
+    batch, *space, c = x.shape
+    members = jnp.repeat(jnp.eye(num_groups, dtype=x.dtype), c // num_groups, axis=0)
+    dot = partial(jnp.dot, precision="highest")
+    mean = dot(dot(x.mean(tuple(range(1, x.ndim - 1))), members * (num_groups / c)), members.T)
+    return mean.reshape(batch, *(1 for _ in space), c)
+
+
+def _normalise(x: Array, scale: Array, bias: Array, num_groups: int | None, epsilon: float) -> tuple[Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = _average(wide, num_groups)
+    variance = jnp.maximum(_average(jnp.square(wide), num_groups) - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return (wide - mean) * (inverse * scale) + bias, (x, mean, inverse, scale)
+
+
+def _normalise_gradient(num_groups: int | None, epsilon: float, saved: tuple, grad: Array) -> tuple[Array, ...]:
+    x, mean, inverse, scale = saved
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    scaled = grad * scale
+    inward = scaled - _average(scaled, num_groups) - normal * _average(scaled * normal, num_groups)
+    others = tuple(range(x.ndim - 1))
+    return (inverse * inward).astype(x.dtype), (grad * normal).sum(others), grad.sum(others)
+
+
+normalise.defvjp(_normalise, _normalise_gradient)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis."""
+
+    epsilon: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return normalise(x, scale, bias, None, self.epsilon).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of [batch, ..., channels]; ValueError where the groups do not divide the channels."""
 
     num_groups: int
     epsilon: float
@@ -29,7 +82,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        n, *space, c = x.shape
+        c = x.shape[-1]
         if c % self.num_groups:
             raise ValueError(
                 f"norm_num_groups={self.num_groups} does not divide {c} channels; choose a divisor of "
@@ -37,19 +90,7 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x = x.astype(jnp.float32)
-        axes = tuple(range(1, x.ndim - 1))
-
-        def group_mean(moment: Array) -> Array:
-            return moment.reshape(n, self.num_groups, -1).mean(-1)
-
-        mean, square = group_mean(x.mean(axes)), group_mean(jnp.square(x).mean(axes))
-        inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
-        per_channel = c // self.num_groups
-        gain = jnp.repeat(inverse, per_channel, axis=1) * scale
-        offset = bias - jnp.repeat(mean, per_channel, axis=1) * gain
-        to_map = (n, *(1 for _ in space), c)
-        return (x * gain.reshape(to_map) + offset.reshape(to_map)).astype(self.dtype)
+        return normalise(x, scale, bias, self.num_groups, self.epsilon).astype(self.dtype)
 
 
 def conv3x3(features: int, dtype: jnp.dtype, *, kernel_init: Callable = torch_uniform, **options) -> nn.Conv:

@@ -18,6 +18,7 @@ from audioldm2_jax.models.layers import (
     Dense,
     Downsample,
     GroupNorm,
+    LayerNorm,
     ResnetBlock,
     Upsample,
     conv1x1,
@@ -95,7 +96,7 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(epsilon=1e-5, dtype=self.dtype) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(1e-5, self.dtype) for _ in range(3))
         self.attn1 = Attention(self.channels, self.num_heads, use_bias=False, dtype=self.dtype)
         self.attn2 = Attention(self.channels, self.num_heads, use_bias=False, dtype=self.dtype)
         self.ff = FeedForward(self.channels, self.dtype)

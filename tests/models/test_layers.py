@@ -1,0 +1,65 @@
+"""The shared layers whose gradients or layouts are our own, against Flax and plain formulas."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from audioldm2_jax.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend
+
+# float32: sums of some hundred terms in another order.
+TOLERANCE = 2e-5
+
+
+def draw(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("ours", "flax", "shape"),
+    [
+        (GroupNorm(4, 1e-5, jnp.float32), nn.GroupNorm(4, epsilon=1e-5), (2, 5, 3, 8)),
+        (LayerNorm(1e-5, jnp.float32), nn.LayerNorm(epsilon=1e-5), (2, 5, 8)),
+        (Dense(6, jnp.float32), nn.Dense(6), (2, 5, 8)),
+    ],
+    ids=["group", "layer", "dense"],
+)
+def test_values_and_gradients_equal_flax(ours: nn.Module, flax: nn.Module, shape: tuple[int, ...]) -> None:
+    x = 3 + 2 * draw(*shape)
+    variables = jax.tree.map(lambda leaf: draw(*leaf.shape), jax.eval_shape(flax.init, jax.random.key(0), x))
+
+    def loss(module: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
+        return jnp.sin(module.apply(variables, x)).sum()
+
+    got, wanted = (jax.value_and_grad(loss, argnums=(1, 2))(module, variables, x) for module in (ours, flax))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), got, wanted)
+
+
+@pytest.mark.parametrize("norm", [GroupNorm(2, 1e-6, jnp.bfloat16), LayerNorm(1e-6, jnp.bfloat16)])
+def test_statistics_are_float32_and_a_constant_is_finite(norm: nn.Module) -> None:
+    x = (100 + draw(1, 4, 4, 8)).astype(jnp.bfloat16)
+    variables = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    wanted = norm.clone(dtype=jnp.float32).apply(variables, x.astype(jnp.float32))
+    got = norm.apply(variables, x)
+    # One rounding to bfloat16 at the end, of values up to 4.
+    assert got.dtype == jnp.bfloat16 and np.abs(got.astype(jnp.float32) - wanted).max() < 0.02
+    constant = jnp.full((1, 4, 4, 8), 1000.0)
+    gradient = jax.grad(lambda x: norm.apply(variables, x).astype(jnp.float32).sum())(constant)
+    assert np.isfinite(norm.apply(variables, constant)).all() and np.isfinite(gradient).all()
+
+
+def test_attend_is_softmax_attention() -> None:
+    query, key, value, bias = draw(2, 3, 2, 4), draw(2, 5, 2, 4), draw(2, 5, 2, 4), draw(2, 5)
+    wanted = jax.nn.dot_product_attention(query, key, value, bias[:, None, None, :])
+    np.testing.assert_allclose(attend(query, key, value, bias), wanted, atol=1e-6)
+
+
+def test_upsample_doubles_and_cuts() -> None:
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    middle = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    variables = {"params": {"conv": {"kernel": middle, "bias": jnp.zeros(1)}}}
+    got = Upsample(1, jnp.float32).apply(variables, x, (3, 4))
+    assert got[0, ..., 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]]
