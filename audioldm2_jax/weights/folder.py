@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -108,14 +109,19 @@ def write_component(
       config: the network's fields and whatever else its config.json should say (`scaling_factor` of the VAE,
         `sample_size` of the UNet, `max_new_tokens` of the language model).
       variables: the network's collections.
-      passengers: tensors to be written back, by their PyTorch names; PyTorch's buffers are made where
-        missing.
+      passengers: tensors to be written back, by their PyTorch names, save those that the component's class does
+        not have; PyTorch's buffers are made where missing.
 
     Raises:
       FolderError: where the folder cannot be written.
       ValueError: where the variables are not those of the network (from the renamer).
     """
-    kind, passengers = KINDS[name], dict(passengers or {})
+    kind = KINDS[name]
+    passengers = {
+        key: value
+        for key, value in (passengers or {}).items()
+        if not any(re.search(pattern, key) for pattern in kind.foreign)
+    }
     config = _written_config(kind, config, passengers)
     tensors = to_torch(variables, NAMES[name])
     buffers = kind.buffers(_merge(kind.absent, config), tensors)

@@ -113,6 +113,17 @@ def test_the_word_table_travels_along(model, tmp_path):
     assert again.config["vocab_size"] == 5 and again.config["max_new_tokens"] == 4
 
 
+def test_a_whole_t5_becomes_an_encoder(model, tmp_path):
+    """What is published loads without unexpected keys, though its source held a decoder too."""
+    part = folder.read_component(model, "text_encoder_2")
+    foreign = {
+        "decoder.final_layer_norm.weight": np.ones(16, np.float32),
+        "lm_head.weight": np.ones((4, 16), np.float32),
+    }
+    folder.write_component(tmp_path, "text_encoder_2", part.config, part.variables, foreign)
+    assert not folder.read_component(tmp_path, "text_encoder_2").passengers
+
+
 def test_scheduler_and_feature_extractor(model):
     assert folder.read_scheduler(model) == (SCHEDULE, "DDIMScheduler")
     theirs = diffusers.DDIMScheduler.from_pretrained(model / "scheduler")
