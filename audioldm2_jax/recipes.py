@@ -34,7 +34,8 @@ def base() -> ConfigDict:
             "recipe": "",
             "seed": 0,
             "run_dir": "runs/audioldm2",
-            # Comma-separated stages to train, in any order; they run in dependency order.
+            # Comma-separated. Side by side, each starts in this order as soon as its inputs are there and a core is
+            # free; else they run in the order in which they build on each other.
             "stages": "audiomae,vae,vocoder,diffusion,language_model,joint",
             # Stages trained side by side, each in a process of its own with its share of the CPU cores.
             # Only for CPU: an accelerator is one stage's at a time.
@@ -317,7 +318,7 @@ def tiny() -> ConfigDict:
     config = base()
     config.update(
         {
-            "stages": "audiomae,clap,vae,vocoder,diffusion,language_model,joint",
+            "stages": "audiomae,vae,diffusion,clap,language_model,vocoder,joint",
             "side_by_side": 2,
             "dtype": "float32",
         }
@@ -370,7 +371,7 @@ def tiny() -> ConfigDict:
     )
     config.models.vae.update(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)
     config.models.unet.update(
-        block_out_channels=(32, 64, 128),
+        block_out_channels=(32, 48, 96),
         layers_per_block=1,
         cross_attention_dim=(None, 160, 128),
         attention_head_dim=(1, 1, 2),
@@ -403,21 +404,24 @@ def tiny() -> ConfigDict:
         discriminator_start=600,
     )
     train.vocoder.update(
-        steps=2500,
+        steps=1800,
         batch_size=4,
         learning_rate=1e-3,
         warmup=50,
-        decay="cosine",
+        decay_rate=0.6,
+        decay_every=500,
         ema=0.999,
         segment_samples=7680,
         crops=2,
-        discriminator_start=2300,
+        discriminator_start=1650,
     )
-    train.diffusion.update(steps=750, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
+    train.diffusion.update(steps=500, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
     train.language_model.update(steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True)
-    train.joint.update(steps=150, batch_size=16, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
+    train.joint.update(steps=100, batch_size=16, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)
+    for name in ("vae", "vocoder"):
+        train[name].sample_every = 10_000
     config.samples.update({"steps": 50, "guidance_scale": 2.0})
     return config
 
@@ -441,6 +445,6 @@ def _training(**stage: object) -> dict:
         "log_every": 50,
         "save_every": 5000,
         "keep": 3,  # checkpoints
-        "sample_every": 10_000,  # 0: only at the end
+        "sample_every": 10_000,  # and at the end; 0: never
         **stage,
     }

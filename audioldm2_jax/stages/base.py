@@ -108,7 +108,7 @@ class Stage:
         raise NotImplementedError
 
     def initial(self) -> dict[str, Tree]:
-        """Returns the groups, or parts of them, that start from `continues` or `init_from`: merged over `init`'s."""
+        """Returns the groups that start from `continues` or `init_from` instead of from `init`."""
         return {}
 
     def variant(self, step: int) -> Any:

@@ -81,7 +81,9 @@ class VAEStage(Stage):
         judge = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
 
         def adversarial(output):
-            (logits, *_), _ = self.discriminator.apply(judge, output, use_running_average=False, mutable=["batch_stats"])
+            (logits, *_), _ = self.discriminator.apply(
+                judge, output, use_running_average=False, mutable=["batch_stats"]
+            )
             return -sum(score.mean() for score in logits) / len(logits)
 
         # Weight: the norms of both gradients at the decoder's last layer [contperceptual.py calculate_adaptive_weight].

@@ -2,7 +2,7 @@
 
 The order of one call of `train`:
 1. the mesh, and the shape and place of every array of the state, allocating nothing;
-2. the newest undamaged checkpoint, or new parameters (merged with those that the stage starts from);
+2. the newest undamaged checkpoint, or new parameters, or those that the stage starts from;
 3. steps: the batch of step s and all randomness in it are functions of (seed, s, slot), so a resumed run is the
    straight run;
 4. a last checkpoint, the averaged parameters, samples.
@@ -161,33 +161,42 @@ def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation]
 
 
 def _start(stage: Stage, new_state: Callable, key: jax.Array, abstract: Any) -> State:
-    """Returns the state of step 0: new parameters, those that the stage starts from laid over them."""
-    # Zeros of the optimiser and copies for the average are not worth compiling: only what is random is.
+    """Returns the state of step 0: new parameters, or those that the stage starts from."""
+    # Only what is random is worth compiling: not the zeros of the optimiser, nor what is given.
+    initial = stage.initial()
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    drawn = {"params": places["params"], "model_state": places["model_state"]}
+    drawn = {
+        "params": {group: place for group, place in places["params"].items() if group not in initial},
+        "model_state": places["model_state"],
+    }
 
     def draw(key):
         state = new_state(key)
-        return {part: state[part] for part in drawn}
+        return {part: {group: state[part][group] for group in groups} for part, groups in drawn.items()}
 
     state = dict(jax.jit(draw, out_shardings=drawn)(key))
-    for group, given in stage.initial().items():
-        state["params"][group] = _overlay(state["params"][group], given, f"{stage.name}.{group}")
+    for group, given in initial.items():
+        state["params"][group] = _place(abstract["params"][group], given, f"{stage.name}.{group}")
     state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
     rest = {part: abstract[part] for part in ("opt", "step")}
     return state | jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), rest)
 
 
-def _overlay(tree: Any, given: Any, where: str) -> Any:
-    """Returns `tree` with the leaves of `given` in place of its own."""
-    if not isinstance(given, dict):
-        if tree.shape != given.shape:
-            raise ValueError(f"{where}: the recipe has shape {tree.shape}, the weights to start from {given.shape}")
-        return jax.device_put(jnp.asarray(given, tree.dtype), tree.sharding)
-    unknown = [key for key in given if key not in tree]
-    if unknown:
-        raise ValueError(f"{where}: the weights to start from have {unknown[0]!r}, which the recipe's network lacks")
-    return {key: _overlay(leaf, given[key], f"{where}/{key}") if key in given else leaf for key, leaf in tree.items()}
+def _place(wanted: Any, given: Any, where: str) -> Any:
+    """Returns the weights `given`, laid out as `wanted`.
+
+    Raises:
+        ValueError: they are not those of the recipe's network; the message names the first difference.
+    """
+    if not isinstance(wanted, dict):
+        if wanted.shape != given.shape:
+            raise ValueError(f"{where}: the recipe has shape {wanted.shape}, the weights to start from {given.shape}")
+        return jax.device_put(np.asarray(given, wanted.dtype), wanted.sharding)
+    if wanted.keys() != given.keys():
+        only = sorted(wanted.keys() ^ given.keys())[0]
+        owner = "recipe's network" if only in wanted else "network to start from"
+        raise ValueError(f"{where}: only the {owner} has {only!r}; take the sizes of the weights into the recipe")
+    return {key: _place(leaf, given[key], f"{where}/{key}") for key, leaf in wanted.items()}
 
 
 def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen: Any, batch: Any, variant: Any):

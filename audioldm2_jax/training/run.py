@@ -221,7 +221,8 @@ def train_stage(
             show.write_samples(where / "samples" / f"{step:07}", jax.device_get(made), config.audio.sampling_rate)
 
     trained = loop.train(stage, batches("train", stage.knobs.batch_size), where, progress, should_stop, sample)
-    sample(stage.knobs.steps, trained.params, trained.model_state)
+    if stage.knobs.sample_every:
+        sample(stage.knobs.steps, trained.params, trained.model_state)
     result = stage.results(trained.params, trained.model_state, stage.frozen, trained.batch)
     if jax.process_index() == 0:
         _write_result(where / "result", result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,21 +35,16 @@ def draw_mels(path: Path, rows: Mapping[str, np.ndarray], titles: Sequence[str])
     axes = figure.subplots(len(rows), clips, squeeze=False)
     low = min(float(mel.min()) for mel in rows.values())
     high = max(float(mel.max()) for mel in rows.values())
-    for line, (name, mels) in zip(axes, rows.items()):
-        for axis, mel, title in zip(line, mels, titles):
+    for row, (name, mels) in enumerate(rows.items()):
+        for column, (mel, title) in enumerate(zip(mels, titles)):
+            axis = axes[row, column]
             axis.imshow(mel.T, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
             axis.set_xticks([])
             axis.set_yticks([])
-            if axis is line[0]:
+            if column == 0:
                 axis.set_ylabel(name)
-            if line is axes[0]:
-                axis.set_title(_wrapped(title), fontsize=8)
+            if row == 0:
+                axis.set_title("\n".join(textwrap.wrap(title, 34)[:3]), fontsize=8)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)
-
-
-def _wrapped(title: str) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(title, 34)[:3])
