@@ -120,8 +120,11 @@ def train(
             state, metrics = step_function(state, frozen, batch, variant=stage.variant(step))
             pending.append((step, metrics))
             clock.limit(pending)
-            done, stop = step + 1, should_stop()
-            if done % knobs.log_every == 0 or done in (first + 1, knobs.steps) or stop:
+            done = step + 1
+            logs = done % knobs.log_every == 0 or done in (first + 1, knobs.steps)
+            # Several hosts have to agree on the step at which they stop.
+            stop = (logs or jax.process_count() == 1) and sharding.any_host(should_stop())
+            if logs or stop:
                 _log(stage, pending, clock, writer, progress, checkpoints)
             if stop or done == knobs.steps or (knobs.save_every and done % knobs.save_every == 0):
                 _check(stage, pending, checkpoints)

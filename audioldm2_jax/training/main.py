@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import jax
@@ -45,9 +46,18 @@ def main(config: ConfigDict) -> int:
             screen.say("Interrupted; the same command goes on after the last checkpoint.")
             return 130
         except (*side_by_side.TOLD, side_by_side.StageFailed) as error:
-            sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}{_keep_traceback(config)}", file=sys.stderr, flush=True)
             return 1
+
+
+def _keep_traceback(config: ConfigDict) -> str:
+    """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message."""
+    path = Path(config.run_dir) / "error.txt"
+    try:
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return ""
+    return f" (traceback: {path})"
 
 
 def _introduce(config: ConfigDict, screen: Progress) -> None:

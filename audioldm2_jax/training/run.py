@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.data import pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop, show
+from audioldm2_jax.training import loop, sharding, show
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.weights import folder
 
@@ -113,6 +113,7 @@ def prepare(config: ConfigDict) -> None:
             _check_config(config, name)
     if jax.process_index() == 0 and not (root / text.T5_FOLDER).is_dir():
         text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
+    sharding.wait_for_hosts("run folder prepared")
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -193,7 +194,8 @@ def train_stage(
         empty |= {f"{kind}_ids": ids, f"{kind}_mask": mask}
     stage = STAGES[name](config, load_components(config, name), empty)
     where.mkdir(parents=True, exist_ok=True)
-    _write_json(where / "config.json", _relevant(config, name))
+    if jax.process_index() == 0:
+        _write_json(where / "config.json", _relevant(config, name))
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
         source = sources.open_source(config, split)
@@ -217,15 +219,17 @@ def train_stage(
     def sample(step: int, params, model_state) -> None:
         heldout = next(batches("heldout", 4 * jax.process_count())(0))
         made = listen(params, model_state, stage.frozen, heldout, jax.random.key(step))
+        made = sharding.to_host(made)
         if jax.process_index() == 0:
-            show.write_samples(where / "samples" / f"{step:07}", jax.device_get(made), config.audio.sampling_rate)
+            show.write_samples(where / "samples" / f"{step:07}", made, config.audio.sampling_rate)
 
     trained = loop.train(stage, batches("train", stage.knobs.batch_size), where, progress, should_stop, sample)
     if stage.knobs.sample_every:
         sample(stage.knobs.steps, trained.params, trained.model_state)
-    result = stage.results(trained.params, trained.model_state, stage.frozen, trained.batch)
+    params, model_state, batch = sharding.to_host((trained.params, trained.model_state, trained.batch))
     if jax.process_index() == 0:
-        _write_result(where / "result", result)
+        _write_result(where / "result", stage.results(params, model_state, stage.frozen, batch))
+    sharding.wait_for_hosts(f"{name} finished")
     return trained.data_wait
 
 

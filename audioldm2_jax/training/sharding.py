@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -66,3 +67,21 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     """Returns the global batch that this host's contiguous slots are a part of."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Returns whole NumPy arrays of a tree whose arrays may lie on the devices of several hosts. Called by all hosts."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def wait_for_hosts(what: str) -> None:
+    """Returns once all hosts have called it with the same `what`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_host(flag: bool) -> bool:
+    """Returns whether `flag` is set on any host. Called by all hosts."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
