@@ -1,35 +1,35 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="audioldm2-jax",
     version="0.1.0",
-    description="Train AudioLDM 2 from scratch in JAX: text to music, sound effects and speech",
-    long_description=open("README.md", encoding="utf-8").read(),
+    description="AudioLDM 2 in JAX: every stage of text to music, trained from nothing",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["audioldm2_jax*"]),
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.6",
-        "flax>=0.10.4",
+        "jax>=0.10",
+        "flax>=0.12",
         "optax>=0.2.4",
         "orbax-checkpoint>=0.11.10",
         "grain>=0.2.12",
         "ml-collections>=1.0",
         "absl-py>=2.1",
-        "numpy>=1.26",
-        "transformers>=4.46",
+        "numpy>=2.0",
+        "transformers>=4.46",  # tokenizers only; PyTorch is not needed
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
         "huggingface_hub>=0.26",
         "tensorflow-datasets>=4.9.7",
-        "array_record>=0.5.1",
+        "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with
         "soundfile>=0.12",
         "soxr>=0.4",
-        "librosa>=0.10.2",
-        # 0.6.0 cannot return arrays with NumPy 2.3 and later.
-        "symusic>=0.5.5,<0.6",
-        "pretty_midi>=0.2.10",  # carries the sound font TimGM6mb.sf2
+        "pretty_midi>=0.2.10",  # for the sound font that it carries, TimGM6mb.sf2
         "tensorboardX>=2.6.2",
         "rich>=13.7",
         "matplotlib>=3.8",
@@ -38,15 +38,16 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "k8s": ["jax[k8s]"],
+        # The twins and the reference implementations that tests and benchmarks compare with.
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
-            # This range has a CPU wheel; diffusers and torch are the twins that the tests compare with.
             "torch>=2.6,<2.14",
             "diffusers>=0.33",
-            "accelerate>=1.0",
+            "accelerate>=1.0",  # diffusers loads models with it
             "kaldi-native-fbank>=1.20",
-            "scikit-learn>=1.4",
+            "librosa>=0.10.2",
+            "threadpoolctl>=3.1",
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",

@@ -1,0 +1,90 @@
+"""The house is as docs/design.md draws it: every file is listed, and imports go down."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "audioldm2_jax"
+
+
+def listed_floors() -> dict[str, int]:
+    """{file: floor} from the list in docs/design.md."""
+    floors, floor = {}, 0
+    for line in (ROOT / "docs/design.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"── floor (\d+)", line):
+            floor = int(heading[1])
+        elif floor and (entry := re.match(r"([\w/]+\.py)(\s|$)", line)):
+            assert entry[1] not in floors, f"{entry[1]} is listed twice"
+            floors[entry[1]] = floor
+        elif line == "```":
+            floor = 0
+    return floors
+
+
+def imports(file: str) -> set[str]:
+    """The modules that a file imports anywhere in it, ours as paths in the package, others by their first name."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {_module(name) for name in names}
+    return found
+
+
+def _module(name: str) -> str:
+    first, *rest = name.split(".")
+    if first != PACKAGE.name:
+        return first
+    for path in (rest, rest[:-1]):  # the name may be that of something inside the module
+        if path and (PACKAGE / Path(*path)).with_suffix(".py").is_file():
+            return "/".join(path) + ".py"
+    return "/".join([*rest[:-1], "__init__.py"])
+
+
+def reachable(files: set[str]) -> set[str]:
+    """What `files` import, directly or through others."""
+    found: set[str] = set()
+    while files:
+        found |= files
+        files = {name for file in files if file.endswith(".py") for name in imports(file)} - found
+    return found
+
+
+FLOORS = listed_floors()
+
+
+def test_every_file_is_listed_and_every_listed_file_exists():
+    there = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")}
+    code = {file for file in there if imports(file) or not file.endswith("__init__.py")} - {"__init__.py"}
+    assert code - FLOORS.keys() == set(), "give these a line in docs/design.md"
+    assert FLOORS.keys() - there == set(), "docs/design.md lists what is not there"
+
+
+def test_imports_go_down():
+    for file, floor in FLOORS.items():
+        for other in (name for name in imports(file) if name.endswith(".py")):
+            same_room = "/" in file and file.split("/")[0] == other.split("/")[0]
+            below = FLOORS[other] < floor or (same_room and FLOORS[other] == floor)
+            assert below, f"{file} (floor {floor}) imports {other} (floor {FLOORS[other]})"
+
+
+def test_there_are_no_circles():
+    for file in FLOORS:
+        ours = {name for name in imports(file) if name.endswith(".py")}
+        assert file not in reachable(ours), f"{file} imports itself through others"
+
+
+def test_data_needs_no_jax():
+    data = {file for file in FLOORS if file.startswith("data/")}
+    assert not reachable(data) & {"jax", "flax", "optax", "orbax", "torch"}
+
+
+def test_the_package_imports_nothing_from_outside_it():
+    outside = {path.name for path in ROOT.iterdir() if path.is_dir()} - {PACKAGE.name}
+    assert not reachable(set(FLOORS)) & outside
