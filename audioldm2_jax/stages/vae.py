@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from audioldm2_jax.models.discriminators import PatchGAN
 from audioldm2_jax.models.vae import AutoencoderKL
@@ -90,14 +89,14 @@ class VAEStage(Stage):
         features, last = jax.lax.stop_gradient((outputs["features"], params["vae"]["decoder"]["conv_out"]))
 
         def at_last_layer(loss):
-            def through(layer):
-                decoder = {**params["vae"]["decoder"], "conv_out": layer}
+            def through(kernel):
+                decoder = {**params["vae"]["decoder"], "conv_out": {**last, "kernel": kernel}}
                 variables = {
                     "params": jax.lax.stop_gradient({**params["vae"], "decoder": decoder}) | {"decoder": decoder}
                 }
                 return loss(self.module.apply(variables, features, method="decode_output"))
 
-            return optax.global_norm(jax.grad(through)(last))
+            return jnp.linalg.norm(jax.grad(through)(last["kernel"]))
 
         size = outputs["mel"].shape[0]
         norm_nll = at_last_layer(lambda output: jnp.abs(outputs["mel"] - output).sum() / size)

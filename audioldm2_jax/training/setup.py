@@ -9,11 +9,16 @@ from ml_collections import ConfigDict
 
 
 def start(config: ConfigDict) -> None:
-    """Joins the other hosts, where the environment names them, and turns on the compilation cache."""
+    """Joins the other hosts, where the environment names them, and turns on the compilation cache.
+
+    JAX finds the hosts of a TPU pod, of Slurm, Open MPI and Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS
+    (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
     import jax
 
     if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
-        jax.distributed.initialize()
+        count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
     if config.compilation_cache == "off":
         return
     cache = Path(config.compilation_cache or "~/.cache/audioldm2_jax/xla").expanduser()

@@ -48,7 +48,7 @@ def train_all(config: ConfigDict, progress: Progress) -> dict[str, float]:
             progress.say(f"{name}: finished before")
     left = [name for name in chosen if not run.finished(config, name)]
     with stop_flag() as stopped:
-        if config.side_by_side > 1 and left and jax.default_backend() == "cpu":
+        if config.side_by_side > 1 and left and jax.default_backend() == "cpu" and jax.process_count() == 1:
             return _Crew(config, left, progress, stopped.is_set).work()
         waits = {}
         for name in sorted(left, key=list(run.STAGES).index):
