@@ -76,10 +76,12 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
 
 def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     model = Path(config.run_dir) / "model"
+    if jax.process_index() > 0:
+        return None  # the first host publishes and shows
     if not anew and (model / "model_index.json").exists():
         screen.say(f"This run is finished; its model is {model}.")
         return model
-    published = run.publish(config) if jax.process_index() == 0 else None
+    published = run.publish(config)
     if published is None:
         missing = [name for name in run.STAGES if not run.finished(config, name)]
         screen.say(f"No model folder yet: {', '.join(missing)} still to be trained.")

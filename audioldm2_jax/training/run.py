@@ -197,7 +197,7 @@ def train_stage(
     if jax.process_index() == 0:
         _write_json(where / "config.json", _relevant(config, name))
 
-    def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    def batches(split: str, batch_size: int, host: int, hosts: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
         source = sources.open_source(config, split)
         return lambda step: pipeline.batches(
             source,
@@ -207,9 +207,9 @@ def train_stage(
             samples=round(config.audio.seconds * config.audio.sampling_rate),
             seed=config.seed,
             start_step=step,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            workers=config.data.workers,
+            host_index=host,
+            host_count=hosts,
+            workers=config.data.workers if split == "train" else 0,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
@@ -217,13 +217,14 @@ def train_stage(
     listen = jax.jit(stage.listen)
 
     def sample(step: int, params, model_state) -> None:
-        heldout = next(batches("heldout", 4 * jax.process_count())(0))
-        made = listen(params, model_state, stage.frozen, heldout, jax.random.key(step))
-        made = sharding.to_host(made)
+        params, model_state = sharding.to_host((params, model_state))
         if jax.process_index() == 0:
+            heldout = next(batches("heldout", 4, 0, 1)(0))
+            made = jax.device_get(listen(params, model_state, stage.frozen, heldout, jax.random.key(step)))
             show.write_samples(where / "samples" / f"{step:07}", made, config.audio.sampling_rate)
 
-    trained = loop.train(stage, batches("train", stage.knobs.batch_size), where, progress, should_stop, sample)
+    train_batches = batches("train", stage.knobs.batch_size, jax.process_index(), jax.process_count())
+    trained = loop.train(stage, train_batches, where, progress, should_stop, sample)
     if stage.knobs.sample_every:
         sample(stage.knobs.steps, trained.params, trained.model_state)
     params, model_state, batch = sharding.to_host((trained.params, trained.model_state, trained.batch))

@@ -70,7 +70,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
 
 def to_host(tree: Any) -> Any:
-    """Returns whole NumPy arrays of a tree whose arrays may lie on the devices of several hosts. Called by all hosts."""
+    """Returns a tree of whole NumPy arrays from one whose arrays may lie on several hosts. Called by all hosts."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
