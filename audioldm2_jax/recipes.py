@@ -257,6 +257,7 @@ def base() -> ConfigDict:
                     batch_size=128,
                     learning_rate=1e-4,
                     warmup=10_000,
+                    noise_draws=1,  # noises a clip: more of them share the work of the frozen networks
                     guidance_dropout=0.1,
                     text="captions",  # what the UNet's text context holds: captions, or none (T5 is not trained yet)
                 ),
@@ -274,6 +275,7 @@ def base() -> ConfigDict:
                     batch_size=128,
                     learning_rate=1e-4,
                     warmup=1_000,
+                    noise_draws=1,
                     guidance_dropout=0.1,
                     true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
                     unconditional="language_model",  # or zeros [A2 ddpm.py]
@@ -328,7 +330,7 @@ def tiny() -> ConfigDict:
     config.audio.clap.seconds = 2.55  # 256 frames: two windows of HTSAT's picture of 128 × 128
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
     config.text.update(
-        {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 40, "t5_length": 40, "vocabulary": 512}
+        {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 32, "t5_length": 24, "vocabulary": 512}
     )
     config.init_from.update(dict.fromkeys(config.init_from, ""))
     config.loa.update({"pooling": 4, "training_poolings": (4,)})
@@ -373,8 +375,9 @@ def tiny() -> ConfigDict:
     config.models.unet.update(
         block_out_channels=(32, 48, 96),
         layers_per_block=1,
-        cross_attention_dim=(None, 160, 128),
-        attention_head_dim=(1, 1, 2),
+        # A list a level: the wide one attends to the LOA alone, the deep one to itself, the LOA and the text.
+        cross_attention_dim=((160,), (160,), (None, 160, 128)),
+        attention_head_dim=(1, 1, 1),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
@@ -415,9 +418,9 @@ def tiny() -> ConfigDict:
         crops=2,
         discriminator_start=1650,
     )
-    train.diffusion.update(steps=500, batch_size=16, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
+    train.diffusion.update(steps=600, batch_size=8, noise_draws=2, learning_rate=1e-3, warmup=50, decay="cosine", text="none")
     train.language_model.update(steps=350, batch_size=64, learning_rate=1e-3, warmup=30, decay="cosine", train_t5=True)
-    train.joint.update(steps=100, batch_size=16, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
+    train.joint.update(steps=100, batch_size=8, noise_draws=2, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True)
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)
     for name in ("vae", "vocoder"):

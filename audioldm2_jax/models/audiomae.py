@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audioldm2_jax.models.layers import Dense, attend
+from audioldm2_jax.models.layers import Dense, LayerNorm, attend, gelu
 
 _EPSILON = 1e-6  # of all LayerNorms
 _WINDOW = (4, 4)  # of the decoder, patches in time and frequency
@@ -225,7 +225,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + Attention(self.num_heads, self.dtype, name="attn")(_layer_norm(self.dtype, "norm1")(x))
-        mlp = Mlp(4 * self.features, self.features, _gelu, self.dtype, name="mlp")
+        mlp = Mlp(4 * self.features, self.features, gelu, self.dtype, name="mlp")
         return x + mlp(_layer_norm(self.dtype, "norm2")(x))
 
 
@@ -265,7 +265,7 @@ class SwinBlock(nn.Module):
         mixed = mixed.reshape(windows.shape).transpose(0, 1, 3, 2, 4, 5).reshape(b, time, frequency, d)
         mixed = jnp.roll(mixed, shift, axis=1).reshape(b, n, d)
         x = x + _layer_norm(self.dtype, "norm1")(mixed)
-        mlp = Mlp(4 * self.features, self.features, _gelu, self.dtype, name="mlp")
+        mlp = Mlp(4 * self.features, self.features, gelu, self.dtype, name="mlp")
         return x + _layer_norm(self.dtype, "norm2")(mlp(x))
 
 
@@ -336,9 +336,5 @@ def _log_distances(window: tuple[int, int]) -> np.ndarray:
     return np.sign(apart) * np.log1p(np.abs(apart))
 
 
-def _layer_norm(dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=_EPSILON, dtype=dtype, name=name)
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
+def _layer_norm(dtype: jnp.dtype, name: str | None = None) -> LayerNorm:
+    return LayerNorm(_EPSILON, dtype, name=name)

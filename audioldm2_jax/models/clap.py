@@ -16,6 +16,7 @@ from jax import Array
 from audioldm2_jax.models.attention import mask_bias
 from audioldm2_jax.models.clap_layers import Attention, Dense, Output, Style, check_gelu, normal
 from audioldm2_jax.models.htsat import ClapAudioTower
+from audioldm2_jax.models.layers import gelu
 
 
 class Clap(nn.Module):
@@ -167,7 +168,7 @@ class _TextLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, bias: Array, deterministic: bool) -> Array:
         x = Attention(self.style, self.num_heads, post_norm=True, name="attention")(x, bias, deterministic)
-        h = nn.gelu(Dense(self.style, self.intermediate_size, name="intermediate")(x), approximate=False)
+        h = gelu(Dense(self.style, self.intermediate_size, name="intermediate")(x))
         return Output(self.style, post_norm=True, name="output")(h, x, deterministic)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from audioldm2_jax.models import layers
 from audioldm2_jax.models.attention import attend
 
 normal = nn.initializers.normal
@@ -24,11 +25,11 @@ class Style:
     layer_norm_eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 
-    def dense(self, features: int, name: str, **options: Any) -> nn.Dense:
-        return nn.Dense(features, kernel_init=normal(self.stddev), dtype=self.dtype, name=name, **options)
+    def dense(self, features: int, name: str, **options: Any) -> layers.Dense:
+        return layers.Dense(features, self.dtype, kernel_init=normal(self.stddev), name=name, **options)
 
-    def norm(self, name: str) -> nn.LayerNorm:
-        return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
+    def norm(self, name: str) -> layers.LayerNorm:
+        return layers.LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
     def dropout(self, x: Array, deterministic: bool) -> Array:
         return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)

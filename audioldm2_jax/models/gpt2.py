@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from audioldm2_jax.models.attention import attend, mask_bias
+from audioldm2_jax.models.layers import Dense, LayerNorm
 
 normal = nn.initializers.normal
 INITIAL_STDDEV = 0.02  # transformers' initializer_range
@@ -44,13 +45,13 @@ class _Part(nn.Module):
         sizes = {key: getattr(self, key) for key in _Part.__annotations__ if key not in ("parent", "name")}
         return kind(**sizes, name=name)
 
-    def dense(self, features: int, name: str) -> nn.Dense:
+    def dense(self, features: int, name: str) -> Dense:
         """The scale of the layers that end a residual branch falls with their number, 2 · n_layer."""
         stddev = INITIAL_STDDEV * ((2 * self.n_layer) ** -0.5 if name == "c_proj" else 1.0)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=normal(stddev), name=name)
+        return Dense(features, self.dtype, kernel_init=normal(stddev), name=name)
 
     def norm(self, x: Array, name: str) -> Array:
-        return nn.LayerNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)(x)
+        return LayerNorm(self.layer_norm_epsilon, self.dtype, name=name)(x)
 
 
 class GPT2(_Part):

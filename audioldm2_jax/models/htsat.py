@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from audioldm2_jax.models.clap_layers import Attention, Dense, Output, Style, check_gelu, normal
+from audioldm2_jax.models.layers import gelu
 
 
 class _HTSAT(nn.Module):
@@ -174,7 +175,7 @@ class _SwinLayer(nn.Module):
         mixed = jnp.roll(mixed, (self.shift, self.shift), (1, 2)) if self.shift else mixed
         x = x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(mixed, deterministic=deterministic)
         widened = Dense(self.style, int(self.mlp_ratio * c), name="intermediate")(self.style.norm("layernorm_after")(x))
-        widened = nn.gelu(widened, approximate=False)
+        widened = gelu(widened)
         return x + Output(self.style, post_norm=False, name="output")(widened, x, deterministic)
 
 

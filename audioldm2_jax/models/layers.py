@@ -93,6 +93,11 @@ class GroupNorm(nn.Module):
         return normalise(x, scale, bias, self.num_groups, self.epsilon).astype(self.dtype)
 
 
+def gelu(x: Array) -> Array:
+    """x · Φ(x) by erf (Hendrycks & Gimpel 2016); the erfc of jax.nn.gelu takes XLA:CPU three times as long."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+
+
 def conv3x3(features: int, dtype: jnp.dtype, *, kernel_init: Callable = torch_uniform, **options) -> nn.Conv:
     """A 3 × 3 convolution over [batch, time, frequency, channels], padded by one all round unless told otherwise."""
     options = {"padding": 1, **options}

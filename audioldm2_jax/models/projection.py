@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from audioldm2_jax.models.layers import torch_uniform
+from audioldm2_jax.models.layers import Dense
 
 
 class ProjectionModel(nn.Module):
@@ -49,7 +49,7 @@ class ProjectionModel(nn.Module):
     def _wrap(self, states: Array, mask: Array | None, suffix: str) -> tuple[Array, Array]:
         batch, n, _ = states.shape
         width = self.langauge_model_dim
-        states = nn.Dense(width, dtype=self.dtype, kernel_init=torch_uniform, name=f"projection{suffix}")(states)
+        states = Dense(width, self.dtype, name=f"projection{suffix}")(states)
         start, end = (
             jnp.broadcast_to(self.param(f"{end}_embed{suffix}", nn.initializers.ones, (width,)), (batch, 1, width))
             for end in ("sos", "eos")

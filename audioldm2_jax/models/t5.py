@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from audioldm2_jax.models.attention import attend, mask_bias
+from audioldm2_jax.models.layers import Dense
 
 normal = nn.initializers.normal
 
@@ -53,8 +54,8 @@ class _Part(nn.Module):
         sizes = {key: getattr(self, key) for key in _Part.__annotations__ if key not in ("parent", "name")}
         return kind(**sizes, name=name)
 
-    def dense(self, features: int, stddev: float, name: str) -> nn.Dense:
-        return nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=normal(stddev), name=name)
+    def dense(self, features: int, stddev: float, name: str) -> Dense:
+        return Dense(features, self.dtype, use_bias=False, kernel_init=normal(stddev), name=name)
 
     def norm(self, x: Array, name: str = "layer_norm") -> Array:
         return nn.RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)(x)

@@ -8,7 +8,6 @@ Twin: diffusers AudioLDM2UNet2DConditionModel (pipelines/audioldm2/modeling_audi
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -23,6 +22,7 @@ from audioldm2_jax.models.layers import (
     Upsample,
     conv1x1,
     conv3x3,
+    gelu,
 )
 
 # What a transformer attends to: states [batch, tokens, dim] (None: the latents themselves) and bias [batch, tokens].
@@ -69,8 +69,7 @@ class GEGLU(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = Dense(2 * self.dim, self.dtype, name="proj")(x)
         value, gate = jnp.split(x, 2, axis=-1)
-        # gate · Φ(gate) by erf; the erfc of jax.nn.gelu takes XLA:CPU three times as long.
-        return value * gate * (0.5 + 0.5 * jax.lax.erf(gate * 0.5**0.5))
+        return value * gelu(gate)
 
 
 class FeedForward(nn.Module):

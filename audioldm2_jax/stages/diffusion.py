@@ -64,7 +64,8 @@ class DiffusionStage(Stage):
         states, mask = self._text(frozen, batch, dropped)
         unet = Network(self.module, {"params": params["unet"]})
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
-        return denoising_loss(unet, self.schedule, latents, sampling.Conditions(loa, states, mask), keys.examples)
+        given = sampling.Conditions(loa, states, mask)
+        return denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs.noise_draws)
 
     def _text(self, frozen, batch, dropped):
         """Returns T5's states and mask; without T5, one zero vector in the place of the text."""
@@ -108,11 +109,10 @@ def no_text(config, batch: int) -> tuple[jax.Array, jax.Array]:
 def init_unet(module: UNet, key: jax.Array):
     """Returns new parameters of the UNet; their shapes do not depend on the size of the latents."""
     side = 2 ** (len(module.block_out_channels) - 1)
-    _, loa_dim, *others = module.cross_attention_dim
-    text_dim = next((dim for dim in others if dim), loa_dim)
+    dims = jax.tree.leaves(module.cross_attention_dim)  # the LOA's first, the text's last, levels without either left out
     latents = jnp.zeros((1, side, side, module.in_channels))
     one = jnp.zeros((1,), jnp.int32)
-    return module.init(key, latents, one, jnp.zeros((1, 1, loa_dim)), jnp.zeros((1, 1, text_dim)))["params"]
+    return module.init(key, latents, one, jnp.zeros((1, 1, dims[0])), jnp.zeros((1, 1, dims[-1])))["params"]
 
 
 def fold(keys: jax.Array, number: int) -> jax.Array:
@@ -133,16 +133,19 @@ def denoising_loss(
     latents: jax.Array,
     conditions: sampling.Conditions,
     keys: jax.Array,
+    draws: int,
 ) -> jax.Array:
-    """Returns the mean squared error of the UNet's prediction at a random timestep [arXiv 2308.05734, eq. 10].
+    """Returns the mean squared error of the UNet's prediction at random timesteps [arXiv 2308.05734, eq. 10].
 
     Args:
         latents: clean and scaled, [batch, time, frequency, channels].
         keys: [batch], one random key an example.
+        draws: timesteps and noises a clip; the frozen networks that made latents and conditions ran once for all.
     """
-    shape = latents.shape[1:]
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(fold(keys, 3))
-    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(fold(keys, 4))
+    latents, conditions = sampling.repeat((latents, conditions), draws)
+    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 3), draws))(keys).reshape(-1)
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(fold(keys, 0))
+    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(fold(keys, 1))
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.target(latents, noise, timesteps)
     output = unet(noisy, timesteps, conditions.loa, conditions.text_states, text_mask=conditions.text_mask)

@@ -105,7 +105,8 @@ class JointStage(Stage):
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
         unet = Network(self.unet, {"params": params["unet"]})
-        denoising = denoising_loss(unet, self.schedule, latents, sampling.Conditions(seen, states, mask), keys.examples)
+        given = sampling.Conditions(seen, states, mask)
+        denoising = denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs.noise_draws)
         loss = denoising + self.knobs.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 
