@@ -334,15 +334,17 @@ def _log(
     means["learning_rate"] = float(optim.learning_rate(stage.knobs)(step))
     if writer:
         writer.scalars(step, means)
-    name = next(name for name in reversed(means) if name.endswith("/loss"))
-    progress.report(Report(stage.name, step, stage.knobs.steps, means[name], rate, left))
+    # The last objective's: of a GAN, the generator's.
+    loss = means[stage.objectives(stage.variant(step - 1))[-1].name + "/loss"]
+    progress.report(Report(stage.name, step, stage.knobs.steps, loss, rate, left))
     pending.clear()
 
 
 def _check(stage: Stage, pending: list, checkpoints: Checkpoints) -> None:
     """Raises NotFinite if any step since the last log had a loss or gradient that is not finite."""
     for step, metrics in pending:
-        bad = [name for name, value in metrics.items() if not math.isfinite(float(value))]
+        losses_first = sorted(metrics.items(), key=lambda item: not item[0].endswith("/loss"))
+        bad = [name for name, value in losses_first if not math.isfinite(float(value))]
         if bad:
             latest = checkpoints.latest()
             kept = (

@@ -132,7 +132,10 @@ class _Crew:
         try:
             kind, content = connection.recv()
         except EOFError:
+            process.join()
             kind, content = "failed", StageFailed(f"{name}: its process ended without a word (exit {process.exitcode})")
+            if self.stopped() and process.exitcode in (-signal.SIGTERM, -signal.SIGINT):
+                kind, content = "stopped", f"{name}: stopped before its first step"
         if kind in ("report", "say"):
             getattr(self.progress, kind)(content)
             return

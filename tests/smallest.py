@@ -1,0 +1,126 @@
+"""The recipe `tiny`, shrunk until a stage compiles in seconds; its networks are those of `tiny_folder`.
+
+Also a config file: `--config tests/smallest.py`.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tiny_folder import CONFIGS, VOCABULARY, random_variables
+
+from audioldm2_jax import recipes
+from audioldm2_jax.stages import STAGES, Stage
+from audioldm2_jax.weights import folder
+
+SAMPLES = 10240
+TOKENS = 12
+STEPS = 4
+# Section of `config.models` → component of the model folder.
+NETWORKS = {
+    "audiomae": "audiomae",
+    "clap": "text_encoder",
+    "t5": "text_encoder_2",
+    "gpt2": "language_model",
+    "vae": "vae",
+    "unet": "unet",
+    "vocoder": "vocoder",
+}
+
+
+def get_config() -> ConfigDict:
+    """Every stage in four steps of two clips of 0.64 s; the discriminators start in the middle."""
+    config = recipes.get("tiny")
+    config.side_by_side = 1
+    config.compilation_cache = "off"
+    config.data.update(source="builtin:music", threads=1, prefetch=1, examples=64)
+    config.audio.seconds = SAMPLES / 16000
+    config.audio.mel.n_mels = 16
+    config.audio.fbank.update(frames=64, n_mels=32)
+    config.audio.clap.update(seconds=0.63, n_mels=16)
+    config.text.update(clap_length=TOKENS, t5_length=TOKENS, vocabulary=VOCABULARY)
+    config.loa.update(pooling=2, training_poolings=(1, 2))
+    for section, name in NETWORKS.items():
+        fields = config.models[section]
+        fields.update({key: value for key, value in CONFIGS[name].items() if key in fields})
+    config.models.unet.cross_attention_dim = (None, 24, 16)
+    config.models.patch_discriminator.widths = (4, 8)
+    config.models.period_discriminator.update(periods=(2, 3), channels=(4, 4))
+    config.models.scale_discriminator.update(scales=2, channels=(4, 4), groups=(1, 1))
+    for stage in config.train.values():
+        stage.update(steps=STEPS, batch_size=2, warmup=2, log_every=1, save_every=2, sample_every=0)
+    config.train.clap.batch_size = 4
+    config.train.vae.update(crop_frames=32, crops=1, discriminator_start=2)
+    config.train.vocoder.update(segment_samples=3200, crops=1, discriminator_start=2)
+    config.samples.update(clips=2, steps=2)
+    return config
+
+
+def components(stage: type[Stage], config: ConfigDict) -> dict[str, folder.Component]:
+    """What `stage` reads, with random weights."""
+    found = {}
+    for number, name in enumerate((*stage.needs(config), *stage.continues(config))):
+        fields = CONFIGS[name] | ({"cross_attention_dim": (None, 24, 16)} if name == "unet" else {})
+        found[name] = folder.Component(folder.build(name, fields), random_variables(name, fields, number), fields)
+    return found
+
+
+def build(name: str, config: ConfigDict) -> Stage:
+    """The stage `name` on random components."""
+    empty = {
+        "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
+        "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
+        "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+        "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+    }
+    return STAGES[name](config, components(STAGES[name], config), empty)
+
+
+def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """All keys of a batch: noise, captions of differing length, one clip in four without a caption."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, TOKENS + 1, (2, size, 1))
+    masks = (np.arange(TOKENS) < lengths).astype(np.int32)
+    ids = rng.integers(3, VOCABULARY, (2, size, TOKENS), np.int32) * masks
+    return {
+        "waveform": 0.1 * rng.standard_normal((size, SAMPLES), np.float32),
+        "clap_ids": np.where(masks[0], ids[0], 1),
+        "clap_mask": masks[0],
+        "t5_ids": ids[1],
+        "t5_mask": masks[1],
+        "captioned": np.arange(size) % 4 != 3,
+    }
+
+
+def batches(stage: Stage):
+    """The stage's data: a function of the step, as the pipeline's is."""
+
+    def start(step: int) -> Iterator[dict[str, np.ndarray]]:
+        while True:
+            made = batch(stage.knobs.batch_size, step)
+            yield {key: made[key] for key in stage.keys}
+            step += 1
+
+    return start
+
+
+class Said:
+    """Progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.reports, self.lines = [], []
+
+    def report(self, report) -> None:
+        self.reports.append(report)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def same(first, second) -> None:
+    """Fails unless two trees are equal to the bit."""
+    first, second = jax.device_get((first, second))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second)):
+        assert np.array_equal(a, b, equal_nan=True), jax.tree_util.keystr(path)

@@ -1,0 +1,133 @@
+"""The diffusion stage: λ, guidance dropout, the loss. Bounds on statistics are five standard errors."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from smallest import TOKENS, batch, build, get_config
+
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.sampling import Conditions
+from audioldm2_jax.stages import diffusion
+from audioldm2_jax.stages.base import Keys
+
+CLIPS = 4000
+
+
+def keys(size, seed=0):
+    return Keys(jax.random.key(seed), jax.random.split(jax.random.key(seed + 1), size))
+
+
+def test_pooling_depends_on_the_step_alone():
+    config = get_config()
+    config.loa.training_poolings = (1, 2, 4)
+    first, second = build("diffusion", config), build("diffusion", config)
+    drawn = [first.variant(step) for step in range(600)]
+    assert drawn[100:110] == [second.variant(step) for step in range(100, 110)]
+    counts = Counter(drawn)
+    assert counts.keys() == {1, 2, 4}
+    assert all(abs(count - 200) < 5 * (600 * 2 / 9) ** 0.5 for count in counts.values())
+    config.seed = 1
+    assert [build("diffusion", config).variant(step) for step in range(20)] != drawn[:20]
+
+
+def test_one_pooling():
+    config = get_config()
+    config.loa.training_poolings = (4,)
+    assert {build("diffusion", config).variant(step) for step in range(5)} == {4}
+
+
+@pytest.mark.parametrize("text", ["captions", "none"])
+def test_guidance_dropout(monkeypatch, text):
+    """One draw an example takes the LOA and the text away together."""
+    config = get_config()
+    config.train.diffusion.text = text
+    stage = build("diffusion", config)
+    seen = []
+    stage.ends = SimpleNamespace(kaldi_fbank=lambda w: w, log_mel=lambda w: w)
+    monkeypatch.setattr(stage, "network", lambda name, frozen: lambda ids, mask: ids)
+    monkeypatch.setattr(diffusion.conditioning, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
+    monkeypatch.setattr(diffusion, "encode", lambda *_: None)
+    monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, k: seen.append(given))
+    given = {"waveform": jnp.zeros((CLIPS, 1)), "t5_ids": jnp.full((CLIPS, TOKENS), 9)}
+    given["t5_mask"] = jnp.ones((CLIPS, TOKENS), jnp.int32)
+    stage._loss({"unet": {}}, {}, given, keys(CLIPS), 1)
+    (conditions,) = seen
+    dropped = np.asarray((conditions.loa == 0).all((1, 2)))
+    assert (np.asarray(conditions.loa)[~dropped] == 1).all()
+    assert abs(dropped.mean() - 0.1) < 5 * (0.09 / CLIPS) ** 0.5
+    if text == "captions":
+        empty = stage.empty_text
+        np.testing.assert_array_equal(
+            conditions.text_states, np.where(dropped[:, None], empty["t5_ids"], np.asarray(given["t5_ids"]))
+        )
+        np.testing.assert_array_equal(conditions.text_mask[:, 1:].any(1), ~dropped)
+    else:
+        assert conditions.text_states.shape == (CLIPS, 1, 16) and not conditions.text_states.any()
+        assert (conditions.text_mask == 1).all()
+
+
+def test_text_is_read_only_where_asked_for():
+    config = get_config()
+    assert diffusion.DiffusionStage.needs(config) == ("audiomae", "vae")
+    config.train.diffusion.text = "captions"
+    assert diffusion.DiffusionStage.needs(config) == ("audiomae", "vae", "text_encoder_2")
+    config.train.diffusion.text = "caption"
+    with pytest.raises(ValueError, match=r"text='caption': choose captions or none"):
+        diffusion.DiffusionStage.needs(config)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_loss_of_a_network_that_knows(kind):
+    """With clean latents of zero the target can be read off the noisy ones; a silent network loses all of it."""
+    schedule = NoiseSchedule(1000, 0.0015, 0.0195, "scaled_linear", kind)
+    latents = jnp.zeros((64, 4, 4, 2))
+
+    def knowing(noisy, timesteps, loa, states, text_mask):
+        signal, sigma = schedule.signal_and_noise(timesteps, 4)
+        return noisy / sigma * (1.0 if kind == "epsilon" else signal)
+
+    nothing = Conditions(None, None, None)
+    examples = keys(64).examples
+    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples)) < 1e-10
+    timesteps = []
+
+    def silent(noisy, given, *_, text_mask):
+        timesteps.append(np.asarray(given))
+        return jnp.zeros_like(noisy)
+
+    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples))
+    signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(64)
+    assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size) ** 0.5)
+    assert timesteps[0].min() >= 0 and timesteps[0].max() < 1000 and len(set(timesteps[0])) > 50
+
+
+def test_an_examples_noise_is_its_own():
+    """The loss of a batch is the mean of its examples' losses alone: 1e-6, for another order of the sum."""
+    schedule = NoiseSchedule(1000, 0.0015, 0.0195, "scaled_linear", "epsilon")
+    rng = np.random.default_rng(0)
+    latents, examples = jnp.asarray(rng.standard_normal((3, 4, 4, 2), np.float32)), keys(3).examples
+    unet = lambda noisy, *_, text_mask: 0.3 * noisy  # noqa: E731
+    nothing = Conditions(None, None, None)
+    whole = diffusion.denoising_loss(unet, schedule, latents, nothing, examples)
+    alone = [
+        diffusion.denoising_loss(unet, schedule, latents[i : i + 1], nothing, examples[i : i + 1]) for i in range(3)
+    ]
+    assert float(whole) == pytest.approx(float(np.mean(alone)), rel=1e-6)
+
+
+def test_latents_are_sampled_and_scaled():
+    mean, logvar = np.full((100, 4, 4, 2), 3.0, np.float32), np.full((100, 4, 4, 2), np.log(4.0), np.float32)
+    vae = lambda mel, method: (mean, logvar)  # noqa: E731
+    latents = diffusion.encode(vae, jnp.zeros((100, 4, 4)), 0.5, keys(100))
+    assert float(latents.mean()) == pytest.approx(1.5, abs=5 / latents.size**0.5)
+    assert float(latents.std()) == pytest.approx(1.0, abs=5 / (2 * latents.size) ** 0.5)
+
+
+def test_published_unet_knows_the_length_of_a_clip():
+    stage = build("diffusion", get_config())
+    part = stage.results({"unet": {}}, {}, {}, batch(1))["unet"]
+    assert part.config["sample_size"] == 32  # 64 frames, halved once

@@ -1,0 +1,83 @@
+"""The joint stage: which LOA the UNet sees, and that its gradient reaches GPT-2 through the generated one.
+
+Bounds on statistics are five standard errors.
+"""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from smallest import TOKENS, batch, build, get_config
+
+from audioldm2_jax.stages import joint
+from audioldm2_jax.stages.base import Keys
+from audioldm2_jax.training import loop
+
+CLIPS = 6000
+TRUE, MADE = 1.0, 2.0
+
+
+def keys(size):
+    return Keys(jax.random.key(0), jax.random.split(jax.random.key(1), size))
+
+
+@pytest.mark.parametrize("unconditional", ["language_model", "zeros"])
+def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
+    config = get_config()
+    config.train.joint.unconditional = unconditional
+    stage, seen, texts = build("joint", config), [], []
+    stage.ends = SimpleNamespace(log_mel=lambda w: w)
+    monkeypatch.setattr(stage, "network", lambda name, frozen: None)
+    monkeypatch.setattr(joint, "language_networks", lambda *_: dict.fromkeys(("gpt2", "projection", "t5")))
+    monkeypatch.setattr(joint, "true_loa", lambda *_: jnp.full((CLIPS, 2, 3), TRUE))
+    monkeypatch.setattr(joint, "encode", lambda *_: None)
+    monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, k: seen.append(given) or 0.0)
+    c = joint.conditioning
+    monkeypatch.setattr(c, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
+    monkeypatch.setattr(c, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
+    monkeypatch.setattr(c, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))
+    given = {key: jnp.asarray(value) for key, value in batch(CLIPS).items() if key != "waveform"}
+    given |= {"waveform": None, "t5_ids": jnp.full((CLIPS, TOKENS), 9), "t5_mask": jnp.ones((CLIPS, TOKENS), int)}
+    stage._loss({"unet": {}}, (), {}, {}, given, keys(CLIPS))
+
+    loa = np.asarray(seen[0].loa)
+    assert (loa == loa[:, :1, :1]).all()
+    loa, captioned = loa[:, 0, 0], np.asarray(given["captioned"])
+    dropped = ~np.asarray(texts[0]["t5_mask"])[:, 1:].any(1)
+    assert abs(dropped.mean() - 0.1) < 5 * (0.09 / CLIPS) ** 0.5
+    assert (loa[dropped] == (MADE if unconditional == "language_model" else 0)).all()
+    assert (loa[~captioned & ~dropped] == TRUE).all()
+    chosen = loa[captioned & ~dropped]
+    assert abs((chosen == TRUE).mean() - 0.25) < 5 * (0.1875 / chosen.size) ** 0.5
+    assert ((chosen == TRUE) | (chosen == MADE)).all()
+
+
+def test_gradient_of_the_unet_reaches_the_language_model(compiled_once):
+    """With GPT-2's own loss switched off; clips without captions show the true LOA, which teaches GPT-2 nothing."""
+    config = get_config()
+    config.train.joint.update(language_weight=0.0, true_loa_share=0.0, guidance_dropout=0.0)
+    stage = build("joint", config)
+    (objective,) = stage.objectives(None)
+    assert objective.groups == ("unet", "gpt2", "projection", "t5")
+    params = jax.device_get(stage.initial())
+
+    @jax.jit
+    def norms(params, frozen, given):
+        grads, _ = loop._gradient(stage, objective, params, {}, frozen, given, keys(2), None, None)
+        return {group: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[group]))) for group in grads}
+
+    given = {key: value for key, value in batch(2).items() if key in stage.keys}
+    captioned = norms(params, stage.frozen, given)
+    assert all(float(norm) > 1e-6 for norm in captioned.values())
+    without = norms(params, stage.frozen, {**given, "captioned": np.zeros(2, bool)})
+    assert float(without["unet"]) > 1e-6
+    assert float(without["gpt2"]) == float(without["projection"]) == 0.0
+
+
+def test_unknown_unconditional():
+    config = get_config()
+    config.train.joint.unconditional = "zero"
+    with pytest.raises(ValueError, match=r"unconditional='zero': choose language_model or zeros"):
+        build("joint", config)

@@ -1,0 +1,41 @@
+"""The language model's loss against its definition, and what the stage trains.
+
+Tolerance 1e-5 relative: float32 against float64.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from smallest import build, get_config
+
+from audioldm2_jax.stages.language_model import LanguageModelStage, language_components, loa_distance
+
+
+@pytest.mark.parametrize("kind, power", [("mse", 2), ("l1", 1)])
+def test_distance_counts_captioned_clips(kind, power):
+    made, loa = np.random.default_rng(0).standard_normal((2, 4, 3, 5), np.float32)
+    captioned = np.array([True, False, True, True])
+    wanted = (np.abs(made - loa).astype(np.float64) ** power)[captioned].mean()
+    assert float(loa_distance(made, loa, kind, jnp.asarray(captioned))) == pytest.approx(wanted, rel=1e-5)
+    assert float(loa_distance(made, loa, kind, jnp.zeros(4, bool))) == 0
+
+
+def test_unknown_loss():
+    with pytest.raises(ValueError, match="loss='l2' of the language model: choose mse or l1"):
+        loa_distance(jnp.ones((1, 1, 1)), jnp.ones((1, 1, 1)), "l2", jnp.ones(1, bool))
+
+
+def test_a_pretrained_t5_stays_frozen():
+    config = get_config()
+    assert LanguageModelStage.needs(config) == ("audiomae", "text_encoder")
+    assert LanguageModelStage.makes(config) == ("language_model", "projection_model", "text_encoder_2")
+    config.train.language_model.train_t5 = False
+    assert LanguageModelStage.needs(config) == ("audiomae", "text_encoder", "text_encoder_2")
+    assert LanguageModelStage.makes(config) == ("language_model", "projection_model")
+
+
+def test_published_language_model_knows_the_length_of_a_loa():
+    stage = build("language_model", get_config())
+    params = {group: {} for group in stage.groups}
+    # 64 × 32 in patches of 16 is a grid of 4 × 2, pooled by 2.
+    assert language_components(stage, params)["language_model"].config["max_new_tokens"] == 2

@@ -1,0 +1,82 @@
+"""What stages share: front ends from a recipe, and crops.
+
+Crops are exact; only their draw is random.
+"""
+
+import jax
+import numpy as np
+import pytest
+from smallest import SAMPLES, batch, build, get_config
+
+from audioldm2_jax import recipes
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.stages.base import crop, front_ends
+from audioldm2_jax.weights.folder import PARTS
+
+
+@pytest.mark.parametrize("name, mel", [("tiny", (256, 64)), ("base", (1024, 64)), ("48k", (1024, 256))])
+def test_front_ends_give_the_frames_of_the_recipe(name, mel):
+    config = recipes.get(name)
+    ends = front_ends(config)
+    clip = jax.ShapeDtypeStruct((1, round(config.audio.seconds * config.audio.sampling_rate)), np.float32)
+    assert jax.eval_shape(ends.log_mel, clip).shape == (1, *mel)
+    assert jax.eval_shape(ends.kaldi_fbank, clip).shape == (1, *config.models.audiomae.img_size)
+    bands = config.models.clap.audio_config.num_mel_bins
+    frames = config.models.clap.audio_config.spec_size**2 // bands
+    shape = jax.eval_shape(ends.clap_mel, clip).shape
+    assert shape[0] == 1 and shape[1] <= frames and shape[2] == bands
+
+
+def test_crops_are_pieces_of_the_clip_and_of_its_mel():
+    ends, waveform = front_ends(get_config()), batch(3)["waveform"]
+    keys = jax.random.split(jax.random.key(0), 3)
+    pieces, mels = jax.jit(lambda w: crop(w, ends, 20, 4, keys))(waveform)
+    assert pieces.shape == (12, 20 * 160) and mels.shape == (12, 20, 16)
+    whole, starts = np.asarray(jax.jit(ends.log_mel)(waveform)), set()
+    for i, (piece, mel) in enumerate(zip(np.asarray(pieces), np.asarray(mels))):
+        clip = waveform[i // 4]
+        (start,) = (s for s in range(SAMPLES // 160 - 19) if np.array_equal(clip[s * 160 : (s + 20) * 160], piece))
+        np.testing.assert_allclose(mel, whole[i // 4, start : start + 20], rtol=1e-5, atol=1e-5)
+        starts.add(start)
+    assert len(starts) > 6
+
+
+def test_a_crop_as_long_as_the_clip_is_the_clip():
+    ends, waveform = front_ends(get_config()), batch(2)["waveform"]
+    pieces, _ = crop(waveform, ends, 64, 3, jax.random.split(jax.random.key(0), 2))
+    assert pieces is waveform
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "base", "large", "48k"])
+def test_what_stages_read_is_made_before_or_given(recipe):
+    config, made = recipes.get(recipe), set()
+    for stage in STAGES.values():
+        needed = {*stage.needs(config), *stage.continues(config)}
+        assert not {name for name in needed - made if not config.init_from[name]}, stage.name
+        made |= set(stage.makes(config))
+        assert made <= set(PARTS)
+    assert not {name for name in set(PARTS) - made if not config.init_from[name]}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_declared_keys_and_groups_are_those_of_the_stage(name):
+    """Allocates nothing: every objective of the last variant is traced on the declared keys alone."""
+    stage = build(name, get_config())
+    params, state = jax.eval_shape(stage.init, jax.random.key(0))
+    variant = stage.variant(stage.knobs.steps)
+    given = {key: value for key, value in batch(4).items() if key in stage.keys}
+    trained = set()
+    for objective in stage.objectives(variant):
+
+        def loss(params, state, objective=objective):
+            from audioldm2_jax.stages.base import Keys
+
+            keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 4))
+            outputs = stage.forward(params, state, stage.frozen, given, keys, variant)
+            return objective.loss(params, outputs, state, stage.frozen, given, keys)
+
+        value, (metrics, after) = jax.eval_shape(loss, params, state)
+        assert value.shape == () and all(metric.shape == () for metric in metrics.values())
+        assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
+        trained |= set(objective.groups)
+    assert trained == params.keys()

@@ -1,0 +1,121 @@
+"""The VAE's losses against their definitions, on a network of random weights.
+
+Tolerance 1e-4 relative: float32, through a network, summed in another order.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from smallest import batch, build, get_config
+
+from audioldm2_jax.stages.base import Keys
+
+TOLERANCE = 1e-4
+KEYS = Keys(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
+
+
+@pytest.fixture(scope="module")
+def made(compiled_once):
+    """(stage, params, state, batch, outputs of one forward pass)"""
+    stage = build("vae", get_config())
+    params, state = jax.jit(stage.init)(jax.random.key(0))
+    given = {"waveform": batch(2)["waveform"]}
+    outputs = jax.jit(lambda params: stage.forward(params, state, {}, given, KEYS, "adversarial"))(params)
+    return stage, params, state, given, outputs
+
+
+def test_discriminator_starts_where_the_recipe_says(made):
+    stage = made[0]
+    assert [stage.variant(step) for step in range(4)] == ["plain", "plain", "adversarial", "adversarial"]
+    assert [objective.name for objective in stage.objectives("plain")] == ["autoencoder"]
+    # The discriminator first, then the generator (facts of the released training).
+    assert [objective.name for objective in stage.objectives("adversarial")] == ["discriminator", "autoencoder"]
+
+
+def test_latents_are_drawn_around_the_mean(made):
+    *_, outputs = made
+    assert outputs["output"].shape == outputs["mel"].shape == (2, 32, 16, 1)
+    assert outputs["mean"].shape == outputs["logvar"].shape == (2, 16, 8, 4)
+
+
+def test_plain_loss(made):
+    stage, params, state, given, outputs = made
+    loss, (metrics, _) = stage._plain(params, outputs, state, {}, given, KEYS)
+    mel, output, mean, logvar = (np.asarray(outputs[key], np.float64) for key in ("mel", "output", "mean", "logvar"))
+    distance = np.abs(mel - output)
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
+    # Summed over elements, averaged over examples; the KL a mean over elements.
+    assert float(loss) == pytest.approx(distance.sum() / 2 + stage.knobs.kl_weight * kl.mean(), rel=TOLERANCE)
+    assert float(metrics["l1"]) == pytest.approx(distance.mean(), rel=TOLERANCE)
+    assert float(metrics["kl"]) == pytest.approx(kl.mean(), rel=TOLERANCE)
+
+
+def logits(stage, params, state, mel):
+    variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+    (scores, _), after = stage.discriminator.apply(variables, mel, use_running_average=False, mutable=["batch_stats"])
+    return np.asarray(scores[0], np.float64), after["batch_stats"]
+
+
+def test_hinge_loss_and_running_statistics(made):
+    stage, params, state, given, outputs = made
+    loss, (_, after) = stage._discriminator(params, outputs, state, {}, given, KEYS)
+    real, stats = logits(stage, params, state, outputs["mel"])
+    fake, stats = logits(stage, params, {"discriminator": stats}, outputs["output"])
+    wanted = 0.5 * (np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean())
+    assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after["discriminator"], stats)
+    changed = jax.tree.map(lambda a, b: not np.allclose(a, b), after["discriminator"], state["discriminator"])
+    assert all(jax.tree.leaves(changed))
+
+
+def test_adaptive_weight_is_the_ratio_of_two_gradients(made):
+    """Both losses as functions of the whole VAE; their gradients at the kernel of the decoder's last convolution."""
+    stage, params, state, given, outputs = made
+
+    def nll(vae):
+        out = stage.forward({**params, "vae": vae}, state, {}, given, KEYS, "adversarial")
+        return jnp.abs(out["mel"] - out["output"]).sum() / 2
+
+    def adversarial(vae):
+        out = stage.forward({**params, "vae": vae}, state, {}, given, KEYS, "adversarial")
+        variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        (scores, _), _ = stage.discriminator.apply(
+            variables, out["output"], use_running_average=False, mutable=["batch_stats"]
+        )
+        return -scores[0].mean()
+
+    @jax.jit
+    def gradients(vae):
+        return [jax.value_and_grad(loss)(vae) for loss in (nll, adversarial)]
+
+    (nll_value, nll_grad), (judged, judged_grad) = gradients(params["vae"])
+    last = [np.linalg.norm(grad["decoder"]["conv_out"]["kernel"]) for grad in (nll_grad, judged_grad)]
+    weight = stage.knobs.discriminator_weight * min(last[0] / (last[1] + 1e-4), 1e4)
+
+    loss, (metrics, _) = jax.jit(stage._judged)(params, outputs, state, {}, given, KEYS)
+    assert float(metrics["adaptive_weight"]) == pytest.approx(weight, rel=TOLERANCE)
+    assert float(metrics["adversarial"]) == pytest.approx(float(judged), rel=TOLERANCE)
+    wanted = float(nll_value) + stage.knobs.kl_weight * float(metrics["kl"]) + weight * float(judged)
+    assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
+
+    # The weight is a number, not a path for gradients: those of the sum are the weighted sum.
+    def whole(vae):
+        out = stage.forward({**params, "vae": vae}, state, {}, given, KEYS, "adversarial")
+        loss, (metrics, _) = stage._judged({**params, "vae": vae}, out, state, {}, given, KEYS)
+        return loss - stage.knobs.kl_weight * metrics["kl"]
+
+    kernel = jax.jit(jax.grad(whole))(params["vae"])["decoder"]["conv_out"]["kernel"]
+    parts = [np.asarray(grad["decoder"]["conv_out"]["kernel"]) for grad in (nll_grad, judged_grad)]
+    np.testing.assert_allclose(kernel, parts[0] + weight * parts[1], rtol=1e-3, atol=1e-4 * np.abs(parts[0]).max())
+
+
+def test_latent_scale_is_stored(made):
+    """1 / std of one batch's latents; 2 % for 4096 latents that are drawn here."""
+    stage, params, state, given, _ = made
+    part = stage.results(params, state, {}, given)["vae"]
+    mel = stage.ends.log_mel(given["waveform"])[..., None]
+    mean, logvar = stage.module.apply({"params": params["vae"]}, mel, method="encode")
+    latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.key(5), (50, *mean.shape))
+    assert part.config["scaling_factor"] == pytest.approx(1 / float(latents.std()), rel=0.02)
+    assert isinstance(part.config["scaling_factor"], float)

@@ -1,0 +1,93 @@
+"""HiFi-GAN's losses against their definitions (arXiv 2010.05646, eq. 1 to 4).
+
+Tolerance 1e-4 relative: float32, through a network, summed in another order.
+"""
+
+import jax
+import numpy as np
+import pytest
+from smallest import batch, build, get_config
+
+from audioldm2_jax.stages.base import Keys
+
+TOLERANCE = 1e-4
+KEYS = Keys(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
+
+
+@pytest.fixture(scope="module")
+def made(compiled_once):
+    """(stage, params, state, outputs of a forward pass, (logits, features) by judge of real and made waveforms)"""
+    stage = build("vocoder", get_config())
+    params, state = jax.jit(stage.init)(jax.random.key(0))
+    given = {"waveform": batch(2)["waveform"]}
+    outputs = jax.jit(lambda params: stage.forward(params, state, {}, given, KEYS, "adversarial"))(params)
+
+    def judge(state, waveform):
+        return {
+            name: judge.apply({"params": params[name], **state[name]}, waveform) for name, judge in stage.judges.items()
+        }
+
+    return stage, params, state, outputs, jax.jit(judge)
+
+
+def mel_distance(stage, outputs):
+    real, fake = (np.asarray(jax.jit(stage.ends.log_mel)(outputs[key]), np.float64) for key in ("real", "fake"))
+    return np.abs(real - fake).mean()
+
+
+def test_forward_gives_segments(made):
+    outputs = made[3]
+    assert outputs["real"].shape == outputs["fake"].shape == (2, 3200)
+
+
+def test_plain_loss(made):
+    stage, params, state, outputs, _ = made
+    loss, _ = jax.jit(stage._plain)(params, outputs, state, {}, {}, KEYS)
+    assert float(loss) == pytest.approx(45 * mel_distance(stage, outputs), rel=TOLERANCE)
+
+
+def test_generator_loss(made):
+    stage, params, state, outputs, judge = made
+    loss, (metrics, after) = jax.jit(stage._generator)(params, outputs, state, {}, {}, KEYS)
+    real, fake = judge(state, outputs["real"]), judge(state, outputs["fake"])
+    adversarial = sum(np.mean((np.asarray(x) - 1) ** 2) for name in fake for x in fake[name][0])
+    pairs = [(r, f) for name in real for rs, fs in zip(real[name][1], fake[name][1]) for r, f in zip(rs, fs)]
+    matching = sum(np.abs(np.asarray(r) - np.asarray(f)).mean() for r, f in pairs)
+    assert len(pairs) == 4 * 3  # four critics of two layers and their logits
+    assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=TOLERANCE)
+    assert float(metrics["feature_matching"]) == pytest.approx(matching, rel=TOLERANCE)
+    wanted = 45 * mel_distance(stage, outputs) + 2 * matching + adversarial
+    assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
+    jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_discriminator_loss(made):
+    """Least squares, with the singular vectors as they are when each waveform is judged."""
+    stage, params, state, outputs, _ = made
+    loss, (_, after) = jax.jit(stage._discriminator)(params, outputs, state, {}, {}, KEYS)
+    wanted, spectral = 0.0, dict(state["scales"])
+    for waveform, target in ((outputs["real"], 1), (outputs["fake"], 0)):
+        logits, _ = stage.judges["periods"].apply({"params": params["periods"]}, waveform)
+        (more, _), spectral = stage.judges["scales"].apply(
+            {"params": params["scales"], **spectral}, waveform, update_stats=True, mutable=["spectral"]
+        )
+        wanted += sum(np.mean((np.asarray(x) - target) ** 2) for x in (*logits, *more))
+    assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after["scales"], spectral)
+    assert not np.allclose(jax.tree.leaves(after["scales"])[0], jax.tree.leaves(state["scales"])[0])
+
+
+def test_critics_first(made):
+    stage = made[0]
+    assert [stage.variant(step) for step in (0, 1, 2)] == ["plain", "plain", "adversarial"]
+    assert [(o.name, o.groups) for o in stage.objectives("adversarial")] == [
+        ("discriminator", ("periods", "scales")),
+        ("generator", ("vocoder",)),
+    ]
+
+
+def test_segment_of_no_whole_frames():
+    config = get_config()
+    config.train.vocoder.segment_samples = 8192
+    with pytest.raises(ValueError, match=r"segment_samples=8192 is no multiple of the hop of 160"):
+        build("vocoder", config)

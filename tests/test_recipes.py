@@ -1,0 +1,135 @@
+"""Recipes: locked, complete, and of the paper's sizes.
+
+Parameters are counted without allocating any; counts are exact (paper, tables of the released checkpoints).
+"""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from audioldm2_jax import recipes
+from audioldm2_jax.stages import STAGES, diffusion, language_model
+from audioldm2_jax.stages.base import front_ends, module_fields
+from audioldm2_jax.training import optim
+
+NAMES = ("tiny", "base", "large", "48k")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_locked_with_the_nearest_name(name):
+    config = recipes.get(name)
+    assert config.recipe == name
+    with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+        config.train.vae.learning_rat = 1.0
+    with pytest.raises(AttributeError, match='Did you mean "sampling_rate"'):
+        _ = config.audio.samplin_rate
+    with pytest.raises(TypeError):
+        config.train.vae.steps = "many"
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, base, large, 48k"):
+        recipes.get("huge")
+
+
+def keys(config: ConfigDict, path: tuple = ()) -> set:
+    found = set()
+    for key, value in config.items():
+        found |= keys(value, (*path, key)) if isinstance(value, ConfigDict) else {(*path, key)}
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_recipes_have_the_same_knobs(name):
+    assert keys(recipes.get(name)) == keys(recipes.get("base"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_knobs_make_sense(name):
+    config = recipes.get(name)
+    assert set(config.train) == set(STAGES)
+    assert set(config.stages.split(",")) <= set(STAGES)
+    clip = round(config.audio.seconds * config.audio.sampling_rate)
+    frames = clip / config.audio.mel.hop_length
+    assert frames == int(frames) and config.train.vae.crop_frames <= frames
+    assert np.prod(config.models.vocoder.upsample_rates) == config.audio.mel.hop_length
+    assert config.models.vae.latent_channels == config.models.unet.in_channels == config.models.unet.out_channels
+    assert config.models.unet.cross_attention_dim[1] == config.models.gpt2.n_embd == config.models.audiomae.embed_dim
+    assert config.models.unet.cross_attention_dim[2] == config.models.t5.d_model
+    assert config.loa.pooling in config.loa.training_poolings
+    grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
+    tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))
+    assert config.text.t5_length + 5 + tokens <= config.models.gpt2.n_positions
+    for stage in config.train.values():
+        rate = optim.learning_rate(stage)
+        assert 0 <= float(rate(stage.steps)) <= stage.learning_rate * 1.001
+        assert stage.warmup < stage.steps and stage.batch_size % stage.accumulate == 0
+
+
+def count(tree) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def shapes(config: ConfigDict) -> dict:
+    """Shapes of the networks that the recipe trains from nothing."""
+    from audioldm2_jax.models.hifigan import HifiGan
+    from audioldm2_jax.models.unet import UNet
+    from audioldm2_jax.models.vae import AutoencoderKL
+
+    ends, key = front_ends(config), jax.random.key(0)
+    vae = AutoencoderKL(**module_fields(config, "vae"))
+    unet = UNet(**module_fields(config, "unet"))
+    vocoder = HifiGan(
+        **config.models.vocoder, model_in_dim=ends.mel.n_mels, sampling_rate=ends.mel.sampling_rate, dtype=jnp.float32
+    )
+    return {
+        "vae": jax.eval_shape(lambda: vae.init(key, jnp.zeros((1, 16, ends.mel.n_mels, 1)))),
+        "unet": jax.eval_shape(lambda: diffusion.init_unet(unet, key)),
+        "vocoder": jax.eval_shape(lambda: vocoder.init(key, jnp.zeros((1, 8, ends.mel.n_mels)))),
+    }
+
+
+@pytest.mark.parametrize(
+    "name, wanted",
+    [
+        ("base", {"vae": 55_376_873, "unet": 346_943_496, "vocoder": 55_264_897}),
+        ("large", {"vae": 55_376_873, "unet": 718_012_296, "vocoder": 55_264_897}),
+        ("48k", {"vae": 223_535_569, "vocoder": 190_281_889}),
+    ],
+)
+def test_sizes_are_the_papers(name, wanted):
+    made = shapes(recipes.get(name))
+    # The vocoder's `mean` and `scale` are inputs' statistics in its file, and no parameters of ours.
+    assert {part: count(made[part]) for part in wanted} == wanted
+
+
+def test_language_model_of_base_is_gpt2_without_its_words():
+    config = recipes.get("base")
+    modules = language_model.language_modules(config)
+    made = jax.eval_shape(
+        lambda: language_model.init_language(config, modules, ("gpt2", "projection", "t5"), jax.random.key(0))
+    )
+    assert count(made["gpt2"]) == 124_439_808 - 50_257 * 768
+    assert count(made["projection"]) == 1_184_256
+    assert count(made["t5"]) == 341_231_104
+
+
+def config_file(name: str):
+    path = Path(__file__).parents[1] / "configs" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("recipe, source", [("tiny", "builtin:music"), ("base", ""), ("large", ""), ("48k", "")])
+def test_music(recipe, source):
+    music = config_file("music.py")
+    config = music.get_config(recipe)
+    assert config.recipe == recipe and config.data.source == source and config.is_locked
+    assert music.get_config().recipe == "tiny"

@@ -1,0 +1,126 @@
+"""The command itself, as its user runs it: messages, exit codes, signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Modules of the tests on the path, since the config of the smallest recipe is one."""
+    home = tmp_path_factory.mktemp("home")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "HOME": str(home), "COLUMNS": "200"}
+
+
+def start(environment, *flags):
+    return subprocess.Popen(
+        [sys.executable, "launch/train.py", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def command(environment, *flags):
+    """(exit code, stdout, stderr)"""
+    process = start(environment, *flags)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        (["--config=configs/music.py", "--config.train.vae.stepz=3"], "no key 'stepz': Did you mean \"steps\""),
+        (["--config=configs/music.py", "--config.trian.vae.steps=3"], "no key 'trian': Did you mean \"train\""),
+        (["--config=configs/music.py", "--config.train.vae.steps=many"], "flag --config.train.vae.steps=many"),
+        (["--config=configs/music.py:huge"], "unknown recipe 'huge'; the recipes are tiny, base, large, 48k"),
+        (["--config=configs/musik.py"], "No such file or directory: 'configs/musik.py'"),
+        ([], "Flag --config must have a value"),
+    ],
+)
+def test_wrong_flags(environment, flags, wanted):
+    code, _, err = command(environment, *flags)
+    assert code == 1 and err.startswith("error: ") and wanted in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        (["--config=configs/music.py:base"], "the recipe 'base' needs data: name a folder of recordings"),
+        (
+            ["--config=tests/smallest.py", "--config.stages=vae,gan"],
+            "--config.stages=vae,gan: ['gan'] is no stage; choose from audiomae",
+        ),
+        (["--config=tests/smallest.py", "--config.run_dir=/dev/null/run"], "cannot write to the run folder"),
+    ],
+)
+def test_runs_that_cannot_start(environment, tmp_path, flags, wanted):
+    code, _, err = command(environment, flags[0], f"--config.run_dir={tmp_path}/run", *flags[1:])
+    assert code == 1 and wanted in err
+    error = next(line for line in err.splitlines() if line.startswith("error: "))
+    assert wanted in error and "Traceback" not in err
+
+
+def until(process, text):
+    """Reads what the process prints until a line holds `text`; returns all of it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines) + process.stderr.read())
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(environment, tmp_path):
+    """Side by side, too: two stages in processes of their own."""
+    flags = [
+        "--config=tests/smallest.py",
+        f"--config.run_dir={tmp_path}",
+        "--config.stages=vocoder,audiomae",
+        "--config.side_by_side=2",
+        "--config.train.audiomae.steps=1000000",
+        "--config.train.audiomae.save_every=0",
+        f"--config.compilation_cache={tmp_path}/xla",
+    ]
+    reached = 0
+    for attempt in range(2):
+        process = start(environment, *flags)
+        begin = until(process, "audiomae: going on after step" if attempt else "vocoder  step 4/4")
+        metrics = tmp_path / "stages/audiomae/metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < reached + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "audiomae: stopped and saved after step" in out and "The same command goes on from there" in out
+        saved = sorted(int(path.name) for path in (tmp_path / "stages/audiomae/checkpoints").iterdir())
+        assert saved and saved[-1] >= reached + 3
+        reached = saved[-1]
+        if attempt:
+            assert "vocoder: finished before" in begin
+    assert (tmp_path / "stages/vocoder/result/vocoder/config.json").exists()
+    assert not (tmp_path / "stages/audiomae/result").exists()
+
+
+def test_a_part_of_the_stages_is_no_model_yet(environment, tmp_path):
+    flags = ["--config=tests/smallest.py", f"--config.run_dir={tmp_path}", "--config.stages=audiomae"]
+    code, out, err = command(environment, *flags)
+    assert code == 0, err
+    assert "audiomae  step 4/4" in out and "audiomae: waited for data" in out
+    assert "No model folder yet: clap, vae, vocoder, diffusion, language_model, joint still to be trained." in out
+    code, out, err = command(environment, *flags)
+    assert code == 0 and "audiomae: finished before" in out, err

@@ -1,0 +1,240 @@
+"""A whole run of the smallest recipe, and what is said of runs that cannot start or go on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from smallest import Said, get_config
+
+from audioldm2_jax import recipes
+from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.training import loop, main, run, side_by_side
+from audioldm2_jax.training.run import RunError
+from audioldm2_jax.weights import folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compiled_once):
+    """(config, what was said) of a run whose stages are all trained; nothing is published yet."""
+    config = get_config()
+    config.run_dir = str(tmp_path_factory.mktemp("run") / "music")
+    for name in ("vae", "vocoder", "joint"):
+        config.train[name].update(sample_every=2)
+    said = Said()
+    run.prepare(config)
+    waits = side_by_side.train_all(config, said)
+    assert waits.keys() == STAGES.keys() and all(0 <= share <= 1 for share in waits.values())
+    return config, said
+
+
+@pytest.fixture
+def begun(whole, tmp_path):
+    """The config of a run folder that holds the beginnings of the whole run's stages."""
+    config = get_config()
+    config.run_dir = str(tmp_path / "run")
+    for name in STAGES:
+        source = run.stage_folder(whole[0], name)
+        run.stage_folder(config, name).mkdir(parents=True)
+        shutil.copy(source / "config.json", run.stage_folder(config, name))
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(Path(whole[0].run_dir) / part, tmp_path / "run" / part)
+    return config
+
+
+def test_stages_run_in_the_order_in_which_they_build_on_each_other(whole):
+    config, said = whole
+    assert [line for line in said.lines if line.endswith(": training")] == [f"{name}: training" for name in STAGES]
+    assert [report.step for report in said.reports if report.stage == "joint"] == [1, 2, 3, 4]
+    for name in STAGES:
+        assert run.finished(config, name)
+        lines = (run.stage_folder(config, name) / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 4 and all(np.isfinite(value) for value in json.loads(lines[-1]).values())
+
+
+def test_samples(whole):
+    config, _ = whole
+    for name, files in (
+        ("vae", {"mels.png"}),
+        ("vocoder", {f"{kind}-{i}.wav" for kind in ("real", "vocoded") for i in range(4)}),
+        ("joint", {"mels.png"}),
+    ):
+        samples = run.stage_folder(config, name) / "samples"
+        assert sorted(path.name for path in samples.iterdir()) == ["0000002", "0000004"]
+        assert {path.name for path in (samples / "0000004").iterdir()} == files
+
+
+def test_results_go_from_stage_to_stage(whole):
+    """The joint stage starts from what the stages before it made."""
+    config, _ = whole
+    found = run.load_components(config, "joint")
+    for part, maker in (("unet", "diffusion"), ("language_model", "language_model"), ("vae", "vae")):
+        own = folder.read_component(run.stage_folder(config, maker) / "result", part)
+        jax.tree.map(np.testing.assert_array_equal, found[part].variables, own.variables)
+    stage = STAGES["joint"](config, found)
+    jax.tree.map(np.testing.assert_array_equal, stage.initial()["unet"], found["unet"].variables["params"])
+    assert found["vae"].config["scaling_factor"] == stage.scale != 1.0
+
+
+def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys):
+    config, _ = whole
+    assert main.main(config) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: finished before" in out for name in STAGES)
+    assert f"--model {config.run_dir}" in out and "small recipe" in out and "configs/music.py:base" in out
+    root = Path(config.run_dir)
+    assert {path.name for path in (root / "samples").iterdir()} == {"0.wav", "1.wav", "mels.png", "captions.txt"}
+    model = AudioLDM2.from_pretrained(root / "model")
+    assert model is not None
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        folder.read_component(root / "model", "unet").variables,
+        folder.read_component(run.stage_folder(config, "joint") / "result", "unet").variables,
+    )
+
+    before = (root / "samples/0.wav").stat().st_mtime_ns
+    assert main.main(config) == 0
+    out = capsys.readouterr().out
+    assert f"This run is finished; its model is {root / 'model'}" in out
+    assert (root / "samples/0.wav").stat().st_mtime_ns == before
+
+
+def test_another_run_starts_from_its_model(whole, tmp_path):
+    config = get_config()
+    config.run_dir = str(tmp_path)
+    result = str(run.stage_folder(whole[0], "audiomae") / "result")
+    config.init_from.audiomae = result
+    found = run.load_components(config, "audiomae")
+    own = folder.read_component(result, "audiomae")
+    jax.tree.map(np.testing.assert_array_equal, found["audiomae"].variables, own.variables)
+
+
+def test_weights_of_another_size(whole, tmp_path):
+    config = get_config()
+    config.run_dir = str(tmp_path)
+    config.stages = "audiomae"
+    config.init_from.audiomae = str(run.stage_folder(whole[0], "audiomae") / "result")
+    config.models.audiomae.embed_dim = 32
+    run.prepare(config)
+    with pytest.raises(ValueError, match=r"audiomae.audiomae/.*: the recipe has shape"):
+        run.train_stage(config, "audiomae", Said())
+    assert not run.finished(config, "audiomae")
+
+
+def test_changed_config_lists_the_differences(begun):
+    begun.train.vae.kl_weight = 31.0
+    begun.models.vae.layers_per_block = 2
+    with pytest.raises(RunError) as caught:
+        run.prepare(begun)
+    message = str(caught.value)
+    assert "stages/vae was begun with another configuration" in message or "stages/audiomae" in message
+    assert "  models.vae.layers_per_block: 1 → 2" in message
+    begun.models.vae.layers_per_block = 1
+    with pytest.raises(RunError) as caught:
+        run.prepare(begun)
+    assert "stages/vae was begun" in str(caught.value)
+    assert "  train.vae.kl_weight: 30.0 → 31.0" in str(caught.value)
+    assert str(caught.value).count("→") == 1
+
+
+def test_what_does_not_change_the_computation_may_change(begun):
+    begun.stages, begun.side_by_side, begun.remat = "vae", 3, True
+    begun.mesh.fsdp = 4
+    begun.data.update(workers=2, threads=3, prefetch=9)
+    begun.samples.steps = 77
+    begun.train.vae.update(log_every=3, save_every=7, keep=9, sample_every=1)
+    run.prepare(begun)
+
+
+def test_damaged_config(begun):
+    path = run.stage_folder(begun, "vae") / "config.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(RunError, match=r"config.json is damaged .*; delete .*stages/vae to train the stage anew"):
+        run.prepare(begun)
+
+
+def test_run_folder_of_another_recipe(begun):
+    other = recipes.get("base")
+    other.run_dir, other.data.source = begun.run_dir, "builtin:music"
+    with pytest.raises(RunError, match=r"recipe: tiny → base"):
+        run.prepare(other)
+
+
+def test_missing_component_names_the_command(begun):
+    with pytest.raises(RunError) as caught:
+        run.train_stage(begun, "diffusion", Said())
+    message = str(caught.value)
+    assert "stage diffusion needs audiomae" in message and "--config.stages=audiomae" in message
+    assert "--config.init_from.audiomae=" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("stages, wrong", [("vae,vocodr", "vocodr"), ("", "nothing"), (" , ", "nothing")])
+def test_unknown_stage(stages, wrong):
+    config = get_config()
+    config.stages = stages
+    with pytest.raises(RunError, match=rf"{wrong}.* is no stage; choose from audiomae, clap, vae"):
+        run.plan(config)
+
+
+def test_base_without_data():
+    config = recipes.get("base")
+    with pytest.raises(RunError, match=r"recipe 'base' needs data: .*--config.data.source=builtin:music"):
+        run.prepare(config)
+
+
+def test_unwritable_run_folder(tmp_path):
+    (tmp_path / "file").touch()
+    config = get_config()
+    config.run_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match=r"cannot write to the run folder .*choose another with --config.run_dir=PATH"):
+        run.prepare(config)
+
+
+def test_full_disk_leaves_no_half_result(whole, tmp_path, monkeypatch):
+    config, _ = whole
+    components = {"vae": folder.read_component(run.stage_folder(config, "vae") / "result", "vae")}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_save", full)
+    with pytest.raises(folder.FolderError, match="No space left"):
+        run._write_result(tmp_path / "result", components)
+    assert not (tmp_path / "result").exists()
+
+
+def test_who_waits_for_whom():
+    config, every = get_config(), list(STAGES)
+    assert {name: run.waits_for(config, name, every) for name in every} == {
+        "audiomae": [],
+        "clap": [],
+        "vae": [],
+        "vocoder": [],
+        "diffusion": ["audiomae", "vae"],
+        "language_model": ["audiomae", "clap"],
+        "joint": ["audiomae", "clap", "vae", "diffusion", "language_model"],
+    }
+    assert run.waits_for(config, "diffusion", ["vae", "diffusion"]) == ["vae"]
+    base = recipes.get("base")
+    assert run.maker(base, "text_encoder_2") is None
+    assert run.maker(config, "text_encoder_2", before="joint") == "language_model"
+
+
+def test_stopping_between_steps_is_told(whole, tmp_path):
+    config = get_config()
+    config.run_dir = str(tmp_path)
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(Path(whole[0].run_dir) / part, tmp_path / part)
+    with pytest.raises(loop.Stopped, match="audiomae: stopped and saved after step 1 of 4"):
+        run.train_stage(config, "audiomae", Said(), lambda: True)
+    said = Said()
+    run.train_stage(config, "audiomae", said)
+    assert said.lines == ["audiomae: going on after step 1 of 4"] and run.finished(config, "audiomae")
+    straight, resumed = (
+        folder.read_component(run.stage_folder(which, "audiomae") / "result", "audiomae").variables
+        for which in (whole[0], config)
+    )
+    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
