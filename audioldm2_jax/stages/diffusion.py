@@ -109,7 +109,7 @@ def no_text(config, batch: int) -> tuple[jax.Array, jax.Array]:
 def init_unet(module: UNet, key: jax.Array):
     """Returns new parameters of the UNet; their shapes do not depend on the size of the latents."""
     side = 2 ** (len(module.block_out_channels) - 1)
-    dims = jax.tree.leaves(module.cross_attention_dim)  # the LOA's first, the text's last, levels without either left out
+    dims = jax.tree.leaves(module.cross_attention_dim)  # the LOA's comes first, the text's last
     latents = jnp.zeros((1, side, side, module.in_channels))
     one = jnp.zeros((1,), jnp.int32)
     return module.init(key, latents, one, jnp.zeros((1, 1, dims[0])), jnp.zeros((1, 1, dims[-1])))["params"]
