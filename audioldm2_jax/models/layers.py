@@ -104,6 +104,36 @@ def conv3x3(features: int, dtype: jnp.dtype, *, kernel_init: Callable = torch_un
     return nn.Conv(features, (3, 3), dtype=dtype, kernel_init=kernel_init, **options)
 
 
+class MelConv(nn.Module):
+    """A convolution over natural-log mels, padded to their size, whose bias starts where an average mel gives zero.
+
+    Log-mels lie around -5 and not around 0. A network that starts elsewhere spends its first hundreds of steps on
+    finding that, since a step of Adam moves a bias by no more than the learning rate.
+    """
+
+    MEAN = -5.0  # of the log-mels of music and of speech alike, to within one or two
+
+    features: int
+    kernel_size: tuple[int, ...]
+    dtype: jnp.dtype
+    kernel_init: Callable = torch_uniform
+
+    @nn.compact
+    def __call__(self, mel: Array) -> Array:
+        """mel [batch, *space, in] → [batch, *space, features]."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, mel.shape[-1], self.features))
+        bias = self.param("bias", lambda key: -self.MEAN * kernel.sum(tuple(range(kernel.ndim - 1))))
+        space = "HW"[-len(self.kernel_size) :]
+        x = jax.lax.conv_general_dilated(
+            mel.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1,) * len(space),
+            "SAME",
+            dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
+        )
+        return x + bias.astype(self.dtype)
+
+
 class Dense(nn.Module):
     """A linear layer as one product of two matrices: [..., in] → [..., features].
 

@@ -11,6 +11,7 @@ from audioldm2_jax.models.layers import (
     Attention,
     Downsample,
     GroupNorm,
+    MelConv,
     ResnetBlock,
     Upsample,
     conv1x1,
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         channels, groups, dtype = self.block_out_channels, self.norm_num_groups, self.dtype
-        self.conv_in = conv3x3(channels[0], dtype)
+        self.conv_in = MelConv(channels[0], (3, 3), dtype)
         self.down_blocks = [
             DownBlock(c, self.layers_per_block, groups, downsample=level < len(channels), dtype=dtype)
             for level, c in enumerate(channels, start=1)
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
             for level, c in enumerate(channels, start=1)
         ]
         self.conv_norm_out = GroupNorm(groups, _EPSILON, dtype)
-        self.conv_out = conv3x3(self.out_channels, dtype)
+        self.conv_out = conv3x3(self.out_channels, dtype, bias_init=nn.initializers.constant(MelConv.MEAN))
 
     def features(self, x: Array) -> Array:
         x = self.mid_block(self.conv_in(x))
