@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax import conditioning, sampling
+from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
@@ -46,8 +47,7 @@ class DiffusionStage(Stage):
 
     def variant(self, step):
         poolings = self.config.loa.training_poolings
-        draw = jax.random.randint(jax.random.fold_in(jax.random.key(self.config.seed), step), (), 0, len(poolings))
-        return poolings[int(draw)] if len(poolings) > 1 else poolings[0]
+        return Draw(self.config.seed, "pooling", step).pick(poolings)
 
     def objectives(self, variant):
         def loss(params, outputs, state, frozen, batch, keys):
