@@ -151,7 +151,8 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         *leading, width = x.shape
         kernel = self.param("kernel", self.kernel_init, (*self.window, width, self.features))
-        y = x.reshape(-1, width).astype(self.dtype) @ kernel.reshape(width, self.features).astype(self.dtype)
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        y = x.reshape(-1, width) @ kernel.reshape(width, self.features)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y.reshape(*leading, self.features)

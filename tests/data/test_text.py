@@ -106,7 +106,8 @@ def test_recipe_trains_or_loads(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
     recipe.text.update({"clap_tokenizer": str(tmp_path / "tokenizer"), "t5_tokenizer": str(tmp_path / "tokenizer_2")})
     loaded = text.open_tokenizers(recipe)
-    np.testing.assert_array_equal(loaded.t5(TEXTS)[0], tokenizers.t5(TEXTS)[0])
+    length = recipe.text.t5_length
+    np.testing.assert_array_equal(loaded.t5(TEXTS[:2])[0], tokenizers.t5(TEXTS[:2])[0][:, :length])
 
 
 def test_recordings_without_captions_get_the_corpus_words(caplog):
