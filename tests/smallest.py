@@ -44,7 +44,14 @@ def get_config() -> ConfigDict:
     for section, name in NETWORKS.items():
         fields = config.models[section]
         fields.update({key: value for key, value in CONFIGS[name].items() if key in fields})
-    config.models.unet.cross_attention_dim = (None, 24, 16)
+    # Attention in the middle alone: the UNet is what takes longest to compile.
+    config.models.unet.update(
+        cross_attention_dim=(None, 24, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    config.models.gpt2.n_layer = 1
+    config.models.clap.audio_config.update(depths=(1, 1))
     config.models.patch_discriminator.widths = (4, 8)
     config.models.period_discriminator.update(periods=(2, 3), channels=(4, 4))
     config.models.scale_discriminator.update(scales=2, channels=(4, 4), groups=(1, 1))
@@ -60,8 +67,10 @@ def get_config() -> ConfigDict:
 def components(stage: type[Stage], config: ConfigDict) -> dict[str, folder.Component]:
     """What `stage` reads, with random weights."""
     found = {}
+    sections = {name: section for section, name in NETWORKS.items()}
     for number, name in enumerate((*stage.needs(config), *stage.continues(config))):
-        fields = CONFIGS[name] | ({"cross_attention_dim": (None, 24, 16)} if name == "unet" else {})
+        own = config.models[sections[name]].to_dict() if name in sections else {}
+        fields = CONFIGS[name] | own
         found[name] = folder.Component(folder.build(name, fields), random_variables(name, fields, number), fields)
     return found
 

@@ -59,8 +59,9 @@ def test_knobs_make_sense(name):
     assert frames == int(frames) and config.train.vae.crop_frames <= frames
     assert np.prod(config.models.vocoder.upsample_rates) == config.audio.mel.hop_length
     assert config.models.vae.latent_channels == config.models.unet.in_channels == config.models.unet.out_channels
-    assert config.models.unet.cross_attention_dim[1] == config.models.gpt2.n_embd == config.models.audiomae.embed_dim
-    assert config.models.unet.cross_attention_dim[2] == config.models.t5.d_model
+    widths = jax.tree.leaves(config.models.unet.cross_attention_dim)
+    assert set(widths) == {config.models.gpt2.n_embd, config.models.t5.d_model}
+    assert config.models.gpt2.n_embd == config.models.audiomae.embed_dim
     assert config.loa.pooling in config.loa.training_poolings
     grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
     tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))

@@ -51,7 +51,7 @@ def test_guidance_dropout(monkeypatch, text):
     monkeypatch.setattr(stage, "network", lambda name, frozen: lambda ids, mask: ids)
     monkeypatch.setattr(diffusion.conditioning, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
     monkeypatch.setattr(diffusion, "encode", lambda *_: None)
-    monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, k: seen.append(given))
+    monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, *_: seen.append(given))
     given = {"waveform": jnp.zeros((CLIPS, 1)), "t5_ids": jnp.full((CLIPS, TOKENS), 9)}
     given["t5_mask"] = jnp.ones((CLIPS, TOKENS), jnp.int32)
     stage._loss({"unet": {}}, {}, given, keys(CLIPS), 1)
@@ -92,17 +92,19 @@ def test_loss_of_a_network_that_knows(kind):
 
     nothing = Conditions(None, None, None)
     examples = keys(64).examples
-    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples)) < 1e-10
+    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples, 2)) < 1e-10
     timesteps = []
 
     def silent(noisy, given, *_, text_mask):
         timesteps.append(np.asarray(given))
         return jnp.zeros_like(noisy)
 
-    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples))
-    signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(64)
-    assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size) ** 0.5)
-    assert timesteps[0].min() >= 0 and timesteps[0].max() < 1000 and len(set(timesteps[0])) > 50
+    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples, 2))
+    signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(128)
+    assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size / 2) ** 0.5)
+    # Two draws a clip, all of them different.
+    assert timesteps[0].shape == (128,) and len(set(timesteps[0])) > 100
+    assert timesteps[0].min() >= 0 and timesteps[0].max() < 1000
 
 
 def test_an_examples_noise_is_its_own():
@@ -112,9 +114,9 @@ def test_an_examples_noise_is_its_own():
     latents, examples = jnp.asarray(rng.standard_normal((3, 4, 4, 2), np.float32)), keys(3).examples
     unet = lambda noisy, *_, text_mask: 0.3 * noisy  # noqa: E731
     nothing = Conditions(None, None, None)
-    whole = diffusion.denoising_loss(unet, schedule, latents, nothing, examples)
+    whole = diffusion.denoising_loss(unet, schedule, latents, nothing, examples, 2)
     alone = [
-        diffusion.denoising_loss(unet, schedule, latents[i : i + 1], nothing, examples[i : i + 1]) for i in range(3)
+        diffusion.denoising_loss(unet, schedule, latents[i : i + 1], nothing, examples[i : i + 1], 2) for i in range(3)
     ]
     assert float(whole) == pytest.approx(float(np.mean(alone)), rel=1e-6)
 

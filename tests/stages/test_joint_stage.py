@@ -33,7 +33,7 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     monkeypatch.setattr(joint, "language_networks", lambda *_: dict.fromkeys(("gpt2", "projection", "t5")))
     monkeypatch.setattr(joint, "true_loa", lambda *_: jnp.full((CLIPS, 2, 3), TRUE))
     monkeypatch.setattr(joint, "encode", lambda *_: None)
-    monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, k: seen.append(given) or 0.0)
+    monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: seen.append(given) or 0.0)
     c = joint.conditioning
     monkeypatch.setattr(c, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
     monkeypatch.setattr(c, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
@@ -54,8 +54,10 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     assert ((chosen == TRUE) | (chosen == MADE)).all()
 
 
-def test_gradient_of_the_unet_reaches_the_language_model(compiled_once):
+def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
     """With GPT-2's own loss switched off; clips without captions show the true LOA, which teaches GPT-2 nothing."""
+    # Any function of what the UNet attends to shows the path, and the UNet need not be compiled.
+    monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: jnp.mean(given.loa**2))
     config = get_config()
     config.train.joint.update(language_weight=0.0, true_loa_share=0.0, guidance_dropout=0.0)
     stage = build("joint", config)
@@ -70,10 +72,9 @@ def test_gradient_of_the_unet_reaches_the_language_model(compiled_once):
 
     given = {key: value for key, value in batch(2).items() if key in stage.keys}
     captioned = norms(params, stage.frozen, given)
-    assert all(float(norm) > 1e-6 for norm in captioned.values())
+    assert all(float(captioned[group]) > 1e-6 for group in ("gpt2", "projection", "t5"))
     without = norms(params, stage.frozen, {**given, "captioned": np.zeros(2, bool)})
-    assert float(without["unet"]) > 1e-6
-    assert float(without["gpt2"]) == float(without["projection"]) == 0.0
+    assert all(float(norm) == 0.0 for norm in without.values())
 
 
 def test_unknown_unconditional():

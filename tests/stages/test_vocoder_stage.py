@@ -74,7 +74,8 @@ def test_discriminator_loss(made):
         wanted += sum(np.mean((np.asarray(x) - target) ** 2) for x in (*logits, *more))
     assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after["scales"], spectral)
-    assert not np.allclose(jax.tree.leaves(after["scales"])[0], jax.tree.leaves(state["scales"])[0])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 1e-3, after["scales"], state["scales"])
+    assert sum(jax.tree.leaves(moved)) > len(jax.tree.leaves(moved)) / 2
 
 
 def test_critics_first(made):

@@ -28,7 +28,7 @@ def test_uniform_and_normal():
 
 def test_keys_differ():
     key = init_random.key(0)
-    keys = [key, init_random.key(1), *jax.random.split(key, 20), *(jax.random.fold_in(key, i) for i in range(20))]
+    keys = [key, init_random.key(1), *jax.random.split(key, 20), *(jax.random.fold_in(key, i) for i in range(20, 40))]
     draws = np.stack([jax.random.normal(one, (2000,)) for one in keys])
     correlation = np.corrcoef(draws) - np.eye(len(keys))
     assert np.abs(correlation).max() < 6 / 2000**0.5
