@@ -5,8 +5,8 @@
         --config.data.source=/recordings                          the paper's base model, a pod or a host of GPUs
     ... configs/music.py:large, configs/music.py:48k              the large UNet; the system at 48 kHz
 
-The small recipe makes 2.56 s clips of instruments named in a caption; benchmarks/instruments.py says how often the named
-instrument is heard. The paper trains base for about a million steps of batch 128 on 10.24 s clips.
+The small recipe makes 2.56 s clips of instruments named in a caption; benchmarks/instruments.py says how often the
+named instrument is heard. The paper trains base for about a million steps of batch 128 on 10.24 s clips.
 """
 
 from ml_collections import ConfigDict
