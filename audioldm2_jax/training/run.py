@@ -101,7 +101,7 @@ def prepare(config: ConfigDict) -> None:
     root = Path(config.run_dir)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
+        probe = root / f".writable-{jax.process_index()}"  # a name for each host
         probe.touch()
         probe.unlink()
     except OSError as error:
