@@ -116,6 +116,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(environment, tmp_path):
     assert not (tmp_path / "stages/audiomae/result").exists()
 
 
+@pytest.mark.slow
 def test_a_part_of_the_stages_is_no_model_yet(environment, tmp_path):
     flags = ["--config=tests/smallest.py", f"--config.run_dir={tmp_path}", "--config.stages=audiomae"]
     code, out, err = command(environment, *flags)
