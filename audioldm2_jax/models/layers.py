@@ -111,7 +111,7 @@ class MelConv(nn.Module):
     finding that, since a step of Adam moves a bias by no more than the learning rate.
     """
 
-    MEAN = -5.0  # of the log-mels of music and of speech alike, to within one or two
+    MEAN = -5.0  # near the middle of log-mels, which end at log(1e-5) = -11.5 below
 
     features: int
     kernel_size: tuple[int, ...]

@@ -24,8 +24,8 @@ from audioldm2_jax.training.loop import NotFinite, Stopped
 from audioldm2_jax.training.progress import Pipe, Progress
 from audioldm2_jax.weights.folder import FolderError
 
-# Of a process that trains on CPU cores. Large pages spare it a third of a step, in page faults; XLA's first level of
-# optimisation compiles in two thirds of the time what then runs as fast.
+# Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
+# level of optimisation is meant to compile sooner, and ran no slower.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 # What a stage may raise that is told in one line, without a traceback.
 TOLD = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError)
