@@ -326,6 +326,8 @@ def tiny() -> ConfigDict:
         }
     )
     config.audio.seconds = 2.56
+    # A vocoder repeats itself from hop to hop while the mel stands still: after 20 ms its lines are as near as bands.
+    config.audio.mel.hop_length = 320
     config.audio.fbank.frames = 256
     config.audio.clap.seconds = 2.55  # 256 frames: two windows of HTSAT's picture of 128 × 128
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
@@ -384,8 +386,8 @@ def tiny() -> ConfigDict:
     )
     config.models.vocoder.update(
         upsample_initial_channel=128,
-        upsample_rates=(5, 4, 4, 2),
-        upsample_kernel_sizes=(10, 8, 8, 4),
+        upsample_rates=(5, 4, 4, 4),
+        upsample_kernel_sizes=(10, 8, 8, 8),
         resblock_kernel_sizes=(3, 7),
         resblock_dilation_sizes=((1, 3, 5),) * 2,
     )
@@ -444,6 +446,7 @@ def _training(**stage: object) -> dict:
         "steps": 0,
         "batch_size": 0,  # examples a step, over all hosts
         "accumulate": 1,  # microbatches a step
+        "optimizer": "adamw",  # or muon
         "learning_rate": 0.0,
         "warmup": 0,  # steps of linear warm-up
         "decay": "constant",  # after the warm-up: constant, cosine (to 0 at the last step) or exponential

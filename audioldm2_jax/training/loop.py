@@ -86,9 +86,8 @@ def train(
         )
 
     optimizers = {objective.name: optim.optimizer(knobs) for objective in stage.objectives(stage.variant(knobs.steps))}
-    new_state = partial(_new_state, stage, optimizers)
     seed = jax.random.fold_in(jax.random.key(config.seed), _number(stage.name))
-    abstract = jax.eval_shape(new_state, seed)
+    abstract = jax.eval_shape(partial(_new_state, stage, optimizers), seed)
     places = sharding.state_sharding(abstract, mesh)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places
@@ -97,7 +96,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", knobs.keep)
     state = checkpoints.restore(abstract, progress.say)
     if state is None:
-        state = _start(stage, new_state, init_random.key(config.seed + _number(stage.name)), abstract)
+        state = _start(stage, optimizers, init_random.key(config.seed + _number(stage.name)), abstract)
     else:
         checkpoints.forget_after(int(state["step"]))
         progress.say(f"{stage.name}: going on after step {int(state['step'])} of {knobs.steps}")
@@ -157,15 +156,19 @@ def _number(name: str) -> int:
 
 def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation], key: jax.Array) -> State:
     params, model_state = stage.init(key)
-    objectives = stage.objectives(stage.variant(stage.knobs.steps))
-    opt = {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
+    opt = _new_optimizers(stage, optimizers, params)
     ema = jax.tree.map(jnp.copy, params) if stage.knobs.ema else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": jnp.zeros((), jnp.int32)}
 
 
-def _start(stage: Stage, new_state: Callable, key: jax.Array, abstract: Any) -> State:
+def _new_optimizers(stage: Stage, optimizers: dict[str, optax.GradientTransformation], params: Any) -> dict[str, Any]:
+    objectives = stage.objectives(stage.variant(stage.knobs.steps))
+    return {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
+
+
+def _start(stage: Stage, optimizers: dict[str, optax.GradientTransformation], key: jax.Array, abstract: Any) -> State:
     """Returns the state of step 0: new parameters, or those that the stage starts from."""
-    # Only what is random is worth compiling: not the zeros of the optimiser, nor what is given.
+    # What is given is not drawn: that would be compiled for nothing.
     initial = stage.initial()
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     drawn = {
@@ -174,15 +177,15 @@ def _start(stage: Stage, new_state: Callable, key: jax.Array, abstract: Any) -> 
     }
 
     def draw(key):
-        state = new_state(key)
+        state = _new_state(stage, optimizers, key)
         return {part: {group: state[part][group] for group in groups} for part, groups in drawn.items()}
 
     state = dict(jax.jit(draw, out_shardings=drawn)(key))
     for group, given in initial.items():
         state["params"][group] = _place(abstract["params"][group], given, f"{stage.name}.{group}")
     state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
-    rest = {part: abstract[part] for part in ("opt", "step")}
-    return state | jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), rest)
+    state["opt"] = jax.jit(partial(_new_optimizers, stage, optimizers), out_shardings=places["opt"])(state["params"])
+    return state | {"step": jax.device_put(np.zeros((), np.int32), places["step"])}
 
 
 def _place(wanted: Any, given: Any, where: str) -> Any:

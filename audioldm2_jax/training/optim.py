@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers
 
 
 def learning_rate(knobs: ConfigDict) -> optax.Schedule:
@@ -31,9 +33,30 @@ def learning_rate(knobs: ConfigDict) -> optax.Schedule:
 
 
 def optimizer(knobs: ConfigDict) -> optax.GradientTransformation:
-    """Returns AdamW with clipping by the global norm, decaying matrices and kernels alone (MAE's rule)."""
-    adamw = optax.adamw(learning_rate(knobs), knobs.b1, knobs.b2, weight_decay=knobs.weight_decay, mask=_decayed)
-    return optax.chain(optax.clip_by_global_norm(knobs.clip_norm), adamw) if knobs.clip_norm else adamw
+    """Returns AdamW or Muon, with clipping by the global norm, decaying matrices and kernels alone (MAE's rule).
+
+    Muon [Jordan et al. 2024, kellerjordan.github.io/posts/muon] replaces the momentum of a matrix by the nearest
+    orthogonal one; what is no matrix is left to Adam. Its steps have the root mean square of AdamW's, so that rates
+    and decays mean the same for both [arXiv 2502.16982, section 2.2].
+
+    Raises:
+        ValueError: `knobs.optimizer` is neither adamw nor muon.
+    """
+    rate, decay = learning_rate(knobs), knobs.weight_decay
+    if knobs.optimizer == "adamw":
+        rule = optax.adamw(rate, knobs.b1, knobs.b2, weight_decay=decay, mask=_matrices)
+    elif knobs.optimizer == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=decay,
+            adam_b1=knobs.b1,
+            adam_b2=knobs.b2,
+            muon_weight_dimension_numbers=_as_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        raise ValueError(f"optimizer={knobs.optimizer!r}: choose adamw or muon")
+    return optax.chain(optax.clip_by_global_norm(knobs.clip_norm), rule) if knobs.clip_norm else rule
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
@@ -43,9 +66,18 @@ def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
     return jax.tree.map(lambda average, value: average + rate * (value - average), ema, params)
 
 
-def _decayed(params: Any) -> Any:
-    """Marks the leaves that weight decay applies to: kernels; not biases, norms, tables and single vectors."""
+def _matrices(params: Any) -> Any:
+    """Marks kernels: no biases, norms, tables and single vectors."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and getattr(path[-1], "key", "") not in ("embedding", "scale"),
+        params,
+    )
+
+
+def _as_matrices(params: Any) -> Any:
+    """Returns how Muon reads a kernel as a matrix: all it sums over, by what comes out (last, in Flax)."""
+    return jax.tree.map(
+        lambda marked, leaf: MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1) if marked else None,
+        _matrices(params),
         params,
     )

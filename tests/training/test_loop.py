@@ -179,9 +179,13 @@ def test_impossible_sizes(knobs, message):
         toys.train(Line(config(**knobs), {}), None)
 
 
-def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path):
-    """One step by hand: the critic by its own gradient, then the generator against the new critic."""
-    settings = config(steps=1, ema=0.0, warmup=0, clip_norm=0.0, learning_rate=0.5)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path, optimizer):
+    """One step by hand: the critic by its own gradient, then the generator against the new critic.
+
+    Muon's state begins with coefficients: zeros in their place, as most optimisers begin, would hold every kernel.
+    """
+    settings = config(steps=1, ema=0.0, warmup=0, clip_norm=0.0, learning_rate=0.5, optimizer=optimizer)
     stage = Duel(settings, {})
     start, _ = stage.init(jax.random.key(3))
     stage.initial = lambda: start
@@ -192,7 +196,7 @@ def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path):
     key = jax.random.fold_in(seed, 0)
     examples = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, 0), i))(jnp.arange(8))
     batch, keys = {"waveform": jnp.asarray(rows(0))}, Keys(key, examples)
-    adam = optim.optimizer(stage.knobs)
+    rule = optim.optimizer(stage.knobs)
 
     def update(objective, group, params):
         def loss(own):
@@ -201,7 +205,7 @@ def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path):
             return objective(everything, outputs, {"critic": {"updates": 0.0}}, {}, batch, keys)[0]
 
         own = {group: params[group]}
-        updates, _ = adam.update({group: jax.grad(loss)(params[group])}, adam.init(own), own)
+        updates, _ = rule.update({group: jax.grad(loss)(params[group])}, rule.init(own), own)
         return {**params, **optax.apply_updates(own, updates)}
 
     after_critic = update(stage.critic, "critic", start)

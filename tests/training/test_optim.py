@@ -13,6 +13,7 @@ from audioldm2_jax.training import optim
 
 BASE = dict(
     steps=100,
+    optimizer="adamw",
     learning_rate=0.01,
     warmup=10,
     decay="constant",
@@ -67,6 +68,42 @@ def test_weight_decay_spares_biases_norms_and_tables():
     moved = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if leaf.any()}
     assert moved == {"['dense']['kernel']", "['critic']['weight_v']"}
     np.testing.assert_allclose(updates["dense"]["kernel"], -0.01 * 0.1, rtol=1e-6)
+
+
+def test_muon_turns_kernels_by_orthogonal_steps_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    gradients = {
+        "dense": {"kernel": draw(20, 30), "bias": draw(30)},
+        "conv": {"kernel": draw(3, 3, 4, 8)},
+        "table": {"embedding": draw(5, 4)},
+    }
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    muon = optim.optimizer(knobs(optimizer="muon", warmup=0))
+    made, _ = muon.update(gradients, muon.init(params), params)
+    for name in ("dense", "conv"):
+        gradient = gradients[name]["kernel"].reshape(-1, gradients[name]["kernel"].shape[-1])
+        step = -np.asarray(made[name]["kernel"]).reshape(gradient.shape)
+        left, _, right = np.linalg.svd(gradient, full_matrices=False)
+        # Five Newton-Schulz steps bring the singular values to 0.7..1.2, not to 1.
+        wanted = 0.01 * 0.2 * np.sqrt(max(gradient.shape)) * left @ right
+        assert np.linalg.norm(step - wanted) < 0.3 * np.linalg.norm(wanted)
+    for name, leaf in (("dense", "bias"), ("table", "embedding")):  # Adam's first step is the sign of the gradient
+        np.testing.assert_allclose(np.sign(made[name][leaf]), -np.sign(gradients[name][leaf]))
+        assert np.ptp(np.abs(made[name][leaf])) < 1e-6
+
+
+def test_muon_decays_the_same_leaves():
+    params = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "table": {"embedding": jnp.ones((5, 4))}}
+    muon = optim.optimizer(knobs(optimizer="muon", weight_decay=0.1, warmup=0))
+    updates, _ = muon.update(jax.tree.map(jnp.zeros_like, params), muon.init(params), params)
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.01 * 0.1, rtol=1e-6)
+    assert not updates["dense"]["bias"].any() and not updates["table"]["embedding"].any()
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="optimizer='sgd': choose adamw or muon"):
+        optim.optimizer(knobs(optimizer="sgd"))
 
 
 def test_gradients_are_clipped_by_their_common_norm():
