@@ -387,32 +387,35 @@ def tiny() -> ConfigDict:
     config.models.vocoder.update(
         upsample_initial_channel=128,
         upsample_rates=(5, 4, 4, 4),
-        upsample_kernel_sizes=(10, 8, 8, 8),
-        resblock_kernel_sizes=(3, 7),
-        resblock_dilation_sizes=((1, 3, 5),) * 2,
+        upsample_kernel_sizes=(20, 16, 16, 16),
+        resblock_kernel_sizes=(7,),
+        resblock_dilation_sizes=((1,),),
     )
     config.models.patch_discriminator.widths = (8, 16, 32, 64)
     config.models.period_discriminator.update(periods=(2, 5, 11), channels=(8, 16, 32, 32))
     config.models.scale_discriminator.update(scales=2, channels=(8, 16, 32, 32), groups=(1, 1, 1, 1))
     train = config.train
-    train.audiomae.update(steps=500, batch_size=32, learning_rate=1.5e-3, warmup=30, mask_ratio=0.75, augment=False)
-    train.clap.update(steps=230, batch_size=64, learning_rate=1e-3, warmup=30)
+    train.audiomae.update(steps=1200, batch_size=16, learning_rate=1.5e-3, warmup=30, mask_ratio=0.75, augment=False)
+    train.clap.update(steps=250, batch_size=64, optimizer="muon", learning_rate=2e-3, warmup=30, decay="cosine")
     # Neither VAE nor vocoder gets as far as their discriminators: to compile these takes as long as hundreds of steps.
     train.vae.update(
-        steps=1200,
+        steps=700,
         batch_size=4,
-        learning_rate=1e-3,
+        optimizer="muon",
+        learning_rate=5e-3,
         warmup=30,
         decay="cosine",
         crop_frames=64,
         crops=2,
         kl_weight=30.0,
-        discriminator_start=1200,
+        discriminator_start=700,
     )
+    # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=1900,
-        batch_size=4,
-        learning_rate=1.2e-3,
+        steps=15_000,
+        batch_size=2,
+        optimizer="muon",
+        learning_rate=1e-3,
         warmup=20,
         decay="cosine",
         b1=0.9,
@@ -422,18 +425,33 @@ def tiny() -> ConfigDict:
         ema=0.999,
         segment_samples=7680,
         crops=2,
-        discriminator_start=1900,
+        discriminator_start=15_000,
     )
     train.diffusion.update(
-        steps=1200, batch_size=4, noise_draws=3, learning_rate=8e-4, warmup=50, decay="cosine", text="none"
+        steps=1000,
+        batch_size=8,
+        noise_draws=2,
+        optimizer="muon",
+        learning_rate=3e-3,
+        warmup=50,
+        decay="cosine",
+        text="none",
     )
     # The mean of the LOA is most of it, and a bias has to walk there: hence the large steps.
     train.language_model.update(steps=400, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
     train.joint.update(
-        steps=120, batch_size=4, noise_draws=3, learning_rate=3e-4, warmup=20, decay="cosine", train_t5=True
+        steps=200,
+        batch_size=8,
+        noise_draws=2,
+        optimizer="muon",
+        learning_rate=1e-3,
+        warmup=20,
+        decay="cosine",
+        train_t5=True,
     )
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)
+    train.vocoder.update(log_every=50, save_every=2500)
     for name in ("vae", "vocoder"):
         train[name].sample_every = 10_000
     config.samples.update({"steps": 25, "guidance_scale": 4.0})

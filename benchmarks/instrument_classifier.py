@@ -1,7 +1,7 @@
 """Which instrument plays: a small classifier fitted on real clips of the embedded corpus.
 
 It is the measure of `benchmarks` for generated clips, so it never sees one: it learns from the training split of the
-corpus alone, made harder by smearing, tilting and noise, and is tested on the held-out split.
+corpus alone, made harder by smearing, colouring and noise, and is tested on the held-out split.
 
     python benchmarks/instrument_classifier.py    # prints its accuracy on held-out real clips
 """
@@ -102,12 +102,13 @@ def _statistics(mel: np.ndarray) -> np.ndarray:
 
 
 def _disturbed(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a vocoder may do to a clip: smear time and frequency, tilt the spectrum, add noise and a noise floor."""
+    """What a vocoder may do to a clip: smear time and frequency, colour the spectrum, add noise and a noise floor."""
     frames, bands = mel.shape
-    mel = _smear(frames, rng.uniform(0.05, 2.0)) @ (mel - mel.max()) @ _smear(bands, rng.uniform(0.05, 1.2)).T
+    mel = _smear(frames, rng.uniform(0.05, 2.0)) @ (mel - mel.max()) @ _smear(bands, rng.uniform(0.05, 2.5)).T
     mel = mel + rng.uniform(-2.0, 2.0) * np.linspace(-2.0, 2.0, bands)
-    mel = mel + rng.uniform(0.0, 2.5) * rng.standard_normal(mel.shape)
-    floor = mel.max() + rng.uniform(-60.0, -25.0)
+    mel = mel + rng.uniform(0.0, 2.0) * rng.standard_normal(bands)
+    mel = mel + rng.uniform(0.0, 3.0) * rng.standard_normal(mel.shape)
+    floor = mel.max() + rng.uniform(-60.0, -20.0)
     return 10.0 * np.log10(10.0 ** (mel / 10.0) + 10.0 ** (floor / 10.0))
 
 

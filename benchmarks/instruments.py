@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace
 
 def _reconstruction(model: AudioLDM2, clips: int) -> None:
     settings = mel_settings(model)
-    seconds = model.components["unet"].config["sample_size"] * 4 * settings.hop_length / settings.sampling_rate
+    factor = 2 ** (len(model.components["vae"].config["block_out_channels"]) - 1)
+    frames = model.components["unet"].config["sample_size"] * factor
+    seconds = frames * settings.hop_length / settings.sampling_rate
     examples = heldout_examples(clips, settings.sampling_rate, seconds)
     real = np.stack([files.normalise(example.waveform) for example in examples])
     spectrum = jax.jit(lambda waveform: log_mel(waveform, settings))
@@ -109,10 +112,11 @@ def _reconstruction(model: AudioLDM2, clips: int) -> None:
 
 
 def mel_settings(model: AudioLDM2) -> MelSettings:
-    """Returns the front end of the model's vocoder: the one at 16 or at 48 kHz."""
+    """Returns the front end of the model's vocoder: the one at 16 or at 48 kHz, with the vocoder's hop."""
+    hop = math.prod(model.components["vocoder"].config["upsample_rates"])
     if model.sampling_rate == 48000:
-        return MelSettings(48000, 2048, 480, 256, 20.0, 24000.0)
-    return MelSettings(16000, 1024, 160, 64, 0.0, 8000.0)
+        return MelSettings(48000, 2048, hop, 256, 20.0, 24000.0)
+    return MelSettings(16000, 1024, hop, 64, 0.0, 8000.0)
 
 
 def griffin_lim(mel: np.ndarray, settings: MelSettings) -> np.ndarray:

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.compilation_cache = "off"
     config.data.update(source="builtin:music", threads=1, prefetch=1, examples=64)
     config.audio.seconds = SAMPLES / 16000
-    config.audio.mel.n_mels = 16
+    config.audio.mel.update(hop_length=160, n_mels=16)
     config.audio.fbank.update(frames=64, n_mels=32)
     config.audio.clap.update(seconds=0.63, n_mels=16)
     config.text.update(clap_length=TOKENS, t5_length=TOKENS, vocabulary=VOCABULARY)

@@ -11,6 +11,10 @@ import optax.contrib
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
+# Coefficients an iteration. Written out, they make a loop; a single row would be unrolled, for every kernel, and take
+# minutes to compile.
+_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+
 
 def learning_rate(knobs: ConfigDict) -> optax.Schedule:
     """Returns the learning rate as a function of the step: linear warm-up, then `knobs.decay`.
@@ -53,6 +57,7 @@ def optimizer(knobs: ConfigDict) -> optax.GradientTransformation:
             adam_b2=knobs.b2,
             muon_weight_dimension_numbers=_as_matrices,
             consistent_rms=0.2,
+            ns_coeffs=_NEWTON_SCHULZ,
         )
     else:
         raise ValueError(f"optimizer={knobs.optimizer!r}: choose adamw or muon")

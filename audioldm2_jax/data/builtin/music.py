@@ -35,7 +35,7 @@ from audioldm2_jax.data.example import Example, Source
 
 SPLITS = ("train", "heldout")
 #: Shares of the kinds of clip; the evaluated instruments alone make up most, so that a small model can learn them.
-MIXTURE = {"evaluated": 0.65, "solo": 0.15, "duo": 0.12, "drums": 0.08}
+MIXTURE = {"evaluated": 0.8, "solo": 0.08, "duo": 0.07, "drums": 0.05}
 _MODES = {"major": 0.42, "minor": 0.42, "pentatonic": 0.08, "dorian": 0.04, "mixolydian": 0.04}
 
 #: For each evaluated instrument the (tempo, mode, register) that training leaves out: every tempo and every register
