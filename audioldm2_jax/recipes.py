@@ -412,7 +412,7 @@ def tiny() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=15_000,
+        steps=20_000,
         batch_size=2,
         optimizer="muon",
         learning_rate=1e-3,
@@ -425,10 +425,10 @@ def tiny() -> ConfigDict:
         ema=0.999,
         segment_samples=7680,
         crops=2,
-        discriminator_start=15_000,
+        discriminator_start=20_000,
     )
     train.diffusion.update(
-        steps=1000,
+        steps=1400,
         batch_size=8,
         noise_draws=2,
         optimizer="muon",
