@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     for stage in config.train.values():
         stage.update(steps=STEPS, batch_size=2, warmup=2, log_every=1, save_every=2, sample_every=0)
     config.train.clap.batch_size = 4
-    config.train.vae.update(crop_frames=32, crops=1, discriminator_start=2)
+    config.train.vae.update(learning_rate=1e-3, crop_frames=32, crops=1, discriminator_start=2)
     config.train.vocoder.update(segment_samples=3200, crops=1, discriminator_start=2)
     config.samples.update(clips=2, steps=2)
     return config
