@@ -11,8 +11,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
-# Coefficients an iteration. Written out, they make a loop; a single row would be unrolled, for every kernel, and take
-# minutes to compile.
+# Coefficients an iteration, written out: so they make a loop. A single row would be unrolled for every kernel.
 _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
