@@ -11,7 +11,7 @@ from audioldm2_jax.data.builtin import music
 from audioldm2_jax.data.builtin.compose import GROOVES, SCALES, TEMPOS, heldout
 from audioldm2_jax.data.builtin.instruments import DRUMS, EVALUATED, FAMILIES, INSTRUMENTS
 from audioldm2_jax.data.builtin.music import HELD_OUT, MusicCorpus, heldout_captions, heldout_examples
-from audioldm2_jax.data.builtin.render import sound_font
+from audioldm2_jax.data.builtin.render import Hiss, draw_hiss, render, sound_font
 from audioldm2_jax.data.draw import Draw, digest
 
 CORPUS = MusicCorpus(16000, 2.56, 0, "train")
@@ -58,6 +58,25 @@ def test_clips_sound_from_the_start_at_a_sane_level():
         assert level[0] > 0.01, clip.text
         quiet = 0.0 if clip.labels["kind"] == "drums" else 5e-4  # slow drums and short marimba tones leave gaps
         assert (level >= quiet).all(), clip.text
+
+
+def test_hiss_is_as_loud_as_drawn_at_any_rate():
+    plan = music.draw_plan(Draw("hiss"), "train", None, music.MIXTURE)
+    notes = music.compose(plan, music.first_bar(plan, Draw("bar")), 8.0, Draw("notes"))
+
+    def play(rate, decibels, seed):
+        return render(plan.parts, notes, plan.bpm, 2 * rate, rate, Hiss(decibels, seed))
+
+    for rate in (16000, 48000):
+        # Another seed is other noise under the same music, so the difference is √2 times the noise.
+        noise = (play(rate, 50.0, 1) - play(rate, 50.0, 2)) / 2**0.5
+        power = 2 * np.square(np.abs(np.fft.rfft(noise)) / len(noise)).cumsum()  # Parseval: its end is the mean square
+        below_8khz = power[len(noise) * 8000 // rate]
+        # dB; each clip is brought to its own peak, which leaves a little of the music in the difference.
+        assert abs(10 * np.log10(below_8khz) - 20 * np.log10(0.5) + 50.0) < 1.0
+    np.testing.assert_array_equal(play(16000, 50.0, 1), play(16000, 50.0, 1))
+    levels = [draw_hiss(Draw(i)).decibels for i in range(200)]
+    assert 49 <= min(levels) < 51 and 62 < max(levels) <= 64
 
 
 def test_splits_share_no_score():

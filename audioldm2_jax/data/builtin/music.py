@@ -29,7 +29,7 @@ from audioldm2_jax.data.builtin.compose import (
     heldout,
 )
 from audioldm2_jax.data.builtin.instruments import DRUMS, EVALUATED, FAMILIES, INSTRUMENTS, Instrument
-from audioldm2_jax.data.builtin.render import render, seconds
+from audioldm2_jax.data.builtin.render import draw_hiss, render, seconds
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.example import Example, Source
 
@@ -118,8 +118,9 @@ def perform(plan: Plan, text: str, draw: Draw, split: str, sampling_rate: int, l
     bar = first_bar(plan, draw)
     while heldout(plan.lead.texture, bar) != (split == "heldout"):
         bar = first_bar(plan, draw)
+    hiss = draw_hiss(draw)  # before the notes, whose number depends on the length
     notes = compose(plan, bar, length * plan.bpm / 60.0, draw)
-    waveform = render(plan.parts, notes, plan.bpm, round(length * sampling_rate), sampling_rate)
+    waveform = render(plan.parts, notes, plan.bpm, round(length * sampling_rate), sampling_rate, hiss)
     return Example(waveform, text, _labels(plan, notes, length))
 
 

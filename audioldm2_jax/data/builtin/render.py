@@ -1,6 +1,7 @@
 """Scores to sound: a clip is a sum of single tones of the sound font that pretty_midi ships.
 
-A tone is rendered once and kept, so that a clip costs a few additions.
+A tone is rendered once and kept, so that a clip costs a few additions. Under the tones lies the hiss of a recording:
+silence to the last bit is found in no other, and networks would spend themselves on making it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,31 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from audioldm2_jax.data.builtin.compose import Note, Part
 from audioldm2_jax.data.builtin.instruments import DRUMS, INSTRUMENTS
 from audioldm2_jax.data.builtin.soundfont import SoundFont
+from audioldm2_jax.data.draw import Draw
 
 PEAK = 0.5
 _RELEASE = 0.08  # seconds in which a note ends
 _LONGEST = 4.0 - _RELEASE  # seconds; longer notes end there
 _FULL = 32000  # peak of a stored tone
+
+
+class Hiss(NamedTuple):
+    """The noise of a recording: root mean square up to 8 kHz in dB below the peak of the music, and its seed."""
+
+    decibels: float
+    seed: int
+
+
+def draw_hiss(draw: Draw) -> Hiss:
+    """Draws a hiss as of a modest recorder."""
+    return Hiss(draw.uniform(49.0, 64.0), draw.below(2**32))
 
 
 @functools.cache
@@ -37,9 +52,14 @@ def sound_font() -> SoundFont:
 
 
 def render(
-    parts: Sequence[Part], notes: Sequence[Sequence[Note]], bpm: float, samples: int, sampling_rate: int
+    parts: Sequence[Part],
+    notes: Sequence[Sequence[Note]],
+    bpm: float,
+    samples: int,
+    sampling_rate: int,
+    hiss: Hiss,
 ) -> np.ndarray:
-    """Plays `notes[i]` on `parts[i]`.
+    """Plays `notes[i]` on `parts[i]` over `hiss`.
 
     Parts are brought to equal loudness before mixing (the font's instruments differ much), an accompaniment a
     little below the lead.
@@ -53,8 +73,16 @@ def render(
         if len(parts) > 1:
             sound *= (1.0 if number == 0 else 0.5) / max(float(np.sqrt(np.mean(np.square(sound)))), 1e-4)
         mix += sound
+    mix += _noise(hiss, samples, sampling_rate) * max(float(np.abs(mix).max()), 1e-8)
     mix -= mix.mean()
     return mix * np.float32(PEAK / max(float(np.abs(mix).max()), 1e-8))
+
+
+def _noise(hiss: Hiss, samples: int, sampling_rate: int) -> np.ndarray:
+    """White noise under a peak of 1, of the same density in Hz at any rate."""
+    deviation = 10.0 ** (-hiss.decibels / 20.0) * (sampling_rate / 16000.0) ** 0.5
+    uniform = np.random.RandomState(hiss.seed).random_sample(samples)  # the generator whose sequence never changes
+    return ((uniform - 0.5) * (deviation * 12.0**0.5)).astype(np.float32)
 
 
 def seconds(note: Note, part: Part, beat: float) -> tuple[float, float]:
