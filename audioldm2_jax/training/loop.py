@@ -226,6 +226,8 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
         params = {**params, **optax.apply_updates(own, updates)}
         metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
         metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.global_norm(grads)}
+    if "replaced" in batch:
+        metrics["replaced_records"] = batch["replaced"].sum()
     ema = optim.update_ema(state["ema"], params, knobs.ema, count) if state["ema"] else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": count + 1}, metrics
 

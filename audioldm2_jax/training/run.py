@@ -202,7 +202,7 @@ def train_stage(
         return lambda step: pipeline.batches(
             source,
             tokenizers,
-            stage.keys,
+            (*stage.keys, "replaced"),
             batch_size=batch_size,
             samples=round(config.audio.seconds * config.audio.sampling_rate),
             seed=config.seed,

@@ -79,6 +79,15 @@ def test_reports_and_metrics(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
+def test_records_that_could_not_be_read_are_counted(tmp_path):
+    def batches(step):
+        for batch in toys.data(step):
+            yield batch | {"replaced": np.arange(8, dtype=np.int32)}  # 28 of them a step
+
+    toys.train(Line(config(steps=4, log_every=2), {}), tmp_path, batches=batches)
+    assert [row["replaced_records"] for row in metrics(tmp_path)] == [28.0, 28.0, 28.0]
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_not_a_number(tmp_path, where):
     """At step 6, where a checkpoint is due; logged only every fourth step, so the guard has to look by itself."""
