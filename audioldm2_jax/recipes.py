@@ -249,6 +249,8 @@ def base() -> ConfigDict:
                     segment_samples=8000,  # a whole number of hops; HG: 8192 at a hop of 256
                     crops=1,  # of each clip
                     mel_weight=45.0,
+                    mel_scales=(),  # (n_fft, n_mels) of further mels in the loss; their hop is a quarter of n_fft
+                    scale_weight=0.5,  # of each, beside the mel's own 1
                     feature_weight=2.0,
                     discriminator_start=0,
                 ),
@@ -407,7 +409,7 @@ def tiny() -> ConfigDict:
         decay="cosine",
         crop_frames=64,
         crops=2,
-        kl_weight=30.0,
+        kl_weight=500.0,  # latents that hold little else than what is heard: the UNet learns them sooner
         discriminator_start=700,
     )
     # Many small steps: a narrow network on half a second of each clip.
@@ -425,11 +427,13 @@ def tiny() -> ConfigDict:
         ema=0.999,
         segment_samples=7680,
         crops=2,
+        # Long windows hear the pitch, short ones the timbre and the onsets.
+        mel_scales=((2048, 128), (512, 40), (256, 20)),
         discriminator_start=20_000,
     )
     train.diffusion.update(
-        steps=1400,
-        batch_size=8,
+        steps=2600,
+        batch_size=4,
         noise_draws=2,
         optimizer="muon",
         learning_rate=3e-3,
@@ -440,8 +444,8 @@ def tiny() -> ConfigDict:
     # The mean of the LOA is most of it, and a bias has to walk there: hence the large steps.
     train.language_model.update(steps=400, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
     train.joint.update(
-        steps=200,
-        batch_size=8,
+        steps=400,
+        batch_size=4,
         noise_draws=2,
         optimizer="muon",
         learning_rate=1e-3,

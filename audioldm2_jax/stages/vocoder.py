@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from audioldm2_jax.audio.mel import log_mel
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from audioldm2_jax.models.hifigan import HifiGan
 from audioldm2_jax.stages.base import Objective, Stage, crop, front_ends, module_fields
@@ -38,6 +41,10 @@ class VocoderStage(Stage):
                 f"train.vocoder.segment_samples={self.knobs.segment_samples} is no multiple of the hop of {hop} samples"
             )
         self.frames = self.knobs.segment_samples // hop
+        self.scales = [
+            dataclasses.replace(self.ends.mel, n_fft=n_fft, hop_length=n_fft // 4, n_mels=n_mels)
+            for n_fft, n_mels in self.knobs.mel_scales
+        ]
 
     def init(self, key):
         mel = jnp.zeros((1, self.frames, self.ends.mel.n_mels))
@@ -70,11 +77,17 @@ class VocoderStage(Stage):
         )
 
     def _mel_loss(self, outputs):
-        return jnp.abs(self.ends.log_mel(outputs["fake"]) - self.ends.log_mel(outputs["real"])).mean()
+        """Returns the weighted L1 of the log-mels [HG], and of those in other windows [arXiv 2306.06546, 3.3]."""
+
+        def distance(settings):
+            return jnp.abs(log_mel(outputs["fake"], settings) - log_mel(outputs["real"], settings)).mean()
+
+        mel, scales = distance(self.ends.mel), [distance(settings) for settings in self.scales]
+        return self.knobs.mel_weight * (mel + self.knobs.scale_weight * sum(scales)), {"mel": mel}
 
     def _plain(self, params, outputs, state, frozen, batch, keys):
-        mel = self._mel_loss(outputs)
-        return self.knobs.mel_weight * mel, ({"mel": mel}, state)
+        loss, metrics = self._mel_loss(outputs)
+        return loss, (metrics, state)
 
     def _judge(self, name, params, state, waveform, mutable=False):
         """Returns the logits, features and, where asked for, the new state of one family of discriminators."""
@@ -96,15 +109,15 @@ class VocoderStage(Stage):
 
     def _generator(self, params, outputs, state, frozen, batch, keys):
         """45 mel + 2 feature matching + adversarial [HG train.py, feature_loss, generator_loss]."""
-        mel, match, adversary = self._mel_loss(outputs), jnp.zeros(()), jnp.zeros(())
+        (mel, metrics), match, adversary = self._mel_loss(outputs), jnp.zeros(()), jnp.zeros(())
         for name in self.judges:
             _, real, _ = self._judge(name, params, state, outputs["real"])
             logits, fake, _ = self._judge(name, params, state, outputs["fake"])
             real = jax.lax.stop_gradient(real)
             match += sum(jax.tree.leaves(jax.tree.map(lambda r, f: jnp.abs(r - f).mean(), real, fake)))
             adversary += sum(((1 - score) ** 2).mean() for score in logits)
-        loss = self.knobs.mel_weight * mel + self.knobs.feature_weight * match + adversary
-        return loss, ({"mel": mel, "feature_matching": match, "adversarial": adversary}, state)
+        metrics |= {"feature_matching": match, "adversarial": adversary}
+        return mel + self.knobs.feature_weight * match + adversary, (metrics, state)
 
     def listen(self, params, state, frozen, batch, key):
         made = self.module.apply({"params": params["vocoder"]}, self.ends.log_mel(batch["waveform"]))
