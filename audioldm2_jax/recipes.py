@@ -249,8 +249,7 @@ def base() -> ConfigDict:
                     segment_samples=8000,  # a whole number of hops; HG: 8192 at a hop of 256
                     crops=1,  # of each clip
                     mel_weight=45.0,
-                    mel_scales=(),  # (n_fft, n_mels) of further mels in the loss; their hop is a quarter of n_fft
-                    scale_weight=0.5,  # of each, beside the mel's own 1
+                    mel_scales=(),  # (n_fft, n_mels) of mels that the loss adds to the own one; their hop is a quarter of n_fft
                     feature_weight=2.0,
                     discriminator_start=0,
                 ),
@@ -414,7 +413,7 @@ def tiny() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=20_000,
+        steps=17_000,
         batch_size=2,
         optimizer="muon",
         learning_rate=1e-3,
@@ -429,10 +428,10 @@ def tiny() -> ConfigDict:
         crops=2,
         # Long windows hear the pitch, short ones the timbre and the onsets.
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        discriminator_start=20_000,
+        discriminator_start=17_000,
     )
     train.diffusion.update(
-        steps=2600,
+        steps=2400,
         batch_size=4,
         noise_draws=2,
         optimizer="muon",
@@ -444,7 +443,7 @@ def tiny() -> ConfigDict:
     # The mean of the LOA is most of it, and a bias has to walk there: hence the large steps.
     train.language_model.update(steps=400, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
     train.joint.update(
-        steps=400,
+        steps=300,
         batch_size=4,
         noise_draws=2,
         optimizer="muon",

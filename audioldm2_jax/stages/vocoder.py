@@ -77,13 +77,13 @@ class VocoderStage(Stage):
         )
 
     def _mel_loss(self, outputs):
-        """Returns the weighted L1 of the log-mels [HG], and of those in other windows [arXiv 2306.06546, 3.3]."""
+        """Returns the weighted L1 of the log-mels [HG], with those in other windows [arXiv 2306.06546, 3.3]."""
 
         def distance(settings):
             return jnp.abs(log_mel(outputs["fake"], settings) - log_mel(outputs["real"], settings)).mean()
 
-        mel, scales = distance(self.ends.mel), [distance(settings) for settings in self.scales]
-        return self.knobs.mel_weight * (mel + self.knobs.scale_weight * sum(scales)), {"mel": mel}
+        mel = distance(self.ends.mel)
+        return self.knobs.mel_weight * (mel + sum(map(distance, self.scales))), {"mel": mel}
 
     def _plain(self, params, outputs, state, frozen, batch, keys):
         loss, metrics = self._mel_loss(outputs)

@@ -40,7 +40,7 @@ def mel_distance(stage, outputs):
         return np.abs(real - fake).mean()
 
     assert stage.ends.mel == MelSettings(16000, 1024, 160, 16, 0.0, 8000.0)
-    return distance(1024, 160, 16) + 0.5 * (distance(2048, 512, 128) + distance(512, 128, 40) + distance(256, 64, 20))
+    return distance(1024, 160, 16) + distance(2048, 512, 128) + distance(512, 128, 40) + distance(256, 64, 20)
 
 
 def test_forward_gives_segments(made):
