@@ -1,7 +1,8 @@
 """Prompts to waveforms: tokenise, condition, denoise, decode.
 
 `AudioLDM2` is called as diffusers' AudioLDM2Pipeline is, with a seed in the place of the generator. A clip is a
-function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch.
+function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch. Several
+clips of a prompt come in the order in which CLAP hears the prompt in them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from audioldm2_jax import conditioning, sampling
+from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
+from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS
 from audioldm2_jax.models.network import Network
@@ -36,7 +39,8 @@ class Output(NamedTuple):
     """What a call returns; all float32.
 
     Attributes:
-      audios: [clips, samples], -1 to 1; the clips of a prompt stand together, in the order of the prompts.
+      audios: [clips, samples], -1 to 1; the clips of a prompt stand together, in the order of the prompts, and the one
+        that CLAP finds nearest to the prompt stands first.
       sampling_rate: Hz.
       mels: natural-log mel spectrograms [clips, frames, bands].
       latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them.
@@ -56,6 +60,7 @@ class AudioLDM2:
         components: Mapping[str, Component],
         schedule: NoiseSchedule,
         prompts: Prompts,
+        clap_mel: ClapMelSettings,
         *,
         scheduler_class: str = "DDIMScheduler",
         source: str | os.PathLike | None = None,
@@ -64,6 +69,7 @@ class AudioLDM2:
         components: by their names in the model folder; `audiomae` may be missing.
         schedule: the noise schedule.
         prompts: the tokenizers.
+        clap_mel: what CLAP hears of a clip.
         scheduler_class: the diffusers scheduler that the solver is to equal.
         source: the model folder with the parts that are copied by `save_pretrained` as they are.
 
@@ -76,7 +82,7 @@ class AudioLDM2:
                 "_class_name in scheduler/scheduler_config.json to one of these."
             )
         self.components = dict(components)
-        self.schedule, self.prompts, self.source = schedule, prompts, source
+        self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
         self.networks: dict[str, Network] = {
             name: jax.device_put(part.network) for name, part in components.items() if name != "audiomae"
@@ -106,7 +112,8 @@ class AudioLDM2:
         components = {name: folder.read_component(path, name, dtype) for name in names}
         schedule, scheduler_class = folder.read_scheduler(path)
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
-        return cls(components, schedule, prompts, scheduler_class=scheduler_class, source=path)
+        heard = folder.read_feature_extractor(path)
+        return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
@@ -146,7 +153,7 @@ class AudioLDM2:
           num_inference_steps: denoising steps.
           guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
           audio_length_in_s: length of a clip in seconds; by default that which the model was trained on.
-          num_waveforms_per_prompt: clips a prompt.
+          num_waveforms_per_prompt: clips a prompt, sorted by CLAP; to have the best of three, take the first.
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
@@ -167,7 +174,7 @@ class AudioLDM2:
         self.schedule.timesteps(num_inference_steps)  # raises on absurd numbers, before any work
         shape, samples = self.latent_shape(audio_length_in_s)
         guided = guidance_scale > 1
-        given, without = self.encode(prompts, negatives, uncond, use_loa, use_text_states)
+        given, without, meant = self._encode(prompts, negatives, uncond, use_loa, use_text_states)
         given, without = (sampling.repeat(part, num_waveforms_per_prompt) for part in (given, without))
         keys = clip_keys(seed, prompts, num_waveforms_per_prompt)
         start = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
@@ -184,7 +191,12 @@ class AudioLDM2:
             solver=SOLVER_OF_CLASS[self.scheduler_class],
         )
         mels, audios = self.decode(final)
-        return Output(audios[:, :samples], self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
+        made = (audios[:, :samples], mels, np.asarray(final).transpose(0, 3, 1, 2))
+        if num_waveforms_per_prompt > 1:
+            best = self._best_first(made[0], meant)
+            made = tuple(part[best] for part in made)
+        audios, mels, latents = made
+        return Output(audios, self.sampling_rate, mels, latents)
 
     def encode(
         self,
@@ -195,11 +207,17 @@ class AudioLDM2:
         use_text_states: bool = True,
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
+        return self._encode(prompts, negatives, uncond, use_loa, use_text_states)[:2]
+
+    def _encode(
+        self, prompts: Sequence[str], negatives: Sequence[str], uncond: str, use_loa: bool, use_text_states: bool
+    ) -> tuple[Conditions, Conditions, jax.Array]:
+        """`encode`, and CLAP's embeddings of the prompts [prompts, d]."""
         count = len(prompts)
         text = self.prompts.encode(prompts, negatives, emptied=not use_text_states)
         tokens = self.components["language_model"].config.get("max_new_tokens") or LOA_TOKENS
         names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
-        every = _encode({name: self.networks[name] for name in names}, text, num_tokens=tokens)
+        every, meant = _encode({name: self.networks[name] for name in names}, text, num_tokens=tokens)
         parts = [Conditions(*(x[start : start + count] for x in every)) for start in range(0, len(every.loa), count)]
         given, without = parts[:2]
         if not use_text_states:
@@ -208,7 +226,23 @@ class AudioLDM2:
             given = given._replace(loa=jnp.zeros_like(given.loa))
         if uncond == "zeros" or not use_loa:
             without = without._replace(loa=jnp.zeros_like(without.loa))
-        return given, without
+        return given, without, meant[:count]
+
+    def _best_first(self, audios: np.ndarray, meant: jax.Array) -> np.ndarray:
+        """The order of clips [prompts * n, samples] that sorts those of each prompt by CLAP's cosine with it.
+
+        diffusers (`score_waveforms`) ranks in a batch of prompts over all clips; here each prompt keeps its own.
+        """
+        clips = len(audios) // len(meant)
+        scores = _similarity(
+            self.networks["text_encoder"],
+            audios,
+            jnp.repeat(meant, clips, axis=0),
+            sampling_rate=self.sampling_rate,
+            heard=self.clap_mel,
+        )
+        order = np.argsort(-np.asarray(scores).reshape(-1, clips), axis=1, kind="stable")
+        return (order + np.arange(len(order))[:, None] * clips).ravel()
 
     def decode(self, latents: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Scaled latents [b, t, f, c] to mels [b, frames, bands] and waveforms [b, samples]."""
@@ -249,11 +283,20 @@ def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="num_tokens")
-def _encode(networks: dict[str, Network], text: conditioning.Text, *, num_tokens: int) -> Conditions:
+def _encode(networks: dict[str, Network], text: conditioning.Text, *, num_tokens: int) -> tuple[Conditions, jax.Array]:
+    """Conditions of all texts, and CLAP's embeddings of them."""
     prefix, states, mask = conditioning.encode_prompt(
         networks["text_encoder"], networks["text_encoder_2"], networks["projection_model"], text
     )
-    return Conditions(conditioning.generate_loa(networks["language_model"], prefix, num_tokens), states, mask)
+    meant = networks["text_encoder"](text["clap_ids"], text["clap_mask"], method="text_features")
+    return Conditions(conditioning.generate_loa(networks["language_model"], prefix, num_tokens), states, mask), meant
+
+
+@partial(jax.jit, static_argnames=("sampling_rate", "heard"))
+def _similarity(clap: Network, audios, meant: jax.Array, *, sampling_rate: int, heard: ClapMelSettings) -> jax.Array:
+    """Cosines [clips] of clips [clips, samples] and embeddings of texts [clips, d]."""
+    mel = clap_mel(resample(audios, sampling_rate, heard.sampling_rate), heard)
+    return (clap(mel, method="audio_features") * meant).sum(-1)
 
 
 @partial(jax.jit, static_argnames=("schedule", "num_steps", "eta", "solver"))

@@ -249,7 +249,7 @@ def base() -> ConfigDict:
                     segment_samples=8000,  # a whole number of hops; HG: 8192 at a hop of 256
                     crops=1,  # of each clip
                     mel_weight=45.0,
-                    mel_scales=(),  # (n_fft, n_mels) of mels that the loss adds to the own one; their hop is a quarter of n_fft
+                    mel_scales=(),  # (n_fft, n_mels) of further mels in the loss; their hop is a quarter of n_fft
                     feature_weight=2.0,
                     discriminator_start=0,
                 ),

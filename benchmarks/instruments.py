@@ -3,9 +3,9 @@
     python benchmarks/instruments.py --model runs/music
 
 1. Captions that each name one of eight instruments, in combinations that training never had: in how many clips does a
-   classifier, fitted on real clips, hear the named instrument? Through the whole path to the waveform; then with the
-   LOA zeroed, and with the text states emptied, to show what each carries; and from the generated mel by Griffin-Lim,
-   which leaves the vocoder out.
+   classifier, fitted on real clips, hear the named instrument? Through the whole path to the waveform; from the
+   generated mel by Griffin-Lim, which leaves the vocoder out; in the clip that CLAP likes best of three, as
+   launch/generate.py gives it; with the LOA zeroed, and with the text states emptied, to show what each carries.
 2. Real held-out clips through VAE and vocoder: the distance of the log-mels, and in how much of the time the pitch is
    that of the original (within half a semitone), beside the vocoder alone and Griffin-Lim from the true mel.
 """
@@ -53,6 +53,7 @@ def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace
     print(f"the named instrument is heard, of {len(captions)} held-out captions (chance {1 / len(set(named)):.1%}):")
     variants = {
         "whole path": {},
+        "best of 3 by CLAP": {"num_waveforms_per_prompt": 3},
         "LOA zeroed": {"use_loa": False},
         "text states emptied": {"use_text_states": False},
     }
@@ -68,7 +69,7 @@ def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace
             )
             for start in range(0, len(captions), BATCH)
         ]
-        audios = np.concatenate([part.audios for part in parts])
+        audios = np.concatenate([part.audios[:: changes.get("num_waveforms_per_prompt", 1)] for part in parts])
         right = np.array(classifier.predict(audios)) == np.array(named)
         print(f"  {name:20} {right.mean():6.1%}   ({time.monotonic() - begin:.0f} s)")
         if name == "whole path":

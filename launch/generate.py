@@ -27,7 +27,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--eta", type=float, default=0.0, help="randomness of the sampler; the authors' tool has 1")
     parser.add_argument("-dur", "--duration", type=float, help="seconds; by default what the model was trained on")
     parser.add_argument("-gs", "--guidance_scale", type=float, default=3.5, help="how strongly to follow the text")
-    parser.add_argument("-n", "--n_candidate_gen_per_text", type=int, default=1, help="clips a prompt")
+    parser.add_argument(
+        "-n", "--n_candidate_gen_per_text", type=int, default=3, help="clips made of a prompt; CLAP's favourite is kept"
+    )
     parser.add_argument("-b", "--batchsize", type=int, default=1, help="prompts computed at a time")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same sound")
     parser.add_argument(
@@ -41,7 +43,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def read_prompts(text: str, text_list: str) -> list[str]:
-    """The prompts of `-t` and of the lines of the file `-tl`, each once: `-n` makes several clips of one.
+    """The prompts of `-t` and of the lines of the file `-tl`, each once.
 
     Raises:
       ValueError: where there is none, or the file cannot be read.
@@ -124,16 +126,11 @@ def generate(options: argparse.Namespace):
             "uncond": options.unconditional,
         }
         output = pipeline(batch, **settings)
-        for clip, audio in enumerate(output.audios):
-            prompt = batch[clip // options.n_candidate_gen_per_text]
+        # The first of a prompt's clips is CLAP's favourite.
+        for prompt, audio in zip(batch, output.audios[:: options.n_candidate_gen_per_text], strict=True):
             path = free_path(target, file_stem(prompt))
             files.write(path, audio, output.sampling_rate, subtype="FLOAT" if options.format == "float" else "PCM_16")
-            record = {
-                "prompt": prompt,
-                "clip": clip % options.n_candidate_gen_per_text,
-                "model": str(model),
-                **settings,
-            }
+            record = {"prompt": prompt, "model": str(model), **settings}
             path.with_suffix(".json").write_text(
                 json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )

@@ -16,6 +16,7 @@ from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, CONFIGS, write_model
 
 from audioldm2_jax import pipeline as pipeline_module
+from audioldm2_jax.audio import files
 from audioldm2_jax.pipeline import AudioLDM2
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
@@ -41,6 +42,7 @@ def ours(model):
 def theirs(model):
     pipe = AudioLDM2Pipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
+    pipe.feature_extractor.nb_max_samples = int(pipe.feature_extractor.nb_max_samples)  # of a part of a second
     return pipe
 
 
@@ -108,11 +110,31 @@ def test_same_seed_same_sound_in_any_batch(ours):
     again = ours(PROMPTS, num_inference_steps=STEPS, seed=7, eta=1.0)
     np.testing.assert_array_equal(together.audios, again.audios)
     alone = ours(PROMPTS[1], num_inference_steps=STEPS, seed=7, eta=1.0, num_waveforms_per_prompt=3)
-    close(alone.latents[0], together.latents[1], 1e-4)
-    close(alone.audios[0], together.audios[1], 1e-3)
-    assert not np.allclose(alone.latents[0], alone.latents[1])
+    distances = [np.abs(latents - together.latents[1]).max() for latents in alone.latents]
+    same = int(np.argmin(distances))  # CLAP has sorted the three
+    close(alone.latents[same], together.latents[1], 1e-4)
+    close(alone.audios[same], together.audios[1], 1e-3)
+    assert sorted(distances)[1] > 0.1
     other = ours(PROMPTS, num_inference_steps=STEPS, seed=8, eta=1.0)
     assert not np.allclose(together.latents, other.latents)
+
+
+def test_clips_of_a_prompt_are_sorted_by_clap(ours, theirs):
+    """Prompt by prompt, as diffusers sorts those of one; theirs sorts a batch over all prompts.
+
+    The noise is such that no two scores are nearer than the resamplers are (0.001).
+    """
+    noise = np.random.default_rng(2).standard_normal((6, *SHAPE)).astype(np.float32)
+    arguments = dict(num_inference_steps=2, guidance_scale=GUIDANCE, num_waveforms_per_prompt=3)
+    made = ours(PROMPTS[:2], latents=noise, **arguments)
+    for row, prompt in enumerate(PROMPTS[:2]):
+        start = torch.tensor(noise[3 * row : 3 * row + 3])
+        close(made.audios[3 * row : 3 * row + 3], theirs(prompt, latents=start, **arguments).audios)
+    unsorted = ours([prompt for prompt in PROMPTS[:2] for _ in range(3)], None, 2, GUIDANCE, latents=noise)
+    order = [int(np.argmin(np.abs(unsorted.latents - latents).max((1, 2, 3)))) for latents in made.latents]
+    assert sorted(order[:3]) == [0, 1, 2] and sorted(order[3:]) == [3, 4, 5] and order != [0, 1, 2, 3, 4, 5]
+    close(made.audios, unsorted.audios[order])
+    close(made.mels, unsorted.mels[order])
 
 
 def test_a_repeated_prompt_gives_other_clips():
@@ -185,7 +207,7 @@ def test_half_precision(model, ours, noise):
 
 def test_unknown_scheduler(ours):
     with pytest.raises(FolderError, match="HeunDiscreteScheduler; supported are DDIMScheduler"):
-        AudioLDM2(ours.components, ours.schedule, ours.prompts, scheduler_class="HeunDiscreteScheduler")
+        AudioLDM2(ours.components, ours.schedule, ours.prompts, ours.clap_mel, scheduler_class="HeunDiscreteScheduler")
 
 
 def test_folder_without_tokenizer(model, tmp_path):
@@ -222,7 +244,9 @@ def test_command_line(model, tmp_path, capsys):
     ]
     assert all(path.parent == target and path.stat().st_size > 1000 for path in paths)
     record = json.loads(paths[2].with_suffix(".json").read_text())
-    assert record["prompt"] == "drums" and record["clip"] == 0 and record["seed"] == 3
+    assert record["prompt"] == "drums" and record["seed"] == 3 and record["num_waveforms_per_prompt"] == 3
+    favourite = AudioLDM2.from_pretrained(model)("drums", None, STEPS, num_waveforms_per_prompt=3, seed=3).audios[0]
+    np.testing.assert_allclose(files.read(paths[2], 16000), favourite, atol=1e-3)  # the file has 16 bits
     for wrong, message in (
         (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
         ([], "Nothing to generate"),

@@ -29,6 +29,7 @@ from flax import linen as nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from audioldm2_jax.audio.mel import ClapMelSettings
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.weights.components import KINDS, Kind
@@ -265,13 +266,16 @@ def write_feature_extractor(
     fmin: float,
     fmax: float,
 ) -> None:
-    """Writes feature_extractor/: CLAP's front end (a recipe's `audio.clap`), for diffusers to rank clips."""
+    """Writes feature_extractor/: CLAP's front end (a recipe's `audio.clap`), for diffusers to rank clips.
+
+    transformers' ClapFeatureExtractor reads any number of seconds, but hears clips only if it is an integer.
+    """
     config = {
         "feature_extractor_type": "ClapFeatureExtractor",
         "feature_size": n_mels,
         "sampling_rate": sampling_rate,
         "hop_length": hop_length,
-        "max_length_s": seconds,
+        "max_length_s": int(seconds) if seconds == int(seconds) else seconds,
         "fft_window_size": n_fft,
         "padding_value": 0.0,
         "return_attention_mask": False,
@@ -282,6 +286,36 @@ def write_feature_extractor(
     }
     with new_folder(Path(folder) / "feature_extractor") as target:
         write_json(target / "preprocessor_config.json", config)
+
+
+def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
+    """CLAP's front end.
+
+    Raises:
+      FolderError: where it is missing, damaged, or of another kind.
+    """
+    path = Path(folder) / "feature_extractor"
+    check_manifest(path)
+    file = path / "preprocessor_config.json"
+    config = read_json(file)
+    if config.get("feature_extractor_type") != "ClapFeatureExtractor":
+        raise FolderError(
+            f"{file} says {config.get('feature_extractor_type')}; only ClapFeatureExtractor is supported."
+        )
+    try:
+        return ClapMelSettings(
+            sampling_rate=config["sampling_rate"],
+            n_fft=config["fft_window_size"],
+            hop_length=config["hop_length"],
+            n_mels=config["feature_size"],
+            fmin=float(config["frequency_min"]),
+            fmax=float(config["frequency_max"]),
+            samples=round(config["max_length_s"] * config["sampling_rate"]),
+        )
+    except KeyError as error:
+        raise FolderError(f"{file} says nothing of {error}.") from None
+    except (ValueError, TypeError) as error:
+        raise FolderError(f"{file}: {error}") from None
 
 
 def _written_config(kind: Kind, config: Mapping[str, Any], passengers: Mapping[str, np.ndarray]) -> dict[str, Any]:

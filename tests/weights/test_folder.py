@@ -13,6 +13,7 @@ from diffusers.pipelines.audioldm2 import modeling_audioldm2
 from safetensors.numpy import load_file, save_file
 from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_networks
 
+from audioldm2_jax import recipes
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
 from audioldm2_jax.weights.names import NAMES, to_torch
@@ -131,6 +132,35 @@ def test_scheduler_and_feature_extractor(model):
     extractor = transformers.ClapFeatureExtractor.from_pretrained(model / "feature_extractor")
     assert extractor.nb_max_samples == 30720 and extractor.truncation == "rand_trunc"
     assert (extractor.frequency_min, extractor.frequency_max) == (50, 14000)
+    read = folder.read_feature_extractor(model)
+    assert (read.samples, read.fmin, read.fmax) == (30720, 50.0, 14000.0)
+    assert (read.sampling_rate, read.n_fft) == (extractor.sampling_rate, extractor.fft_window_size)
+    assert (read.hop_length, read.n_mels) == (extractor.hop_length, extractor.feature_size)
+
+
+def test_transformers_hears_clips_by_the_papers_feature_extractor(tmp_path):
+    folder.write_feature_extractor(tmp_path, **recipes.get("base").audio.clap)
+    extractor = transformers.ClapFeatureExtractor.from_pretrained(tmp_path / "feature_extractor")
+    for samples in (4000, 500_000):  # to be padded, to be cut
+        heard = extractor(np.zeros(samples, np.float32), sampling_rate=48000, return_tensors="np")
+        assert heard["input_features"].shape == (1, 1, 1001, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"feature_extractor_type": "EncodecFeatureExtractor"}, "says EncodecFeatureExtractor; only Clap"),
+        ({"feature_size": None}, "says nothing of 'feature_size'"),
+        ({"frequency_max": 48000}, "mel bands need"),
+    ],
+)
+def test_a_feature_extractor_of_another_kind(copy, change, message):
+    file = copy / "feature_extractor" / "preprocessor_config.json"
+    config = {key: value for key, value in (json.loads(file.read_text()) | change).items() if value is not None}
+    file.write_text(json.dumps(config))
+    (copy / "feature_extractor" / "manifest.json").unlink()
+    with pytest.raises(folder.FolderError, match=message):
+        folder.read_feature_extractor(copy)
 
 
 def test_damage_is_noticed(copy):
