@@ -128,7 +128,7 @@ def test_weights_of_another_size(whole, tmp_path):
 
 
 def test_changed_config_lists_the_differences(begun):
-    begun.train.vae.kl_weight = 31.0
+    before, begun.train.vae.kl_weight = begun.train.vae.kl_weight, 31.0
     begun.models.vae.layers_per_block = 2
     with pytest.raises(RunError) as caught:
         run.prepare(begun)
@@ -139,7 +139,7 @@ def test_changed_config_lists_the_differences(begun):
     with pytest.raises(RunError) as caught:
         run.prepare(begun)
     assert "stages/vae was begun" in str(caught.value)
-    assert "  train.vae.kl_weight: 30.0 → 31.0" in str(caught.value)
+    assert f"  train.vae.kl_weight: {before} → 31.0" in str(caught.value)
     assert str(caught.value).count("→") == 1
 
 
