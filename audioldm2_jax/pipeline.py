@@ -191,12 +191,11 @@ class AudioLDM2:
             solver=SOLVER_OF_CLASS[self.scheduler_class],
         )
         mels, audios = self.decode(final)
-        made = (audios[:, :samples], mels, np.asarray(final).transpose(0, 3, 1, 2))
-        if num_waveforms_per_prompt > 1:
-            best = self._best_first(made[0], meant)
-            made = tuple(part[best] for part in made)
-        audios, mels, latents = made
-        return Output(audios, self.sampling_rate, mels, latents)
+        made = Output(audios[:, :samples], self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
+        if num_waveforms_per_prompt == 1:
+            return made
+        best = self._best_first(made.audios, meant)
+        return made._replace(audios=made.audios[best], mels=made.mels[best], latents=made.latents[best])
 
     def encode(
         self,

@@ -313,7 +313,7 @@ def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
             samples=round(config["max_length_s"] * config["sampling_rate"]),
         )
     except KeyError as error:
-        raise FolderError(f"{file} says nothing of {error}.") from None
+        raise FolderError(f"{file} says nothing of {error}; copy or publish the model folder again.") from None
     except (ValueError, TypeError) as error:
         raise FolderError(f"{file}: {error}") from None
 
