@@ -85,7 +85,7 @@ def test_muon_turns_kernels_by_orthogonal_steps_and_leaves_the_rest_to_adam():
         gradient = gradients[name]["kernel"].reshape(-1, gradients[name]["kernel"].shape[-1])
         step = -np.asarray(made[name]["kernel"]).reshape(gradient.shape)
         left, _, right = np.linalg.svd(gradient, full_matrices=False)
-        # Five Newton-Schulz steps bring the singular values to 0.7..1.2, not to 1.
+        # The Newton-Schulz steps bring the singular values to 0.7..1.2, not to 1.
         wanted = 0.01 * 0.2 * np.sqrt(max(gradient.shape)) * left @ right
         assert np.linalg.norm(step - wanted) < 0.3 * np.linalg.norm(wanted)
     for name, leaf in (("dense", "bias"), ("table", "embedding")):  # Adam's first step is the sign of the gradient
