@@ -250,6 +250,7 @@ def base() -> ConfigDict:
                     crops=1,  # of each clip
                     mel_weight=45.0,
                     mel_scales=(),  # (n_fft, n_mels) of further mels in the loss; their hop is a quarter of n_fft
+                    convergence_weight=0.0,  # of the mel's spectral convergence, beside its L1
                     feature_weight=2.0,
                     discriminator_start=0,
                 ),
@@ -428,6 +429,7 @@ def tiny() -> ConfigDict:
         crops=2,
         # Long windows hear the pitch, short ones the timbre and the onsets.
         mel_scales=((2048, 128), (512, 40), (256, 20)),
+        convergence_weight=0.5,
         discriminator_start=17_000,
     )
     train.diffusion.update(

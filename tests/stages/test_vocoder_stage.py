@@ -4,6 +4,7 @@ Tolerance 1e-4 relative: float32, through a network, summed in another order.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from smallest import batch, build, get_config
@@ -40,7 +41,10 @@ def mel_distance(stage, outputs):
         return np.abs(real - fake).mean()
 
     assert stage.ends.mel == MelSettings(16000, 1024, 160, 16, 0.0, 8000.0)
-    return distance(1024, 160, 16) + distance(2048, 512, 128) + distance(512, 128, 40) + distance(256, 64, 20)
+    own = [np.exp(np.asarray(log_mel(outputs[key], stage.ends.mel), np.float64)) for key in ("real", "fake")]
+    convergence = np.mean([np.linalg.norm(real - fake) / np.linalg.norm(real) for real, fake in zip(*own)])
+    others = distance(2048, 512, 128) + distance(512, 128, 40) + distance(256, 64, 20)
+    return distance(1024, 160, 16) + others + 0.5 * convergence
 
 
 def test_forward_gives_segments(made):
@@ -52,6 +56,15 @@ def test_plain_loss(made):
     stage, params, state, outputs, _ = made
     loss, _ = jax.jit(stage._plain)(params, outputs, state, {}, {}, KEYS)
     assert float(loss) == pytest.approx(45 * mel_distance(stage, outputs), rel=TOLERANCE)
+
+
+def test_silence_has_a_gradient(made):
+    """A silent clip that is met by silence moves nothing, and above all is no NaN."""
+    stage, params, state, outputs, _ = made
+    silence = jnp.zeros_like(outputs["real"])
+    loss = lambda fake: stage._plain(params, {"real": silence, "fake": fake}, state, {}, {}, KEYS)[0]  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(silence)
+    assert value < 1e-3 and not np.asarray(gradient).any()
 
 
 def test_generator_loss(made):
