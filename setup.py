@@ -15,7 +15,7 @@ setup(
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
-        "optax>=0.2.7",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.10",
         "grain>=0.2.12",
         "ml-collections>=1.0",

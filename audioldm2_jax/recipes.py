@@ -260,6 +260,7 @@ def base() -> ConfigDict:
                     learning_rate=1e-4,
                     warmup=10_000,
                     noise_draws=1,  # noises a clip: more of them share the work of the frozen networks
+                    timestep_logits=(),  # mean and deviation of log(t / (1 - t)); (): uniform timesteps [paper]
                     guidance_dropout=0.1,
                     text="captions",  # what the UNet's text context holds: captions, or none (T5 is not trained yet)
                 ),
@@ -278,6 +279,7 @@ def base() -> ConfigDict:
                     learning_rate=1e-4,
                     warmup=1_000,
                     noise_draws=1,
+                    timestep_logits=(),
                     guidance_dropout=0.1,
                     true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
                     unconditional="language_model",  # or zeros [A2 ddpm.py]
@@ -331,7 +333,7 @@ def tiny() -> ConfigDict:
     # A vocoder repeats itself from hop to hop while the mel stands still: after 20 ms its lines are as near as bands.
     config.audio.mel.hop_length = 320
     config.audio.fbank.frames = 256
-    config.audio.clap.seconds = 2.55  # 256 frames: two windows of HTSAT's picture of 128 × 128
+    config.audio.clap.seconds = 2.0  # whole seconds, as ClapFeatureExtractor wants them
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
     config.text.update(
         {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 36, "t5_length": 24, "vocabulary": 512}
@@ -433,9 +435,10 @@ def tiny() -> ConfigDict:
         discriminator_start=17_000,
     )
     train.diffusion.update(
-        steps=2400,
+        steps=2700,
         batch_size=4,
         noise_draws=2,
+        timestep_logits=(-1.0, 0.9),  # mostly where noise is about as strong as the signal: timbre is decided there
         optimizer="muon",
         learning_rate=3e-3,
         warmup=50,
@@ -448,6 +451,7 @@ def tiny() -> ConfigDict:
         steps=300,
         batch_size=4,
         noise_draws=2,
+        timestep_logits=(-1.0, 0.9),
         optimizer="muon",
         learning_rate=1e-3,
         warmup=20,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from audioldm2_jax import conditioning, sampling
 from audioldm2_jax.data.draw import Draw
@@ -65,7 +66,7 @@ class DiffusionStage(Stage):
         unet = Network(self.module, {"params": params["unet"]})
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
         given = sampling.Conditions(loa, states, mask)
-        return denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs.noise_draws)
+        return denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs)
 
     def _text(self, frozen, batch, dropped):
         """Returns T5's states and mask; without T5, one zero vector in the place of the text."""
@@ -133,23 +134,51 @@ def denoising_loss(
     latents: jax.Array,
     conditions: sampling.Conditions,
     keys: jax.Array,
-    draws: int,
+    knobs: ConfigDict,
 ) -> jax.Array:
     """Returns the mean squared error of the UNet's prediction at random timesteps [arXiv 2308.05734, eq. 10].
 
     Args:
         latents: clean and scaled, [batch, time, frequency, channels].
         keys: [batch], one random key an example.
-        draws: timesteps and noises a clip; the frozen networks that made latents and conditions ran once for all.
+        knobs: the stage's; `noise_draws` timesteps and noises a clip, for which the frozen networks that made latents
+            and conditions ran once, and `timestep_logits` (see `draw_timesteps`).
     """
+    draws = knobs.noise_draws
     latents, conditions = sampling.repeat((latents, conditions), draws)
+    timesteps = draw_timesteps(fold(keys, 4), draws, schedule.num_train_timesteps, knobs.timestep_logits)
     keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 3), draws))(keys).reshape(-1)
-    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(fold(keys, 0))
-    timesteps = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_train_timesteps))(fold(keys, 1))
+    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.target(latents, noise, timesteps)
     output = unet(noisy, timesteps, conditions.loa, conditions.text_states, text_mask=conditions.text_mask)
     return jnp.mean((output.astype(jnp.float32) - target) ** 2)
+
+
+def draw_timesteps(keys: jax.Array, draws: int, total: int, logits: tuple[float, ...]) -> jax.Array:
+    """Returns random timesteps in 0..total-1, [batch * draws], those of a clip in a row.
+
+    The draws of a clip share out the distribution evenly between them, so that their mean varies less
+    [arXiv 2107.00630, appendix I.1].
+
+    Args:
+        keys: [batch], one random key a clip.
+        logits: () for the uniform distribution, or mean and standard deviation of the normal distribution of
+            log(t / (1 - t)), t from 0 to 1 [arXiv 2403.03206, section 3.1].
+
+    Raises:
+        ValueError: `logits` is neither.
+    """
+    if len(logits) not in (0, 2) or (logits and logits[1] <= 0):
+        raise ValueError(
+            f"timestep_logits={logits}: give mean and standard deviation (> 0), or () for uniform timesteps"
+        )
+    first = jax.vmap(jax.random.uniform)(keys)[:, None]
+    share = ((first + jnp.arange(draws) / draws) % 1.0).reshape(-1)
+    if logits:
+        mean, deviation = logits
+        share = jax.nn.sigmoid(mean + deviation * jax.scipy.special.ndtri(share))
+    return jnp.minimum((share * total).astype(jnp.int32), total - 1)
 
 
 def sample_mels(stage: Stage, unet: Network, frozen, batch, given, uncond, key) -> dict[str, jax.Array]:

@@ -106,7 +106,7 @@ class JointStage(Stage):
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
         unet = Network(self.unet, {"params": params["unet"]})
         given = sampling.Conditions(seen, states, mask)
-        denoising = denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs.noise_draws)
+        denoising = denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs)
         loss = denoising + self.knobs.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 

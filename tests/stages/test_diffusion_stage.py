@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from ml_collections import ConfigDict
 from smallest import TOKENS, batch, build, get_config
 
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -15,6 +17,9 @@ from audioldm2_jax.stages import diffusion
 from audioldm2_jax.stages.base import Keys
 
 CLIPS = 4000
+
+
+TWO_DRAWS = ConfigDict({"noise_draws": 2, "timestep_logits": ()})
 
 
 def keys(size, seed=0):
@@ -92,14 +97,14 @@ def test_loss_of_a_network_that_knows(kind):
 
     nothing = Conditions(None, None, None)
     examples = keys(64).examples
-    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples, 2)) < 1e-10
+    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples, TWO_DRAWS)) < 1e-10
     timesteps = []
 
     def silent(noisy, given, *_, text_mask):
         timesteps.append(np.asarray(given))
         return jnp.zeros_like(noisy)
 
-    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples, 2))
+    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples, TWO_DRAWS))
     signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(128)
     assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size / 2) ** 0.5)
     # Two draws a clip, all of them different.
@@ -114,11 +119,27 @@ def test_an_examples_noise_is_its_own():
     latents, examples = jnp.asarray(rng.standard_normal((3, 4, 4, 2), np.float32)), keys(3).examples
     unet = lambda noisy, *_, text_mask: 0.3 * noisy  # noqa: E731
     nothing = Conditions(None, None, None)
-    whole = diffusion.denoising_loss(unet, schedule, latents, nothing, examples, 2)
-    alone = [
-        diffusion.denoising_loss(unet, schedule, latents[i : i + 1], nothing, examples[i : i + 1], 2) for i in range(3)
-    ]
+    loss = lambda some: diffusion.denoising_loss(unet, schedule, latents[some], nothing, examples[some], TWO_DRAWS)  # noqa: E731
+    whole, alone = loss(slice(None)), [loss(slice(i, i + 1)) for i in range(3)]
     assert float(whole) == pytest.approx(float(np.mean(alone)), rel=1e-6)
+
+
+@pytest.mark.parametrize("logits", [(), (-0.8, 0.8), (0.5, 1.2)])
+def test_timesteps_have_their_distribution_shared_out_over_the_draws(logits):
+    """Kolmogorov-Smirnov at 1e-4; and of four draws of a clip, one lies in each quarter of the distribution."""
+    drawn = np.asarray(diffusion.draw_timesteps(keys(3000).examples, 4, 1000, logits)).reshape(3000, 4)
+    mean, deviation = logits or (0.0, 1.0)
+    share = lambda t: scipy.stats.norm.cdf((np.log(t / (1 - t)) - mean) / deviation) if logits else t  # noqa: E731
+    ranks = share((drawn + 0.5) / 1000)
+    assert scipy.stats.kstest(ranks[:, 0], "uniform").pvalue > 1e-4
+    np.testing.assert_allclose(np.sort(ranks)[:, 1:] - np.sort(ranks)[:, :-1], 0.25, atol=0.01)
+    assert drawn.min() >= 0 and drawn.max() < 1000
+
+
+@pytest.mark.parametrize("logits", [(0.0,), (0.0, 0.0), (0.0, -1.0)])
+def test_timesteps_of_no_distribution(logits):
+    with pytest.raises(ValueError, match=r"timestep_logits=\(0.0.*mean and standard deviation"):
+        diffusion.draw_timesteps(keys(1).examples, 1, 1000, logits)
 
 
 def test_latents_are_sampled_and_scaled():
