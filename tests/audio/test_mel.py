@@ -20,7 +20,7 @@ FBANK = mel.FbankSettings(16000, 128, 1024)
 FBANK_80 = mel.FbankSettings(16000, 80, 1024)
 FBANK_TINY = mel.FbankSettings(16000, 128, 256)
 CLAP = mel.ClapMelSettings(48000, 1024, 480, 64, 50.0, 14000.0, 480000)
-CLAP_TINY = mel.ClapMelSettings(48000, 1024, 480, 64, 50.0, 14000.0, 122400)
+CLAP_TINY = mel.ClapMelSettings(48000, 1024, 480, 64, 50.0, 14000.0, 96000)
 
 
 def music(samples: int, sampling_rate: int, seed: int = 0) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_fbank_is_kaldis(settings, samples, whole):
     assert np.abs(got[0] - want).max() < 2e-2
 
 
-@pytest.mark.parametrize("settings, samples", [(CLAP, 480000), (CLAP, 122880), (CLAP_TINY, 122400), (CLAP_TINY, 50001)])
+@pytest.mark.parametrize("settings, samples", [(CLAP, 480000), (CLAP, 122880), (CLAP_TINY, 96000), (CLAP_TINY, 50001)])
 def test_clap_mel_is_transformers(settings, samples):
     extractor = ClapFeatureExtractor(frequency_min=50, frequency_max=14000)
     waveform = music(samples, 48000)
@@ -143,9 +143,9 @@ def test_fbank_of_128_bands_is_transformers(settings, samples):
 
 def test_clap_hears_the_beginning_of_a_long_clip():
     waveform = music(150000, 48000)[None]
-    np.testing.assert_array_equal(mel.clap_mel(waveform, CLAP_TINY), mel.clap_mel(waveform[:, :122400], CLAP_TINY))
+    np.testing.assert_array_equal(mel.clap_mel(waveform, CLAP_TINY), mel.clap_mel(waveform[:, :96000], CLAP_TINY))
     assert CLAP.frames == 1001
-    assert CLAP_TINY.frames == 256
+    assert CLAP_TINY.frames == 201
 
 
 @pytest.mark.parametrize("length, n_fft", [(400, 512), (1024, 1024), (2048, 2048)])
