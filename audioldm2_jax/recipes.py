@@ -336,7 +336,7 @@ def tiny() -> ConfigDict:
     config.audio.clap.seconds = 2.0  # whole seconds, as ClapFeatureExtractor wants them
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
     config.text.update(
-        {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 36, "t5_length": 24, "vocabulary": 512}
+        {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 40, "t5_length": 28, "vocabulary": 512}
     )
     config.init_from.update(dict.fromkeys(config.init_from, ""))
     config.loa.update({"pooling": 4, "training_poolings": (4,)})

@@ -225,7 +225,7 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
         updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
         params = {**params, **optax.apply_updates(own, updates)}
         metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
-        metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.global_norm(grads)}
+        metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.tree.norm(grads)}
     if "replaced" in batch:
         metrics["replaced_records"] = batch["replaced"].sum()
     ema = optim.update_ema(state["ema"], params, knobs.ema, count) if state["ema"] else {}
