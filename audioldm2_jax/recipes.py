@@ -463,7 +463,7 @@ def tiny() -> ConfigDict:
     train.vocoder.update(log_every=50, save_every=2500)
     for name in ("vae", "vocoder"):
         train[name].sample_every = 10_000
-    config.samples.update({"steps": 25, "guidance_scale": 2.0})
+    config.samples.steps = 25
     return config
 
 

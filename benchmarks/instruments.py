@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default="runs/music", help="run folder or model folder")
     parser.add_argument("--captions", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path(options.model)

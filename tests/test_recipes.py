@@ -58,6 +58,8 @@ def test_knobs_make_sense(name):
     frames = clip / config.audio.mel.hop_length
     assert frames == int(frames) and config.train.vae.crop_frames <= frames
     assert np.prod(config.models.vocoder.upsample_rates) == config.audio.mel.hop_length
+    # transformers' ClapFeatureExtractor, and with it diffusers' ranking of clips, takes whole seconds alone.
+    assert config.audio.clap.seconds == int(config.audio.clap.seconds)
     assert config.models.vae.latent_channels == config.models.unet.in_channels == config.models.unet.out_channels
     widths = jax.tree.leaves(config.models.unet.cross_attention_dim)
     assert set(widths) == {config.models.gpt2.n_embd, config.models.t5.d_model}
