@@ -435,7 +435,7 @@ def tiny() -> ConfigDict:
         discriminator_start=17_000,
     )
     train.diffusion.update(
-        steps=2700,
+        steps=2900,
         batch_size=4,
         noise_draws=2,
         timestep_logits=(-1.0, 0.9),  # mostly where noise is about as strong as the signal: timbre is decided there
