@@ -79,9 +79,10 @@ def denoise(
       ValueError: for a number of steps or an eta that the schedule or the solver does not have, or missing
         keys.
     """
-    if eta and keys is None:
-        raise ValueError(f"eta is {eta}, so each step adds noise: give a key for each clip.")
     table = SOLVERS[solver].plan(schedule, num_steps, eta)
+    random = bool(table["to_noise"].any())
+    if random and keys is None:
+        raise ValueError(f"{solver} with eta {eta} adds noise at each step: give a key for each clip.")
     both = conditions if uncond is None else jax.tree.map(lambda u, c: jnp.concatenate([u, c]), uncond, conditions)
 
     def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
@@ -96,8 +97,9 @@ def denoise(
 
     def step(carry, row):
         state, latents = carry
-        output = predict(latents * row["input_scale"], row["timestep"])
-        noise = _step_noise(keys, row["timestep"], latents.shape[1:]) if eta else None
+        latents = latents * row["rescale"]
+        output = predict(latents, row["timestep"])
+        noise = _step_noise(keys, row["timestep"], latents.shape[1:]) if random else None
         return SOLVERS[solver].step(row, state, latents, output, noise), None
 
     start = (SOLVERS[solver].init(latents), latents)
@@ -106,8 +108,10 @@ def denoise(
 
 
 def _step_noise(keys: jax.Array, timestep: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    # Folding in 0 is taken by the initial latents, and a timestep may be 0.
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1 + timestep), shape))(keys)
+    # Folding in 0 is taken by the initial latents, and a timestep may be 0. Solvers that add noise visit none twice,
+    # and no two within one.
+    number = 1 + jnp.asarray(timestep, jnp.int32)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
 
 
 def decode(

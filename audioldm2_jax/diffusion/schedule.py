@@ -22,8 +22,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
-# What diffusers takes when a key is absent from scheduler_config.json (DDIMScheduler.__init__). Other
-# scheduler classes have other defaults for some of these keys; the folders they write hold every key.
+# What diffusers takes when a key is absent from scheduler_config.json (DDIMScheduler.__init__).
 _DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -37,9 +36,41 @@ _DEFAULTS = {
     "clip_sample_range": 1.0,
     "rescale_betas_zero_snr": False,
     "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+# Where other scheduler classes take something else.
+_DEFAULTS_OF = {
+    "PNDMScheduler": {"set_alpha_to_one": False},
+    "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
+    "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
 }
 # Keys that change the result and that we do not follow.
-_UNSUPPORTED = ("thresholding",)
+_UNSUPPORTED = (
+    "thresholding",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "use_flow_sigmas",
+    "use_dynamic_shifting",
+)
+# Values that we follow, of keys that matter to one scheduler class alone.
+_FOLLOWED = {
+    "DDPMScheduler": {"variance_type": ("fixed_small", "fixed_small_log")},
+    "PNDMScheduler": {"skip_prk_steps": (True,)},
+    "EulerDiscreteScheduler": {
+        "interpolation_type": ("linear",),
+        "timestep_type": ("discrete",),
+        "final_sigmas_type": ("zero",),
+    },
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": ("dpmsolver++",),
+        "solver_type": ("midpoint",),
+        "solver_order": (2,),
+        "final_sigmas_type": ("zero",),
+        "variance_type": (None,),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +89,7 @@ class NoiseSchedule:
       clip_sample, clip_sample_range: whether the predicted clean sample is clipped, and to what magnitude.
       rescale_betas_zero_snr: whether the last level is made pure noise (arXiv 2305.08891, alg. 1).
       trained_betas: betas that replace the formula.
+      use_karras_sigmas: whether Euler and DPM-Solver++ space their steps as arXiv 2206.00364, eq. 5, does.
     """
 
     num_train_timesteps: int
@@ -72,6 +104,7 @@ class NoiseSchedule:
     clip_sample_range: float = 1.0
     rescale_betas_zero_snr: bool = False
     trained_betas: tuple[float, ...] | None = None
+    use_karras_sigmas: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in (
@@ -94,7 +127,12 @@ class NoiseSchedule:
         for key in _UNSUPPORTED:
             if config.get(key):
                 raise ValueError(f"The scheduler config sets {key}={config[key]!r}, which is not supported here.")
-        values = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+        for key, followed in _FOLLOWED.get(config.get("_class_name", ""), {}).items():
+            if key in config and config[key] not in followed:
+                values = " or ".join(map(repr, followed))
+                raise ValueError(f"The scheduler config sets {key}={config[key]!r}; supported is {values}.")
+        defaults = _DEFAULTS | _DEFAULTS_OF.get(config.get("_class_name", ""), {})
+        values = {key: config.get(key, default) for key, default in defaults.items()}
         if values["trained_betas"] is not None:
             values["trained_betas"] = tuple(float(beta) for beta in values["trained_betas"])
         return cls(**values)
@@ -104,6 +142,8 @@ class NoiseSchedule:
         values = dataclasses.asdict(self)
         if values["trained_betas"] is not None:
             values["trained_betas"] = list(values["trained_betas"])
+        if not values["use_karras_sigmas"]:
+            del values["use_karras_sigmas"]  # a key that most schedulers do not know
         return {"_class_name": class_name, **values}
 
     @functools.cached_property
@@ -128,6 +168,13 @@ class NoiseSchedule:
         Computed in double precision; what the device sees is its rounding to float32.
         """
         return np.cumprod(1 - self.betas)
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """Noise over signal at each timestep, float64 [num_train_timesteps], growing; a level of pure noise counts as
+        a signal power of 2^-24, as in diffusers' schedulers."""
+        level = np.maximum(self.alphas_cumprod, 2.0**-24)
+        return np.sqrt((1 - level) / level)
 
     @property
     def final_alpha_cumprod(self) -> float:

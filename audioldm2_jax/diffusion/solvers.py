@@ -6,11 +6,16 @@ A solver is a triple of functions, so that one `lax.scan` runs any of them:
     state = solver.init(latents)                     # what a solver remembers between steps (history)
     state, latents = solver.step(row, state, latents, output, noise)
 
-A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (int32, what the
-network is told) and `input_scale` (what the latents are multiplied by before the network sees them). The
-coefficients are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
+A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (what the network is told),
+`rescale` (what the latents are multiplied by before the network sees them and the step begins) and `to_noise` (how
+much of `noise` the step adds). The coefficients are computed in double precision, so a step is a few multiply-adds
+whatever the network predicts.
+
+Latents are those of a variance-preserving process at every step: signal and noise of `NoiseSchedule`. diffusers' Euler
+schedulers keep them divided by the signal's share; it is the same process in another unit.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,14 +37,14 @@ class Solver(NamedTuple):
     step: Callable[[Row, Any, jax.Array, jax.Array, jax.Array | None], tuple[Any, jax.Array]]
 
 
-def prediction_table(schedule: NoiseSchedule, timesteps: np.ndarray) -> Table:
+def prediction_table(schedule: NoiseSchedule, level: np.ndarray, clipped: bool = True) -> Table:
     """Coefficients that turn a noisy sample and the network's output into the clean sample and the noise.
 
     `x0 = x0_noisy * noisy + x0_output * output` and `eps = eps_noisy * noisy + eps_output * output`, one row
-    per timestep, for each of the three prediction types (`NoiseSchedule.predicted` has the formulas).
+    per level (share of signal power) [calls], for each of the three prediction types (`NoiseSchedule.predicted` has
+    the formulas). `clipped`: whether the solver heeds the schedule's `clip_sample`.
     """
-    signal = np.sqrt(schedule.alphas_cumprod[timesteps])
-    sigma = np.sqrt(1 - schedule.alphas_cumprod[timesteps])
+    signal, sigma = np.sqrt(level), np.sqrt(1 - level)
     zeros, ones = np.zeros_like(signal), np.ones_like(signal)
     if schedule.prediction_type == "epsilon":
         if not signal.all():
@@ -52,7 +57,7 @@ def prediction_table(schedule: NoiseSchedule, timesteps: np.ndarray) -> Table:
         columns = (zeros, ones, 1 / sigma, -signal / sigma)
     else:
         columns = (signal, -sigma, sigma, signal)
-    limit = schedule.clip_sample_range if schedule.clip_sample else np.inf
+    limit = schedule.clip_sample_range if schedule.clip_sample and clipped else np.inf
     names = ("x0_noisy", "x0_output", "eps_noisy", "eps_output")
     return {**dict(zip(names, columns, strict=True)), "x0_limit": np.full_like(signal, limit)}
 
@@ -64,12 +69,41 @@ def predicted(row: Row, noisy: jax.Array, output: jax.Array) -> tuple[jax.Array,
     return jnp.clip(clean, -row["x0_limit"], row["x0_limit"]), noise
 
 
+def _nothing(latents: jax.Array) -> tuple[()]:
+    """The memory of solvers that look only at the present sample."""
+    del latents
+    return ()
+
+
+def _rows(timesteps: np.ndarray, **columns: np.ndarray) -> Table:
+    """A table of float32 columns; without a column of its own, `rescale` is 1 and `to_noise` 0."""
+    columns = {"rescale": np.ones(len(timesteps)), "to_noise": np.zeros(len(timesteps)), **columns}
+    return {"timestep": timesteps, **{name: np.asarray(column, np.float32) for name, column in columns.items()}}
+
+
+def _deterministic(name: str, eta: float) -> None:
+    if eta:
+        raise ValueError(f"eta is {eta}, but {name} has none; it belongs to ddim.")
+
+
+def _combine(
+    row: Row, state: tuple[()], latents: jax.Array, output: jax.Array, noise: jax.Array | None
+) -> tuple[tuple[()], jax.Array]:
+    """The step of every solver without memory: the next sample from the clean one, the predicted noise and the present.
+
+    `to_clean * x0 + to_direction * eps + to_present * latents + to_noise * noise`, all of the shape of `latents`.
+    `noise` None leaves the random part out.
+    """
+    clean, direction = predicted(row, latents, output)
+    latents = row["to_clean"] * clean + row["to_direction"] * direction + row["to_present"] * latents
+    return state, latents if noise is None else latents + row["to_noise"] * noise
+
+
 def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
     """Coefficients of DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
 
-    The next sample is `to_clean * x0 + to_direction * eps + to_noise * noise`. `eta` = 0 is deterministic, 1
-    has the variance of DDPM. The next timestep is `num_train_timesteps // num_steps` below this one, whatever
-    the spacing, as in diffusers' DDIMScheduler.step.
+    `eta` = 0 is deterministic, 1 has the variance of DDPM. The next timestep is `num_train_timesteps // num_steps`
+    below this one, whatever the spacing, as in diffusers' DDIMScheduler.step.
 
     Raises:
       ValueError: for an eta below 0 or above 1, or a number of steps that the schedule does not have.
@@ -77,40 +111,244 @@ def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; DDIM takes values from 0 (deterministic) to 1 (as DDPM).")
     timesteps = schedule.timesteps(num_steps)
-    previous = timesteps - schedule.num_train_timesteps // num_steps
     level = schedule.alphas_cumprod[timesteps]
-    next_level = np.where(previous >= 0, schedule.alphas_cumprod[np.maximum(previous, 0)], schedule.final_alpha_cumprod)
-    sigma = eta * np.sqrt((1 - next_level) / (1 - level) * (1 - level / next_level))
-    table = {
-        **prediction_table(schedule, timesteps),
-        "to_clean": np.sqrt(next_level),
+    after = _level_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
+    sigma = eta * np.sqrt((1 - after) / (1 - level) * (1 - level / after))
+    return _rows(
+        timesteps,
+        **prediction_table(schedule, level),
+        to_clean=np.sqrt(after),
         # Rounding must not make a root of what is 0 in exact arithmetic.
-        "to_direction": np.sqrt(np.maximum(1 - next_level - sigma**2, 0)),
-        "to_noise": sigma,
-        "input_scale": np.ones(num_steps),
-    }
-    return {"timestep": timesteps, **{name: column.astype(np.float32) for name, column in table.items()}}
+        to_direction=np.sqrt(np.maximum(1 - after - sigma**2, 0)),
+        to_present=np.zeros(num_steps),
+        to_noise=sigma,
+    )
 
 
-def ddim_init(latents: jax.Array) -> tuple[()]:
-    """DDIM looks only at the present sample."""
-    del latents
-    return ()
+def ddpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+    """Coefficients of DDPM with the small variance (Ho et al. 2020, arXiv 2006.11239, eq. 7), over skipped timesteps.
 
+    The last step goes to a noise-free sample, as in diffusers' DDPMScheduler.
 
-def ddim_step(
-    row: Row, state: tuple[()], latents: jax.Array, output: jax.Array, noise: jax.Array | None
-) -> tuple[tuple[()], jax.Array]:
-    """One DDIM step with a row of `ddim_plan`; all arrays have the shape of `latents`.
-
-    `noise` None leaves the random part out, which is exact for eta 0.
+    Raises:
+      ValueError: for an eta, or a number of steps that the schedule does not have.
     """
-    clean, direction = predicted(row, latents, output)
-    latents = row["to_clean"] * clean + row["to_direction"] * direction
-    return state, latents if noise is None else latents + row["to_noise"] * noise
+    _deterministic("ddpm", eta)
+    timesteps = schedule.timesteps(num_steps)
+    level = schedule.alphas_cumprod[timesteps]
+    after = np.append(level[1:], 1.0)
+    beta = 1 - level / after
+    return _rows(
+        timesteps,
+        **prediction_table(schedule, level),
+        to_clean=np.sqrt(after) * beta / (1 - level),
+        to_direction=np.zeros(num_steps),
+        to_present=np.sqrt(level / after) * (1 - after) / (1 - level),
+        to_noise=np.sqrt((1 - after) / (1 - level) * beta),
+    )
 
 
-SOLVERS: dict[str, Solver] = {"ddim": Solver(ddim_plan, ddim_init, ddim_step)}
+def _sigma_timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps and sigmas of diffusers' Euler schedulers, float64 [num_steps] and [num_steps + 1], the last 0.
+
+    Sigma is noise over signal. The `linspace` spacing visits fractional timesteps; between levels sigma is linear.
+    """
+    sigmas = schedule.sigmas
+    if schedule.timestep_spacing == "linspace":
+        schedule.timesteps(num_steps)  # refuses what there is not
+        timesteps = np.linspace(0, schedule.num_train_timesteps - 1, num_steps)[::-1]
+    else:
+        timesteps = schedule.timesteps(num_steps).astype(np.float64)
+    chosen = np.interp(timesteps, np.arange(len(sigmas)), sigmas)
+    if schedule.use_karras_sigmas:
+        timesteps, chosen = karras(sigmas, chosen[0], chosen[-1], num_steps)
+    return timesteps, np.append(chosen, 0.0)
+
+
+def karras(sigmas: np.ndarray, largest: float, smallest: float, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps (fractional) and sigmas, both [num_steps], evenly spaced in sigma^(1/7) (arXiv 2206.00364, eq. 5).
+
+    `sigmas` [timesteps] are those of the schedule; between two of them, log sigma is linear.
+    """
+    ramp = np.linspace(0, 1, num_steps)
+    chosen = (largest ** (1 / 7) + ramp * (smallest ** (1 / 7) - largest ** (1 / 7))) ** 7
+    return np.interp(np.log(chosen), np.log(sigmas), np.arange(len(sigmas))), chosen
+
+
+def _euler_rescale(schedule: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
+    """Scales the noise at the start: Euler schedulers take its share alone, unless the spacing is `leading`."""
+    rescale = np.ones(len(sigmas) - 1)
+    if schedule.timestep_spacing != "leading":
+        rescale[0] = sigmas[0] / np.sqrt(sigmas[0] ** 2 + 1)
+    return rescale
+
+
+def euler_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+    """Coefficients of Euler's method on the probability flow (Karras et al. 2022, arXiv 2206.00364, alg. 2, no churn).
+
+    Raises:
+      ValueError: for an eta, or a number of steps that the schedule does not have.
+    """
+    _deterministic("euler", eta)
+    timesteps, sigmas = _sigma_timesteps(schedule, num_steps)
+    level, after = 1 / (1 + sigmas[:-1] ** 2), 1 / (1 + sigmas[1:] ** 2)
+    return _rows(
+        timesteps.astype(np.float32),
+        **prediction_table(schedule, level, clipped=False),
+        to_clean=np.sqrt(after),
+        to_direction=np.sqrt(1 - after),
+        to_present=np.zeros(num_steps),
+        rescale=_euler_rescale(schedule, sigmas),
+    )
+
+
+def euler_ancestral_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+    """Coefficients of ancestral sampling by Euler steps (k-diffusion, sampling.py, `sample_euler_ancestral`).
+
+    Each step goes down to a sigma below the next one and adds noise up to it.
+
+    Raises:
+      ValueError: for an eta, or a number of steps that the schedule does not have.
+    """
+    _deterministic("euler_ancestral", eta)
+    timesteps, sigmas = _sigma_timesteps(dataclasses.replace(schedule, use_karras_sigmas=False), num_steps)
+    here, there = sigmas[:-1], sigmas[1:]
+    up = np.sqrt(there**2 * (here**2 - there**2) / here**2)
+    share = 1 / np.sqrt(1 + there**2)  # of the signal after the step
+    return _rows(
+        timesteps.astype(np.float32),
+        **prediction_table(schedule, 1 / (1 + here**2), clipped=False),
+        to_clean=share,
+        to_direction=np.sqrt(np.maximum(there**2 - up**2, 0)) * share,
+        to_present=np.zeros(num_steps),
+        to_noise=up * share,
+        rescale=_euler_rescale(schedule, sigmas),
+    )
+
+
+def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+    """Coefficients of DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, alg. 2), the last step of first order.
+
+    The next sample is `to_present * latents + to_clean * x0 + to_former * (the x0 before)`. Timesteps are those of
+    diffusers' DPMSolverMultistepScheduler: spaced as if there were one step more.
+
+    Raises:
+      ValueError: for an eta, or a number of steps that the schedule does not have.
+    """
+    _deterministic("dpmsolver++", eta)
+    total, sigmas = schedule.num_train_timesteps, schedule.sigmas
+    if schedule.timestep_spacing == "linspace":
+        timesteps = np.linspace(0, total - 1, num_steps + 1).round()[:0:-1]
+    elif schedule.timestep_spacing == "leading":
+        timesteps = (np.arange(1, num_steps + 1) * (total // (num_steps + 1)))[::-1] + schedule.steps_offset
+    else:
+        timesteps = np.arange(total, 0, -total / num_steps).round()[:num_steps] - 1
+    schedule.timesteps(num_steps)  # refuses what there is not
+    timesteps = timesteps.astype(np.int32)
+    chosen = sigmas[timesteps]
+    if schedule.use_karras_sigmas:
+        timesteps, chosen = karras(sigmas, sigmas[-1], sigmas[0], num_steps)
+        timesteps = timesteps.round().astype(np.int32)
+    chosen = np.append(chosen, 0.0)
+    signal = 1 / np.sqrt(1 + chosen**2)
+    noise = chosen * signal
+    # exp(-h) and h of the paper: h is the step of log(signal / noise), infinite in the last.
+    shrink = chosen[1:] / chosen[:-1]
+    step = -np.log(np.maximum(shrink, 1e-30))
+    gain = signal[1:] * (1 - shrink)
+    former = np.zeros(num_steps)
+    former[1:-1] = 0.5 * gain[1:-1] * step[1:-1] / step[:-2]
+    return _rows(
+        timesteps,
+        **prediction_table(schedule, signal[:-1] ** 2, clipped=False),
+        to_present=noise[1:] / noise[:-1],
+        to_clean=gain + former,
+        to_former=-former,
+    )
+
+
+def dpm_step(
+    row: Row, state: jax.Array, latents: jax.Array, output: jax.Array, noise: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """One step with a row of `dpm_plan`; `state` is the clean sample that the step before predicted."""
+    del noise
+    clean, _ = predicted(row, latents, output)
+    return clean, row["to_present"] * latents + row["to_clean"] * clean + row["to_former"] * state
+
+
+def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+    """Coefficients of PLMS (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12), as diffusers' PNDMScheduler runs it.
+
+    That is without Runge-Kutta steps: the second timestep is called twice, first to improve the first step (from the
+    sample where it began, with the mean of both outputs), so there is one call more than steps. The linear multistep
+    method is of the network's outputs, whatever they predict.
+
+    Raises:
+      ValueError: for an eta, fewer than two steps or more than the schedule has, or a network that predicts samples.
+    """
+    _deterministic("plms", eta)
+    if num_steps < 2:
+        raise ValueError(f"{num_steps} denoising step was asked for; plms takes 2 or more.")
+    if schedule.prediction_type == "sample":
+        raise ValueError("plms has no formula for prediction_type='sample'; use another solver.")
+    stride = schedule.num_train_timesteps // num_steps
+    visited = schedule.timesteps(num_steps)
+    timesteps = np.insert(visited, 1, visited[1])
+    source, target = timesteps.copy(), timesteps - stride
+    source[1], target[1] = timesteps[1] + stride, timesteps[1]
+    level, after = schedule.alphas_cumprod[source], _level_at(schedule, target)
+    keep = np.sqrt(after / level)
+    push = (after - level) / (level * np.sqrt(1 - after) + np.sqrt(level * (1 - level) * after))
+    if schedule.prediction_type == "v_prediction":  # its noise is signal * output + sigma * sample
+        keep, push = keep - push * np.sqrt(1 - level), push * np.sqrt(level)
+    calls = len(timesteps)
+    weights = np.zeros((calls, 4))  # of the present output and the three before
+    weights[:] = np.array([55, -59, 37, -9]) / 24
+    for call, first in enumerate(([1], [1 / 2, 1 / 2], [3 / 2, -1 / 2], np.array([23, -16, 5]) / 12)):
+        if call < calls:
+            weights[call] = np.pad(first, (0, 4 - len(first)))
+    repeated = np.arange(calls) == 1
+    return _rows(timesteps, to_present=keep, to_output=-push, weights=weights, repeated=repeated)
+
+
+def plms_init(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The three outputs before, newest first, [3, ...], and the sample where the first step began."""
+    return jnp.zeros((3, *latents.shape), latents.dtype), latents
+
+
+def plms_step(
+    row: Row, state: tuple[jax.Array, jax.Array], latents: jax.Array, output: jax.Array, noise: jax.Array | None
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """One call with a row of `plms_plan`."""
+    del noise
+    before, began = state
+    outputs = jnp.concatenate([output[None], before])
+    mixed = jnp.tensordot(row["weights"], outputs, 1)
+    again = row["repeated"] > 0
+    after = row["to_present"] * jnp.where(again, began, latents) + row["to_output"] * mixed
+    return (jnp.where(again, before, outputs[:3]), began), after
+
+
+def _level_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
+    """The share of signal power at timesteps [n]; below 0 that after the last step."""
+    return np.where(timesteps >= 0, schedule.alphas_cumprod[np.maximum(timesteps, 0)], schedule.final_alpha_cumprod)
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddim": Solver(ddim_plan, _nothing, _combine),
+    "ddpm": Solver(ddpm_plan, _nothing, _combine),
+    "plms": Solver(plms_plan, plms_init, plms_step),
+    "euler": Solver(euler_plan, _nothing, _combine),
+    "euler_ancestral": Solver(euler_ancestral_plan, _nothing, _combine),
+    "dpmsolver++": Solver(dpm_plan, jnp.zeros_like, dpm_step),
+}
 
 # Which solver plays the scheduler class that a model folder names.
-SOLVER_OF_CLASS: dict[str, str] = {"DDIMScheduler": "ddim"}
+SOLVER_OF_CLASS: dict[str, str] = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "plms",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "DPMSolverMultistepScheduler": "dpmsolver++",
+}
