@@ -24,7 +24,7 @@ from audioldm2_jax import conditioning, sampling
 from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS
+from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.prompts import Prompts
 from audioldm2_jax.sampling import Conditions
@@ -141,6 +141,7 @@ class AudioLDM2:
         seed: int = 0,
         latents: np.ndarray | None = None,
         *,
+        solver: str | None = None,
         uncond: str = "language_model",
         use_loa: bool = True,
         use_text_states: bool = True,
@@ -157,6 +158,7 @@ class AudioLDM2:
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
+          solver: ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default that of the folder's scheduler.
           uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
             authors' tool).
           use_loa: False zeroes the LOA, to hear what the text states do alone.
@@ -171,7 +173,10 @@ class AudioLDM2:
         prompts = _prompt_list(prompt)
         negatives = _negative_list(negative_prompt, len(prompts))
         _check_numbers(guidance_scale, num_waveforms_per_prompt, seed, uncond)
-        self.schedule.timesteps(num_inference_steps)  # raises on absurd numbers, before any work
+        solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
+        SOLVERS[solver].plan(self.schedule, num_inference_steps, eta)  # raises on absurd numbers, before any work
         shape, samples = self.latent_shape(audio_length_in_s)
         guided = guidance_scale > 1
         given, without, meant = self._encode(prompts, negatives, uncond, use_loa, use_text_states)
@@ -188,7 +193,7 @@ class AudioLDM2:
             schedule=self.schedule,
             num_steps=num_inference_steps,
             eta=float(eta),
-            solver=SOLVER_OF_CLASS[self.scheduler_class],
+            solver=solver,
         )
         mels, audios = self.decode(final)
         made = Output(audios[:, :samples], self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))

@@ -24,6 +24,9 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("-s", "--save_path", "--save", default="output", help="folder for the sounds")
     parser.add_argument("--negative_prompt", default="", help="what to steer away from")
     parser.add_argument("--ddim_steps", type=int, default=200, help="denoising steps")
+    parser.add_argument(
+        "--solver", help="ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default the model folder's"
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="randomness of the sampler; the authors' tool has 1")
     parser.add_argument("-dur", "--duration", type=float, help="seconds; by default what the model was trained on")
     parser.add_argument("-gs", "--guidance_scale", type=float, default=3.5, help="how strongly to follow the text")
@@ -121,6 +124,7 @@ def generate(options: argparse.Namespace):
             "guidance_scale": options.guidance_scale,
             "audio_length_in_s": options.duration,
             "num_waveforms_per_prompt": options.n_candidate_gen_per_text,
+            "solver": options.solver,
             "eta": options.eta,
             "seed": options.seed,
             "uncond": options.unconditional,

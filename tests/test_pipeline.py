@@ -7,6 +7,7 @@ what takes time here.
 import json
 import logging
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,27 @@ def test_against_diffusers_prompt_by_prompt(ours, theirs, noise):
         close(made.mels[row], mel[0, 0])
         close(made.audios[row], theirs(prompt, latents=start, **arguments).audios[0])
     assert made.sampling_rate == 16000 and made.audios.shape == (3, 2560) and made.audios.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("solver", "scheduler"),
+    [
+        ("plms", "PNDMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        ("dpmsolver++", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_another_solver(ours, model, noise, solver, scheduler, tmp_path):
+    """By name for one call, and as the scheduler that a folder brings along."""
+    pipe = AudioLDM2Pipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, skip_prk_steps=True)
+    arguments = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+    expected = pipe(PROMPTS[0], latents=torch.tensor(noise[:1]), **arguments).audios
+    close(ours(PROMPTS[0], latents=noise[:1], solver=solver, **arguments).audios, expected)
+    pipe.save_pretrained(tmp_path / "theirs")
+    brought = AudioLDM2.from_pretrained(tmp_path / "theirs")
+    close(brought(PROMPTS[0], latents=noise[:1], **arguments).audios, expected)
 
 
 def test_without_guidance_and_another_length(ours, theirs):
@@ -173,6 +195,8 @@ def test_named_choices_of_the_conditions(ours):
         ({"audio_length_in_s": float("inf")}, "audio_length_in_s is inf"),
         ({"num_waveforms_per_prompt": 0}, "num_waveforms_per_prompt is 0"),
         ({"eta": 2.0}, "eta is 2.0"),
+        ({"solver": "heun"}, "solver is 'heun'; choose among ddim, "),
+        ({"solver": "euler", "eta": 1.0}, "eta is 1.0, but euler has none"),
         ({"seed": 0.5}, "seed is 0.5"),
         ({"uncond": "nothing"}, "uncond is 'nothing'"),
         ({"latents": np.zeros((1, 8, 8, 4))}, r"latents have the shape \(1, 8, 8, 4\); needed is \(1, 4, 8, 8\)"),

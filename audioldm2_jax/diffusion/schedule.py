@@ -144,7 +144,8 @@ class NoiseSchedule:
             values["trained_betas"] = list(values["trained_betas"])
         if not values["use_karras_sigmas"]:
             del values["use_karras_sigmas"]  # a key that most schedulers do not know
-        return {"_class_name": class_name, **values}
+        followed = {key: values[0] for key, values in _FOLLOWED.get(class_name, {}).items()}
+        return {"_class_name": class_name, **values, **followed}
 
     @functools.cached_property
     def betas(self) -> np.ndarray:

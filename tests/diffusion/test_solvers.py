@@ -140,6 +140,20 @@ def test_what_is_not_followed_is_refused(name, change):
         NoiseSchedule.from_config(CONFIG | {"_class_name": "DDIMScheduler"} | change)
 
 
+@pytest.mark.parametrize("name", sorted(SOLVER_OF_CLASS))
+@pytest.mark.parametrize("karras", [False, True])
+def test_round_trip_through_diffusers(name, karras):
+    """What we write is read by diffusers' class as what we play, and what that writes is read as the same schedule."""
+    schedule = NoiseSchedule.from_config(CONFIG | {"_class_name": name, "use_karras_sigmas": karras})
+    scheduler = getattr(diffusers, name).from_config(schedule.to_config(name))
+    assert scheduler.config.get("skip_prk_steps", True)
+    if "use_karras_sigmas" in scheduler.config:
+        assert scheduler.config.use_karras_sigmas == karras
+    again = NoiseSchedule.from_config({**scheduler.config, "_class_name": name})
+    np.testing.assert_array_equal(*(each.alphas_cumprod for each in (schedule, again)))
+    assert again.timestep_spacing == schedule.timestep_spacing
+
+
 @pytest.mark.parametrize("name", sorted(set(SOLVERS) - {"ddim"}))
 def test_eta_is_ddims(name):
     with pytest.raises(ValueError, match=r"eta is 0.5.*belongs to ddim"):
