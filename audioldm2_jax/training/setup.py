@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def start(config: ConfigDict) -> None:
     """
     import jax
 
+    # absl.app lets through what JAX says of every backend that a machine does not have.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
