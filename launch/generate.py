@@ -12,6 +12,9 @@ import re
 import sys
 from pathlib import Path
 
+#: Ending and libsndfile's name of the samples, of each `--format`.
+FORMATS = {"wav": (".wav", "PCM_16"), "float": (".wav", "FLOAT"), "flac": (".flac", "PCM_16")}
+
 
 def flags() -> argparse.ArgumentParser:
     """The command line."""
@@ -41,7 +44,9 @@ def flags() -> argparse.ArgumentParser:
         default="language_model",
         help="the LOA that guidance steers away from: as GPT-2 writes it (diffusers), or zeros (the authors' tool)",
     )
-    parser.add_argument("-f", "--format", choices=("pcm16", "float"), default="pcm16", help="samples in the WAV files")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="wav", help="WAV of 16 bits or of floats, or FLAC of 16 bits"
+    )
     return parser
 
 
@@ -84,9 +89,11 @@ def file_stem(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt)[:60].strip("-") or "clip"
 
 
-def free_path(folder: Path, stem: str) -> Path:
-    """The first of stem-0.wav, stem-1.wav, ... that does not exist, so that no sound is written over."""
-    return next(path for number in itertools.count() if not (path := folder / f"{stem}-{number}.wav").exists())
+def free_path(folder: Path, stem: str, ending: str) -> Path:
+    """The first of stem-0, stem-1, ... that no sound and no record has, with `ending`, so that none is written over."""
+    endings = {".json", *(ending for ending, _ in FORMATS.values())}
+    paths = (folder / f"{stem}-{number}{ending}" for number in itertools.count())
+    return next(path for path in paths if not any(path.with_suffix(other).exists() for other in endings))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,8 +139,9 @@ def generate(options: argparse.Namespace):
         output = pipeline(batch, **settings)
         # The first of a prompt's clips is CLAP's favourite.
         for prompt, audio in zip(batch, output.audios[:: options.n_candidate_gen_per_text], strict=True):
-            path = free_path(target, file_stem(prompt))
-            files.write(path, audio, output.sampling_rate, subtype="FLOAT" if options.format == "float" else "PCM_16")
+            ending, subtype = FORMATS[options.format]
+            path = free_path(target, file_stem(prompt), ending)
+            files.write(path, audio, output.sampling_rate, subtype)
             record = {"prompt": prompt, "model": str(model), **settings}
             path.with_suffix(".json").write_text(
                 json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -271,6 +271,11 @@ def test_command_line(model, tmp_path, capsys):
     assert record["prompt"] == "drums" and record["seed"] == 3 and record["num_waveforms_per_prompt"] == 3
     favourite = AudioLDM2.from_pretrained(model)("drums", None, STEPS, num_waveforms_per_prompt=3, seed=3).audios[0]
     np.testing.assert_allclose(files.read(paths[2], 16000), favourite, atol=1e-3)  # the file has 16 bits
+    assert generate.main([*common, "-tl", str(prompts), "-b", "3", "--seed", "3", "--format", "flac"]) == 0
+    # Not drums-0.flac, whose record would be that of drums-0.wav.
+    lossless = Path(capsys.readouterr().out.splitlines()[2])
+    assert lossless.name == "drums-1.flac" and lossless.read_bytes()[:4] == b"fLaC"
+    np.testing.assert_allclose(files.read(lossless, 16000), favourite, atol=1e-3)
     for wrong, message in (
         (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
         ([], "Nothing to generate"),
