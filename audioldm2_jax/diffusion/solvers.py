@@ -236,6 +236,7 @@ def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
       ValueError: for an eta, or a number of steps that the schedule does not have.
     """
     _deterministic("dpmsolver++", eta)
+    schedule.timesteps(num_steps)  # refuses what there is not
     total, sigmas = schedule.num_train_timesteps, schedule.sigmas
     if schedule.timestep_spacing == "linspace":
         timesteps = np.linspace(0, total - 1, num_steps + 1).round()[:0:-1]
@@ -243,12 +244,15 @@ def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
         timesteps = (np.arange(1, num_steps + 1) * (total // (num_steps + 1)))[::-1] + schedule.steps_offset
     else:
         timesteps = np.arange(total, 0, -total / num_steps).round()[:num_steps] - 1
-    schedule.timesteps(num_steps)  # refuses what there is not
     timesteps = timesteps.astype(np.int32)
     chosen = sigmas[timesteps]
     if schedule.use_karras_sigmas:
         timesteps, chosen = karras(sigmas, sigmas[-1], sigmas[0], num_steps)
         timesteps = timesteps.round().astype(np.int32)
+    if (np.diff(chosen) >= 0).any():
+        raise ValueError(
+            f"{num_steps} denoising steps are too many for dpmsolver++, which would visit one twice; ask for fewer."
+        )
     chosen = np.append(chosen, 0.0)
     signal = 1 / np.sqrt(1 + chosen**2)
     noise = chosen * signal

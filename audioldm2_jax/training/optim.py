@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
 # Coefficients an iteration, written out: so they make a loop. A single row would be unrolled for every kernel.
-# Three do: with the first one's normalisation below they leave singular values where five without it do.
+# Three do: with the normalisation below, the small UNet's loss falls as with five without it.
 _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 3
 
 

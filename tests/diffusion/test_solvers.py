@@ -168,7 +168,18 @@ def test_plms_wants_two_steps_and_no_samples():
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
-@pytest.mark.parametrize("num_steps", [0, 1001])
-def test_absurd_steps(name, num_steps):
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("num_steps", [-1, 0, 1001])
+def test_absurd_steps(name, spacing, num_steps):
     with pytest.raises(ValueError, match=f"{num_steps} denoising steps?"):
-        SOLVERS[name].plan(NoiseSchedule.from_config(CONFIG), num_steps, 0.0)
+        SOLVERS[name].plan(NoiseSchedule.from_config(CONFIG | {"timestep_spacing": spacing}), num_steps, 0.0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_dpm_solver_visits_no_timestep_twice(spacing):
+    """There its step would be of length 0, and the next one divided by it."""
+    schedule = NoiseSchedule.from_config(CONFIG | {"timestep_spacing": spacing, "steps_offset": 0})
+    with pytest.raises(ValueError, match="1000 denoising steps are too many"):
+        SOLVERS["dpmsolver++"].plan(schedule, 1000, 0.0)
+    table = SOLVERS["dpmsolver++"].plan(schedule, 499, 0.0)
+    assert all(np.isfinite(column).all() for name, column in table.items() if name != "x0_limit")
