@@ -108,6 +108,7 @@ def test_contexts_are_written_for_every_level(tmp_path):
 
 
 OTHER_CLASSES = {
+    "AudioLDM2ProjectionModel": ("projection_model", SPEECH_CONFIGS["projection_model"] | {"max_seq_length": 310}),
     "UNet2DConditionModel": ("unet", FILM_CONFIGS["unet"]),
     "ClapTextModelWithProjection": ("text_encoder", FILM_CONFIGS["text_encoder"]),
     "VitsModel": ("text_encoder_2", SPEECH_CONFIGS["text_encoder_2"]),
@@ -121,7 +122,7 @@ def load_twin(path, kind):
 
 
 @pytest.mark.parametrize("class_name", OTHER_CLASSES)
-def test_other_classes_go_to_pytorch_and_back(tmp_path, class_name):
+def test_speech_and_audioldm_1_go_to_pytorch_and_back(tmp_path, class_name):
     name, config = OTHER_CLASSES[class_name]
     variables, kind = random_variables(name, config), kind_of(name, config)
     assert kind.class_name == class_name
