@@ -4,7 +4,7 @@ All functions are pure and may be jitted. Whatever is random comes from one key 
 in every batch.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,21 +14,21 @@ from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVERS
 from audioldm2_jax.models.network import Network
 
-Denoiser = Callable[..., jax.Array]
-
 
 class Conditions(NamedTuple):
-    """What the UNet attends to.
+    """What the UNet is told of the clips; None for what it has no use for.
 
     Attributes:
       loa: [b, n, d_loa].
       text_states: T5's, [b, m, d_t5].
       text_mask: [b, m], 1 where there is text.
+      clap_embedding: [b, d_clap], for a UNet with a class embedding.
     """
 
-    loa: jax.Array
-    text_states: jax.Array
-    text_mask: jax.Array
+    loa: jax.Array | None = None
+    text_states: jax.Array | None = None
+    text_mask: jax.Array | None = None
+    clap_embedding: jax.Array | None = None
 
 
 def repeat(conditions: Conditions, times: int) -> Conditions:
@@ -42,7 +42,7 @@ def initial_latents(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 
 
 def denoise(
-    unet: Denoiser,
+    unet: Network,
     schedule: NoiseSchedule,
     latents: jax.Array,
     conditions: Conditions,
@@ -60,8 +60,7 @@ def denoise(
     The network's output is `uncond + guidance_scale * (cond - uncond)`, both computed in one batch.
 
     Args:
-      unet: `(latents [b, t, f, c], timesteps [b], loa, text_states, text_mask=...) -> [b, t, f, c]`, for
-        instance a `Network`.
+      unet: a `models.unet.UNet`.
       schedule: the noise schedule; static.
       latents: noise [b, t, f, c]; scaled latents.
       conditions: what to generate.
@@ -84,27 +83,41 @@ def denoise(
     if random and keys is None:
         raise ValueError(f"{solver} with eta {eta} adds noise at each step: give a key for each clip.")
     both = conditions if uncond is None else jax.tree.map(lambda u, c: jnp.concatenate([u, c]), uncond, conditions)
+    # What is the same at all steps, or known of each before the first, is computed once.
+    attended = unet(both.loa, both.text_states, text_mask=both.text_mask, method="attended")
+    shifts = jax.vmap(partial(_shifts, unet, both.clap_embedding))(jnp.asarray(table["timestep"]))
+    unet = _cast_kernels(unet)
 
-    def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+    def predict(latents: jax.Array, shifts: list[list[jax.Array]]) -> jax.Array:
         doubled = latents if uncond is None else jnp.concatenate([latents, latents])
-        timesteps = jnp.broadcast_to(timestep, doubled.shape[:1])
-        output = unet(doubled, timesteps, both.loa, both.text_states, text_mask=both.text_mask)
-        output = output.astype(jnp.float32)
+        output = unet(doubled, shifts, attended, method="predict").astype(jnp.float32)
         if uncond is None:
             return output
         without, within = jnp.split(output, 2)
         return without + guidance_scale * (within - without)
 
-    def step(carry, row):
+    def step(carry, given):
         state, latents = carry
+        row, shifts = given
         latents = latents * row["rescale"]
-        output = predict(latents, row["timestep"])
+        output = predict(latents, shifts)
         noise = _step_noise(keys, row["timestep"], latents.shape[1:]) if random else None
         return SOLVERS[solver].step(row, state, latents, output, noise), None
 
     start = (SOLVERS[solver].init(latents), latents)
-    (_, latents), _ = jax.lax.scan(step, start, jax.tree.map(jnp.asarray, table))
+    (_, latents), _ = jax.lax.scan(step, start, (jax.tree.map(jnp.asarray, table), shifts))
     return latents
+
+
+def _shifts(unet: Network, labels: jax.Array | None, timestep: jax.Array) -> list[list[jax.Array]]:
+    """The UNet's `shifts` at one timestep: of each example where there are labels [b, d], else one for all."""
+    return unet(jnp.broadcast_to(timestep, 1 if labels is None else len(labels)), labels, method="shifts")
+
+
+def _cast_kernels(network: Network) -> Network:
+    """The network with its kernels in the precision to which its layers would cast them at each call."""
+    cast = lambda path, leaf: leaf.astype(network.module.dtype) if path[-1].key == "kernel" else leaf  # noqa: E731
+    return network.replace(variables=jax.tree_util.tree_map_with_path(cast, network.variables))
 
 
 def _step_noise(keys: jax.Array, timestep: jax.Array, shape: tuple[int, ...]) -> jax.Array:
