@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from audioldm2_jax import sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.diffusion.solvers import SOLVERS
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
 from audioldm2_jax.sampling import Conditions
@@ -26,7 +27,7 @@ class StandIn(nn.Module):
 
     dtype = jnp.float32
 
-    def attended(self, loa, text_states, text_mask):
+    def attended(self, loa, text_states, text_mask, loa_mask=None):
         return loa.mean((1, 2)) + (text_states.mean(-1) * text_mask).sum(1)
 
     def shifts(self, timesteps, class_labels):
@@ -65,6 +66,31 @@ def test_against_diffusers_loop(guidance):
         within, without = (torch.tensor(np.asarray(NETWORK(x.numpy(), steps, *c[:3]))) for c in (given, uncond))
         x = theirs.step(without + guidance * (within - without), t, x).prev_sample
     assert np.linalg.norm(ours - x.numpy()) <= 2e-5 * np.linalg.norm(x)
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_from_a_clip_of_which_a_part_is_kept(first):
+    """As diffusers' inpainting with a UNet that knows of none: kept latents get the noise of each level anew."""
+    noise, clip = RNG.standard_normal((2, 2, 4, 3, 2), np.float32)
+    keep = (RNG.random((1, 4, 3, 1)) < 0.5).astype(np.float32)
+    given, steps = conditions(2), 10
+    table = SOLVERS["ddim"].plan(SCHEDULE, steps, 0.0, first)
+    task = sampling.prepare(NETWORK, table, noise, given, None, 1.0, None, clip[:1], keep)
+    carry = sampling.begin(task, solver="ddim")
+    for index in range(steps - first):
+        carry = sampling.step(NETWORK, task, carry, index, solver="ddim")
+    scheduler = DDIMScheduler(**{k: v for k, v in SCHEDULE.to_config().items() if k != "_class_name"})
+    scheduler.set_timesteps(steps)
+    visited = scheduler.timesteps[first:]
+    start, n, mask = torch.tensor(clip[:1]), torch.tensor(noise), torch.tensor(keep)
+    x = scheduler.add_noise(start, n, visited[:1])
+    for i, t in enumerate(visited):
+        output = NETWORK(x.numpy(), jnp.full((2,), int(t)), *given[:3])
+        x = scheduler.step(torch.tensor(np.asarray(output)), t, x).prev_sample
+        kept = scheduler.add_noise(start, n, visited[i + 1 : i + 2]) if i + 1 < len(visited) else start
+        x = mask * kept + (1 - mask) * x
+    assert np.linalg.norm(carry[1] - x.numpy()) <= 2e-5 * np.linalg.norm(x)
+    np.testing.assert_array_equal(*(each[:, keep[0, :, :, 0] > 0] for each in (np.asarray(carry[1]), clip[[0, 0]])))
 
 
 class Anew(Network):

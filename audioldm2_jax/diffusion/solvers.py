@@ -7,9 +7,9 @@ A solver is a triple of functions, so that one `lax.scan` runs any of them:
     state, latents = solver.step(row, state, latents, output, noise)
 
 A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (what the network is told),
-`level` (the share of signal power in the latents that it sees), `rescale` (what the latents are multiplied by before
-that) and `to_noise` (how much of `noise` the step adds). The coefficients are computed in double precision, so a step
-is a few multiply-adds whatever the network predicts.
+`level` (the share of signal power in the latents that it sees), `level_after` (the same at the next call; 1 at the
+end), `rescale` (what noise is multiplied by to start with) and `to_noise` (how much of `noise` the step adds). The
+coefficients are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
 
 `first` leaves out so many of the steps at the noisy end, for latents that are a clip with the noise of `level[0]` and
 not noise alone.
@@ -81,7 +81,13 @@ def _nothing(latents: jax.Array) -> tuple[()]:
 def _rows(timesteps: np.ndarray, level: np.ndarray, **columns: np.ndarray) -> Table:
     """A table of float32 columns; without a column of its own, `rescale` is 1 and `to_noise` 0."""
     calls = len(timesteps)
-    columns = {"level": level, "rescale": np.ones(calls), "to_noise": np.zeros(calls), **columns}
+    columns = {
+        "level": level,
+        "level_after": np.append(level[1:], 1.0),
+        "rescale": np.ones(calls),
+        "to_noise": np.zeros(calls),
+        **columns,
+    }
     return {"timestep": timesteps, **{name: np.asarray(column, np.float32) for name, column in columns.items()}}
 
 
