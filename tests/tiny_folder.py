@@ -64,7 +64,7 @@ CONFIGS = {
         "resid_pdrop": 0.1,
         "attn_pdrop": 0.1,
         "embd_pdrop": 0.1,
-        "max_new_tokens": 4,
+        "max_new_tokens": 8,
     },
     "projection_model": {"text_encoder_dim": 12, "text_encoder_1_dim": 16, "langauge_model_dim": 24},
     "text_encoder": {
