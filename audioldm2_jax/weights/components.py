@@ -48,6 +48,7 @@ class Kind:
       library: whose class it is in model_index.json; None for what diffusers does not know.
       class_name: that class.
       inputs: arguments with which the module's `__call__` makes all its parameters; shapes only matter.
+      model_type: by which transformers knows it, in config.json.
       says: further keys of config.json, from the others and the passengers, so that PyTorch's class agrees.
       fixed: keys with the only value that our network plays; written, and checked on reading where present.
       absent: keys of the module's fields that older folders leave out, with the value they had then.
@@ -59,11 +60,17 @@ class Kind:
     library: str | None
     class_name: str
     inputs: Callable[[Any], tuple]
+    model_type: str = ""
     says: Callable[[Config, Tensors], dict] = lambda config, passengers: {}
     fixed: Config = dataclasses.field(default_factory=dict)
     absent: Config = dataclasses.field(default_factory=dict)
     buffers: Callable[[Config, Tensors], Tensors] = lambda config, tensors: {}
     foreign: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What a config.json of this kind says of its class."""
+        return {"model_type": self.model_type} if self.model_type else {"_class_name": self.class_name}
 
     @property
     def weights_file(self) -> str:
@@ -174,7 +181,7 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "SpeechT5HifiGan",
         lambda vocoder: (jnp.zeros((1, 8, vocoder.model_in_dim)),),
-        says=lambda config, passengers: {"model_type": "speecht5_hifigan"},
+        model_type="speecht5_hifigan",
         absent={"normalize_before": True},
         buffers=_vocoder_buffers,
     ),
@@ -183,8 +190,9 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "GPT2LMHeadModel",
         lambda gpt2: (jnp.zeros((1, 1, gpt2.n_embd)), *_ids()[::-1]),
+        model_type="gpt2",
         says=lambda config, passengers: {
-            "model_type": "gpt2",
+            "tie_word_embeddings": True,
             "vocab_size": len(passengers.get(_WORD_TABLE, range(_EMPTY_VOCABULARY))),
             "bos_token_id": None,
             "eos_token_id": None,
@@ -216,7 +224,7 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "ClapModel",
         _clap_inputs,
-        says=lambda config, passengers: {"model_type": "clap"},
+        model_type="clap",
         fixed={
             "projection_hidden_act": "relu",
             "text_config": {"model_type": "clap_text_model", "hidden_act": "gelu"},
@@ -273,8 +281,8 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "T5EncoderModel",
         lambda t5: _ids(),
+        model_type="t5",
         says=lambda config, passengers: {
-            "model_type": "t5",
             "is_encoder_decoder": False,
             "is_gated_act": True,
             "dense_act_fn": "gelu_new",
