@@ -23,7 +23,7 @@ def fetch_file(repository: str, name: str) -> Path | None:
 
 
 def fetch_folders(repository: str, folders: Iterable[str], variant: str | None) -> Path:
-    """Folders of a repository with the weights that are to be read of them; returns the repository's place in the cache.
+    """Folders of a repository, of their weights those that are to be read; returns the repository's place in the cache.
 
     Args:
       repository: its id.

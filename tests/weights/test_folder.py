@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from diffusers.pipelines.audioldm2 import modeling_audioldm2
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_networks
 
 from audioldm2_jax import recipes

@@ -1,4 +1,4 @@
-"""Models by their hub id: out of a cache that was laid out by hand, and by what is asked of a hub that is no network."""
+"""Models by their hub id: out of a cache that was laid out by hand, and from a hub that is a folder."""
 
 import fnmatch
 import json
@@ -126,7 +126,9 @@ def test_a_repository_that_the_hub_does_not_know(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unknown)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
-    with pytest.raises(FolderError, match="^no/body is no folder here; nor is there such a repository on the hub; for"):
+    with pytest.raises(
+        FolderError, match=r"^no/body is no folder here; nor is there such a repository on the hub; for"
+    ):
         folder.locate_model("no/body")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
     with pytest.raises(FolderError, match=r"^no/body is no folder here; the hub does not give it \(the disk is full\)"):
