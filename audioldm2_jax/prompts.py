@@ -20,9 +20,7 @@ _BUCKET = 16
 class Prompts:
     """The tokenizers of a model folder: CLAP's, and T5's or the phonemes' where the model has such."""
 
-    def __init__(
-        self, clap: Any, t5: Any = None, phonemes: Any = None, *, clap_limit: int, t5_limit: int = 0
-    ):
+    def __init__(self, clap: Any, t5: Any = None, phonemes: Any = None, *, clap_limit: int, t5_limit: int = 0):
         """Args:
         clap: CLAP's tokenizer (RoBERTa), of transformers.
         t5: T5's.
