@@ -154,13 +154,15 @@ FILM_CONFIGS = {name: CONFIGS[name] for name in ("vae", "vocoder")} | {
 """AudioLDM 1: CLAP's embedding of the caption is the UNet's class label, and there is nothing else."""
 
 
-def random_variables(name: str, config: dict, seed: int = 0) -> dict:
-    """Variables of component `name`, all leaves different from what an initialiser would give."""
+def random_variables(name: str, config: dict, seed: int = 0, vocoder_gain: float = 2.0) -> dict:
+    """Variables of component `name`, all leaves different from what an initialiser would give.
+
+    vocoder_gain: such that a waveform depends on its mel, and does not yet saturate.
+    """
     module = folder.build(name, config)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind_of(name, config).inputs(module)))
     rng = np.random.default_rng(seed)
-    # Large enough that a waveform depends on its mel; elsewhere it would make rounding errors grow.
-    gain = 2 if name == "vocoder" else 1
+    gain = vocoder_gain if name == "vocoder" else 1  # elsewhere it would make rounding errors grow
 
     def draw(path, leaf):
         keys = [part.key for part in path]
