@@ -32,6 +32,7 @@ from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
 from audioldm2_jax.editing import Edit, join
+from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.prompts import Prompts, one_each, prompt_list
 from audioldm2_jax.sampling import Conditions
@@ -89,7 +90,7 @@ class AudioLDM2:
         components: Mapping[str, Component],
         schedule: NoiseSchedule,
         prompts: Prompts,
-        clap_mel: ClapMelSettings,
+        clap_mel: ClapMelSettings | None,
         *,
         scheduler_class: str = "DDIMScheduler",
         source: str | os.PathLike | None = None,
@@ -98,7 +99,7 @@ class AudioLDM2:
         components: by their names in the model folder; `audiomae` may be missing.
         schedule: the noise schedule.
         prompts: the tokenizers.
-        clap_mel: what CLAP hears of a clip.
+        clap_mel: what CLAP hears of a clip; None where it only reads, so that nothing sorts the clips of a prompt.
         scheduler_class: the diffusers scheduler that the solver is to equal.
         source: the model folder with the parts that are copied by `save_pretrained` as they are.
 
@@ -170,7 +171,8 @@ class AudioLDM2:
         components = {name: folder.read_component(path, name, dtype, variant) for name in folder.parts(path)}
         schedule, scheduler_class = folder.read_scheduler(path)
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
-        heard = folder.read_feature_extractor(path)
+        hears = isinstance(components["text_encoder"].module, Clap)
+        heard = folder.read_feature_extractor(path) if hears else None
         return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
@@ -186,8 +188,10 @@ class AudioLDM2:
             folder.write_component(path, name, part.config, part.variables, part.passengers)
         folder.write_scheduler(path, self.schedule, self.scheduler_class)
         if self.source is not None and Path(self.source).resolve() != Path(path).resolve():
+            index = folder.read_index(self.source)
             for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
-                folder.copy_part(Path(self.source) / name, path, name)
+                if (index.get(name) or [None])[0]:
+                    folder.copy_part(Path(self.source) / name, path, name)
         folder.write_index(path)
 
     def __call__(
@@ -218,7 +222,8 @@ class AudioLDM2:
           num_inference_steps: denoising steps.
           guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
           audio_length_in_s: length of a clip in seconds; by default that which the model was trained on.
-          num_waveforms_per_prompt: clips a prompt, sorted by CLAP; to have the best of three, take the first.
+          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it hears; to have the best of three, take the
+            first.
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
@@ -258,7 +263,7 @@ class AudioLDM2:
         if edit:
             audios = join(edit, audios, self.sampling_rate)
         made = Output(audios, self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
-        if num_waveforms_per_prompt == 1:
+        if num_waveforms_per_prompt == 1 or self.clap_mel is None:
             return made
         best = self._best_first(made.audios, meant)
         return made._replace(audios=made.audios[best], mels=made.mels[best], latents=made.latents[best])
@@ -516,7 +521,8 @@ def _loa_tokens(components: Mapping[str, Component]) -> int:
 
 def _prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
     """How many tokens the networks can take, whatever the tokenizers' files say."""
-    text, gpt2 = components["text_encoder"].module.text_config, components.get("language_model")
+    clap, gpt2 = components["text_encoder"].module, components.get("language_model")
+    text = clap.text_config if isinstance(clap, Clap) else vars(clap)
     # RoBERTa counts positions from the padding id on; GPT-2 reads five places beside T5's and the LOA.
     limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
     if gpt2:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from audioldm2_jax.data import phonemes
+from audioldm2_jax.data.phonemes import PhonemeTable
 from audioldm2_jax.weights.folder import read_index
 from audioldm2_jax.weights.store import FolderError, check_manifest
 
@@ -20,22 +22,24 @@ _BUCKET = 16
 class Prompts:
     """The tokenizers of a model folder: CLAP's, and T5's or the phonemes' where the model has such."""
 
-    def __init__(self, clap: Any, t5: Any = None, phonemes: Any = None, *, clap_limit: int, t5_limit: int = 0):
+    def __init__(
+        self, clap: Any, t5: Any = None, speech: PhonemeTable | None = None, *, clap_limit: int, t5_limit: int = 0
+    ):
         """Args:
         clap: CLAP's tokenizer (RoBERTa), of transformers.
         t5: T5's.
-        phonemes: that of transcriptions; then there is no T5.
+        speech: the phonemes of transcriptions; then there is no T5.
         clap_limit, t5_limit: how many tokens the networks can take; the tokenizers' own limit may be lower. Without a
           limit of the networks, t5_limit is 0.
         """
-        self.clap, self.t5, self.phonemes = clap, t5, phonemes
+        self.clap, self.t5, self.speech = clap, t5, speech
         self.clap_limit = min(clap_limit, clap.model_max_length)
         self.t5_limit = min(t5_limit or t5.model_max_length, t5.model_max_length) if t5 else 0
 
     @property
     def speaks(self) -> bool:
         """Whether a prompt comes with a transcription."""
-        return self.phonemes is not None
+        return self.speech is not None
 
     @classmethod
     def from_folder(cls, path: Path, *, clap_limit: int, t5_limit: int = 0) -> Prompts:
@@ -54,9 +58,8 @@ class Prompts:
             check_manifest(path / name)
             try:
                 if (name, second) == ("tokenizer_2", "VitsTokenizer"):
-                    from audioldm2_jax.data.phonemes import read_tokenizer
-
-                    return cls(tokenizers["tokenizer"], phonemes=read_tokenizer(path / name), clap_limit=clap_limit)
+                    table = phonemes.read_tokenizer(path / name)
+                    return cls(tokenizers["tokenizer"], speech=table, clap_limit=clap_limit)
                 tokenizers[name] = AutoTokenizer.from_pretrained(path / name)
             except (OSError, ValueError) as error:
                 raise FolderError(f"{path / name} cannot be read: {error}") from None
@@ -93,7 +96,7 @@ class Prompts:
         clap = [self._tokens(self.clap, text, self.clap_limit, "CLAP") for text in every]
         clap_ids, clap_mask = _pad(clap, self.clap.pad_token_id, self.clap_limit)
         ids = {"clap_ids": clap_ids, "clap_mask": clap_mask}
-        if self.phonemes:
+        if self.speech:
             return ids | self._encode_phonemes(transcriptions, len(every))
         return ids | self._encode_t5(prompts, every) if self.t5 else ids
 
@@ -108,10 +111,10 @@ class Prompts:
 
     def _encode_phonemes(self, transcriptions: Sequence[str], rows: int) -> dict[str, np.ndarray]:
         """As diffusers: all the places count, and those of the negative prompts are empty."""
-        ids = np.zeros((rows, self.phonemes.limit), np.int32)
+        ids = np.zeros((rows, self.speech.length), np.int32)
         mask = np.zeros_like(ids)
         for row, text in enumerate(transcriptions):
-            own = self.phonemes.encode(text)
+            own = phonemes.encode(text, self.speech)
             ids[row, : len(own)], mask[row, : len(own)] = own, 1
         return {"phoneme_ids": ids, "phoneme_mask": mask, "phoneme_slots": np.ones_like(ids)}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -164,13 +165,15 @@ def read_tokenizer(folder: str | Path) -> PhonemeTable:
 
 
 def _to_ascii(text: str, unidecode: Callable) -> str:
-    try:
-        return unidecode(text, errors="strict")
-    except ValueError as error:  # UnidecodeError
-        raise ValueError(
-            f"{text[error.index]!r} in the transcription {_quoted(text)} cannot be read aloud; leave it out or write "
-            "it in words."
-        ) from None
+    spelt = [unidecode(symbol) for symbol in text]
+    for symbol, letters in zip(text, spelt):
+        # Accents that stand apart, and marks that are not seen, are nothing by themselves.
+        if not letters and unicodedata.category(symbol) not in ("Mn", "Me", "Cc", "Cf"):
+            raise ValueError(
+                f"{symbol!r} in the transcription {_quoted(text)} cannot be read aloud; leave it out or write it in "
+                "words."
+            )
+    return "".join(spelt)
 
 
 @cache

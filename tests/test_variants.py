@@ -1,0 +1,143 @@
+"""Models whose UNet is conditioned otherwise, against diffusers on the same folder: speech, AudioLDM 1, T5 alone.
+
+Tolerance 1e-3 relative (float32; guided steps amplify rounding), as in test_pipeline.py.
+"""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from test_pipeline import GUIDANCE, SHAPE, STEPS, close
+from tiny_folder import CAPTIONS, CONFIGS, random_variables, write_film_model, write_model, write_speech_model
+
+from audioldm2_jax.audio.mel import ClapMelSettings
+from audioldm2_jax.data import phonemes
+from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.weights import folder
+
+CALL = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+SAID = ["hello world", "a good day to you"]
+SPEAKERS = [CAPTIONS[0], "bright drums"]
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(4).standard_normal((2, *SHAPE), np.float32)
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    return write_speech_model(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return write_film_model(tmp_path_factory.mktemp("film"))
+
+
+def theirs(path):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_speech(speech, noise, tmp_path):
+    """Phonemes padded to the most there can be, whose places all count; the negative side has none."""
+    phonemes.encode("hello")  # tells phonemizer, which their tokenizer calls, where espeak-ng is
+    ours, pipe = AudioLDM2.from_pretrained(speech), theirs(speech)
+    given, without = ours.encode(SPEAKERS, ["", "drums"], transcription=SAID)
+    made = ours(SPEAKERS, ["", "drums"], transcription=SAID, latents=noise, **CALL)
+    for row, (speaker, negative, said) in enumerate(zip(SPEAKERS, ["", "drums"], SAID)):
+        with torch.no_grad():
+            _, _, loa = pipe.encode_prompt(speaker, "cpu", 1, True, transcription=said, negative_prompt=negative)
+        close(given.loa[row], loa[1], 1e-5)
+        close(without.loa[row], loa[0], 1e-5)
+        arguments = CALL | {"transcription": said, "negative_prompt": negative}
+        clip = pipe(speaker, latents=torch.tensor(noise[row : row + 1]), **arguments).audios[0]
+        close(made.audios[row], clip)
+    ours.save_pretrained(tmp_path / "saved")
+    again = theirs(tmp_path / "saved")
+    np.testing.assert_array_equal(
+        *(each(SPEAKERS[1], latents=torch.tensor(noise[1:]), **arguments).audios for each in (again, pipe))
+    )
+
+
+def test_what_is_said_and_by_whom(speech, noise):
+    ours = AudioLDM2.from_pretrained(speech)
+    same = dict(latents=noise, **CALL)
+    one, other = (ours(SPEAKERS, transcription=text, **same).latents for text in ("hello world", "good bye"))
+    assert np.linalg.norm(one - other) > 0.01 * np.linalg.norm(one)
+    for transcription, message in (
+        (None, "give a transcription"),
+        ("  ", "nothing to say"),
+        (["one", "two", "three"], "3 transcriptions for 2 prompts"),
+        ("word " * 40, "too long"),
+        ("a ☃", "'☃' in the transcription 'a ☃' cannot be read aloud"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(SPEAKERS, transcription=transcription, **same)
+
+
+def test_class_labels_alone(film, noise, tmp_path):
+    """AudioLDM 1: CLAP's embedding through FiLM. Its CLAP only reads, so that clips are not sorted."""
+    ours, pipe = AudioLDM2.from_pretrained(film), theirs(film)
+    made = ours(SPEAKERS, ["", "drums"], latents=noise, audio_length_in_s=0.16, **CALL)
+    for row, (prompt, negative) in enumerate(zip(SPEAKERS, ["", "drums"])):
+        arguments = CALL | {"negative_prompt": negative, "audio_length_in_s": 0.16}
+        clip = pipe(prompt, latents=torch.tensor(noise[row : row + 1]), **arguments).audios[0]
+        close(made.audios[row], clip)
+    ours.save_pretrained(tmp_path / "saved")
+    theirs(tmp_path / "saved")
+    several = ours(SPEAKERS[0], num_waveforms_per_prompt=2, num_inference_steps=2)
+    alone = ours(SPEAKERS[0], num_inference_steps=2)
+    close(several.latents[0], alone.latents[0], 1e-4)
+    with pytest.raises(ValueError, match="transcription is for models of speech"):
+        ours(SPEAKERS[0], transcription="hello")
+    with pytest.raises(ValueError, match="no language of audio: leave out uncond"):
+        ours(SPEAKERS[0], uncond="zeros")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """T5's states in the place of the LOA, and a CLAP that hears for sorting the clips."""
+    path = write_model(tmp_path_factory.mktemp("alone"))
+    for name in ("language_model", "projection_model", "audiomae"):
+        for file in (path / name).iterdir():
+            file.unlink()
+        (path / name).rmdir()
+    config = CONFIGS["unet"] | {"cross_attention_dim": ((None, 16), (None, 16))}
+    folder.write_component(path, "unet", config, random_variables("unet", config, 9))
+    folder.write_index(path)
+    return path
+
+
+def test_t5_alone(alone, noise, tmp_path):
+    """There is no pipeline of diffusers' for it, but its UNet, its T5 and its DDIM."""
+    ours = AudioLDM2.from_pretrained(alone)
+    index = folder.read_index(alone)
+    assert index["language_model"] == [None, None] and index["projection_model"] == [None, None]
+    made = ours(SPEAKERS, ["", "drums"], latents=noise, **CALL)
+    unet = diffusers.pipelines.audioldm2.AudioLDM2UNet2DConditionModel.from_pretrained(alone / "unet")
+    t5 = transformers.T5EncoderModel.from_pretrained(alone / "text_encoder_2")
+    for row, (prompt, negative) in enumerate(zip(SPEAKERS, ["", "drums"])):
+        ids = ours.prompts.t5([negative, prompt], padding=True, return_tensors="pt")
+        length = len(ours.prompts.t5(prompt).input_ids)  # the negative is cut to it
+        if ids.input_ids.shape[1] > length:
+            ids = ours.prompts.t5(
+                [negative, prompt], truncation=True, max_length=length, padding=True, return_tensors="pt"
+            )
+        scheduler = diffusers.DDIMScheduler.from_pretrained(alone / "scheduler")
+        scheduler.set_timesteps(STEPS)
+        x = torch.tensor(noise[row : row + 1])
+        with torch.no_grad():
+            states = t5(**ids).last_hidden_state
+            for t in scheduler.timesteps:
+                output = unet(torch.cat([x, x]), t, states, encoder_attention_mask=ids.attention_mask).sample
+                x = scheduler.step(output[:1] + GUIDANCE * (output[1:] - output[:1]), t, x).prev_sample
+        close(made.latents[row], x[0])
+    sorted_clips = ours(SPEAKERS[0], num_waveforms_per_prompt=3, num_inference_steps=2)
+    assert sorted_clips.audios.shape == (3, 2560) and isinstance(ours.clap_mel, ClapMelSettings)
+    ours.save_pretrained(tmp_path / "saved")
+    again = AudioLDM2.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(*(each(SPEAKERS, latents=noise, **CALL).latents for each in (again, ours)))
