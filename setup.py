@@ -36,6 +36,7 @@ setup(
         "pretty_midi>=0.2.10",  # for the sound font that it carries, TimGM6mb.sf2
         "tensorboardX>=2.6.2",
         "rich>=13.7",
+        "tqdm>=4.66",
         "matplotlib>=3.8",
     ],
     extras_require={

@@ -26,9 +26,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from audioldm2_jax import conditioning, sampling
-from audioldm2_jax.audio import files
-from audioldm2_jax.audio.mel import ClapMelSettings, FbankSettings, MelSettings, clap_mel, kaldi_fbank, log_mel
+from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
+from audioldm2_jax.clip_encoder import ClipEncoder
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
 from audioldm2_jax.editing import Edit, join
@@ -37,6 +37,7 @@ from audioldm2_jax.models.network import Network
 from audioldm2_jax.prompts import Prompts, one_each, prompt_list
 from audioldm2_jax.sampling import Conditions
 from audioldm2_jax.training import sharding
+from audioldm2_jax.training.setup import use_compilation_cache
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.components import LOA_TOKENS
 from audioldm2_jax.weights.folder import Component, FolderError
@@ -46,8 +47,6 @@ UNCONDITIONAL = ("language_model", "zeros")
 _ROWS = 64
 # Lengths come in multiples of this part of the model's own, so that another length seldom does.
 _LENGTHS = 16
-# n_fft, fmin and fmax of the mel where the vocoder's config.json has none: those of the authors' models, by rate.
-_AUTHORS_MEL = {16000: (1024, 0.0, 8000.0), 48000: (2048, 20.0, 24000.0)}
 
 
 class Output(NamedTuple):
@@ -124,8 +123,8 @@ class AudioLDM2:
         self.sampling_rate: int = vocoder["sampling_rate"]
         self._hop = math.prod(vocoder["upsample_rates"])
         self._bands: int = vocoder["model_in_dim"]
-        self._vae_factor = 2 ** (len(self.components["vae"].config["block_out_channels"]) - 1)
         self._loa_tokens = _loa_tokens(self.components)
+        self.clip_encoder = ClipEncoder(self.components, self.networks["vae"], self._loa_tokens)
 
     @property
     def own_length(self) -> float | None:
@@ -133,30 +132,16 @@ class AudioLDM2:
         frames = self.components["unet"].config.get("sample_size")
         # diffusers' plain UNet has one number for each axis.
         frames = frames[0] if isinstance(frames, Sequence) else frames
-        return frames * self._vae_factor * self._hop / self.sampling_rate if frames else None
-
-    @property
-    def mel(self) -> MelSettings:
-        """The mel that VAE and vocoder were trained on.
-
-        Raises:
-          FolderError: where neither the vocoder's config.json nor the sampling rate says which.
-        """
-        config = self.components["vocoder"].config
-        known = _AUTHORS_MEL.get(self.sampling_rate)
-        if not known and not {"n_fft", "fmin", "fmax"} <= set(config):
-            raise FolderError(
-                f"No mel is known for {self.sampling_rate} Hz: write n_fft (samples), fmin and fmax (Hz) of the one "
-                "that the VAE was trained on into vocoder/config.json."
-            )
-        n_fft, fmin, fmax = (config.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
-        return MelSettings(self.sampling_rate, n_fft, self._hop, self._bands, fmin, fmax)
+        return frames * self.clip_encoder.factor * self._hop / self.sampling_rate if frames else None
 
     @classmethod
     def from_pretrained(
         cls, source: str | os.PathLike, dtype: Any = jnp.float32, *, variant: str | None = None
     ) -> AudioLDM2:
         """Reads a model folder in the diffusers layout.
+
+        Where JAX has no compilation cache yet, it gets one (`training.setup.use_compilation_cache`), so that a later
+        process does not compile again.
 
         Args:
           source: its path, or a hub id, which is fetched into the hub's cache; offline, what is there has to do.
@@ -168,6 +153,9 @@ class AudioLDM2:
           FolderError: where it is none, or damaged; names the file and what to do.
         """
         path = folder.locate_model(source, variant)
+        if jax.config.jax_compilation_cache_dir is None:
+            use_compilation_cache()
+        dtype = jnp.dtype(dtype)
         components = {name: folder.read_component(path, name, dtype, variant) for name in folder.parts(path)}
         schedule, scheduler_class = folder.read_scheduler(path)
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
@@ -252,7 +240,7 @@ class AudioLDM2:
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
-        given = self._given(edit, shape) if edit else _Given()
+        given = self._given(edit, shape[0]) if edit else _Given()
         with_prompt, without, meant = self._conditions(texts, uncond, use_loa, use_text_states, given.loa)
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
         noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
@@ -311,49 +299,20 @@ class AudioLDM2:
             without = without._replace(loa=jnp.zeros_like(without.loa))
         return given, without, meant[:count]
 
-    def _given(self, edit: Edit, shape: tuple[int, int, int]) -> _Given:
-        """What of the given clip goes into the denoising of latents of `shape`."""
+    def _given(self, edit: Edit, frames: int) -> _Given:
+        """What of the given clip goes into the denoising of so many latent frames."""
         latents = keep = loa = None
-        waveform, (time, _, _) = files.normalise(edit.waveform(self.sampling_rate)), shape
+        waveform = edit.waveform(self.sampling_rate)
         if edit.starts_from_latents:
-            scale = jnp.float32(self.components["vae"].config["scaling_factor"])
-            whole = files.segment(waveform, time * self._vae_factor * self._hop)
-            latents = _clip_latents(self.networks["vae"], whole[None], scale, mel=self.mel)
-            seconds = (np.arange(time) + 0.5) * self._vae_factor * self._hop / self.sampling_rate
-            keep = edit.kept(seconds, self.mel.centres.reshape(-1, self._vae_factor).mean(1))
-            if keep is not None and keep.all():
+            latents = self.clip_encoder.latents(waveform, frames)
+            keep = edit.kept(*self.clip_encoder.places(frames))
+        if keep is not None:
+            if keep.all():
                 raise ValueError("All of the given clip would be kept: make more of it anew, or ask for a longer one.")
+            keep = keep[None, :, :, None].astype(np.float32)
         if edit.heard:
-            loa = self._heard(waveform, edit.heard)
-        return _Given(latents, None if keep is None else jnp.asarray(keep[None, :, :, None], jnp.float32), loa)
-
-    def _heard(self, waveform: np.ndarray, seconds: float) -> jax.Array | None:
-        """The first LOA tokens of a clip [samples], as many as lie within `seconds`: [1, tokens, d]; None for none."""
-        if "language_model" not in self.networks:
-            raise ValueError("This model has no language of audio: variation and continuation need one.")
-        if "audiomae" not in self.components:
-            raise ValueError(
-                "The model folder has no audiomae/, which hears a clip's language of audio: convert AudioMAE's "
-                "checkpoint, or the authors' file of this model, with launch/convert.py."
-            )
-        audiomae = self.components["audiomae"]
-        frames, bands = audiomae.config["img_size"]
-        patch = audiomae.module.patch_size
-        pooling = conditioning.pooling_of(self._loa_tokens, frames // patch, bands // patch)
-        settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
-        window = round(frames * settings.hop_length / settings.sampling_rate * self.sampling_rate)
-        loa = _clip_loa(
-            jax.device_put(audiomae.network),
-            files.segment(waveform, window)[None],
-            sampling_rate=self.sampling_rate,
-            settings=settings,
-            pooling=pooling,
-        )
-        steps = frames // patch // pooling
-        within = (
-            min(steps, int(seconds / (window / self.sampling_rate) * steps + 1e-6)) if seconds < math.inf else steps
-        )
-        return loa[:, : within * (loa.shape[1] // steps)] if within else None
+            loa = self.clip_encoder.loa(waveform, edit.heard)
+        return _Given(latents, keep, loa)
 
     def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> jax.Array:
         """Clean latents [clips, ...]: `sampling.denoise`, one call of the UNet at a time."""
@@ -420,7 +379,7 @@ class AudioLDM2:
         Raises:
           ValueError: for a length below one latent frame, or no number; or none where the model names none.
         """
-        factor, own = self._vae_factor, self.own_length
+        factor, own = self.clip_encoder.factor, self.own_length
         seconds = own if seconds is None else seconds
         if seconds is None:
             raise ValueError("The model names no length of its own (sample_size): give audio_length_in_s.")
@@ -486,19 +445,6 @@ def _encode(
             loa = conditioning.generate_loa(gpt2, first, num_tokens, given=loa)
         written = jnp.concatenate([loa, conditioning.generate_loa(gpt2, rest, num_tokens)])
     return Conditions(written, states, mask), meant
-
-
-@partial(jax.jit, static_argnames="mel")
-def _clip_latents(vae: Network, waveform: jax.Array, scale: jax.Array, *, mel: MelSettings) -> jax.Array:
-    """Scaled latents [b, t, f, c] of normalised clips [b, samples]: their mean, without noise."""
-    return vae(log_mel(waveform, mel)[..., None], method="encode")[0] * scale
-
-
-@partial(jax.jit, static_argnames=("sampling_rate", "settings", "pooling"))
-def _clip_loa(audiomae: Network, waveform, *, sampling_rate: int, settings: FbankSettings, pooling: int) -> jax.Array:
-    """The LOA [b, tokens, d] of normalised clips [b, samples]."""
-    fbank = kaldi_fbank(resample(waveform, sampling_rate, settings.sampling_rate), settings)
-    return conditioning.audiomae_loa(audiomae, fbank, pooling)
 
 
 @partial(jax.jit, static_argnames=("sampling_rate", "heard"))

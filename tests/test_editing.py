@@ -11,6 +11,7 @@ from audioldm2_jax.editing import Continuation, Inpainting, Transfer, Variation,
 from audioldm2_jax.pipeline import AudioLDM2
 
 RATE, SAMPLES = 16000, 2560
+SHAPE = (4, 8, 8)  # channels, time, frequency
 STEPS = {"num_inference_steps": 4}
 PROMPT = CAPTIONS[0]
 
@@ -31,8 +32,7 @@ def clip():
 @pytest.fixture(scope="module")
 def latents(model, clip):
     """Those of the clip [time, frequency, channels]."""
-    shape, _ = model.latent_shape(SAMPLES / RATE)
-    return np.asarray(model._given(Transfer(clip, RATE), shape).latents[0])
+    return np.asarray(model.clip_encoder.latents(clip, SHAPE[1])[0])
 
 
 def distance(first, second):
@@ -64,7 +64,7 @@ def test_a_band_is_made_anew(model, clip, latents):
     """Super-resolution: what lies below stays."""
     made = model(PROMPT, **STEPS, edit=Inpainting(clip, RATE, band=(4000, math.inf)))
     changed = np.abs(made.latents[0].transpose(1, 2, 0) - latents).max((0, 2)) > 0
-    centres = model.mel.centres.reshape(-1, 2).mean(1)
+    centres = model.clip_encoder.places(SHAPE[1])[1]
     np.testing.assert_array_equal(changed, centres >= 4000)
     window = np.hanning(512)
     spectra = [np.abs(np.fft.rfft(window * each[1024:1536])) for each in (made.audios[0], clip)]
@@ -75,10 +75,9 @@ def test_a_band_is_made_anew(model, clip, latents):
 
 def test_variation_has_the_clips_loa(model, clip):
     """All of it, or its beginning, and GPT-2 writes the rest."""
-    shape, _ = model.latent_shape(None)
-    whole = model._given(Variation(clip, RATE), shape).loa
+    whole = model.clip_encoder.loa(clip, math.inf)
     assert whole.shape == (1, 8, 24)
-    half = model._given(Variation(clip, RATE, until=0.33), shape).loa  # two tokens of each 0.16 s
+    half = model.clip_encoder.loa(clip, 0.33)  # two tokens of each 0.16 s
     np.testing.assert_array_equal(half, whole[:, :4])
     texts = model._texts([PROMPT, "drums"], "", None, emptied=False)
     given, without, _ = model._conditions(texts, "language_model", True, True, half)

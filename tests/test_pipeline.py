@@ -4,7 +4,6 @@ Tolerance 1e-3 relative (float32; guided steps amplify rounding). Most calls sha
 what takes time here.
 """
 
-import json
 import logging
 
 import diffusers
@@ -17,7 +16,6 @@ from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, CONFIGS, write_model
 
 from audioldm2_jax import pipeline as pipeline_module
-from audioldm2_jax.audio import files
 from audioldm2_jax.pipeline import AudioLDM2
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
@@ -240,47 +238,3 @@ def test_folder_without_tokenizer(model, tmp_path):
     folder.write_index(tmp_path)
     with pytest.raises(FolderError, match="has no tokenizer/"):
         AudioLDM2.from_pretrained(tmp_path)
-
-
-def test_command_line(model, tmp_path, capsys):
-    import importlib.util
-    from pathlib import Path
-
-    location = Path(__file__).parents[1] / "launch" / "generate.py"
-    spec = importlib.util.spec_from_file_location("generate", location)
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    run = tmp_path / "run"
-    (run / "stages").mkdir(parents=True)
-    assert generate.main(["--model", str(run), "-t", "drums"]) == 1
-    assert "has not finished" in capsys.readouterr().err
-    (run / "model").symlink_to(model)
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"\n小提琴/../x\n{CAPTIONS[0]}\ndrums\ndrums\n", encoding="utf-8")
-    target = tmp_path / "out"
-    common = ["--model", str(run), "-s", str(target), "--ddim_steps", str(STEPS)]
-    assert generate.main([*common, "-tl", str(prompts), "-b", "3", "--seed", "3"]) == 0
-    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert [path.name for path in paths] == [
-        "小提琴-x-0.wav",
-        "a-slow-melody-on-a-violin-in-a-minor-key-0.wav",
-        "drums-0.wav",
-    ]
-    assert all(path.parent == target and path.stat().st_size > 1000 for path in paths)
-    record = json.loads(paths[2].with_suffix(".json").read_text())
-    assert record["prompt"] == "drums" and record["seed"] == 3 and record["num_waveforms_per_prompt"] == 3
-    favourite = AudioLDM2.from_pretrained(model)("drums", None, STEPS, num_waveforms_per_prompt=3, seed=3).audios[0]
-    np.testing.assert_allclose(files.read(paths[2], 16000), favourite, atol=1e-3)  # the file has 16 bits
-    assert generate.main([*common, "-tl", str(prompts), "-b", "3", "--seed", "3", "--format", "flac"]) == 0
-    # Not drums-0.flac, whose record would be that of drums-0.wav.
-    lossless = Path(capsys.readouterr().out.splitlines()[2])
-    assert lossless.name == "drums-1.flac" and lossless.read_bytes()[:4] == b"fLaC"
-    np.testing.assert_allclose(files.read(lossless, 16000), favourite, atol=1e-3)
-    for wrong, message in (
-        (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
-        ([], "Nothing to generate"),
-        (["-tl", str(tmp_path / "none.txt")], "cannot be read"),
-        (["-t", "x", "-b", "0"], "-b is 0"),
-    ):
-        assert generate.main([*common, *wrong]) == 1
-        assert message in capsys.readouterr().err

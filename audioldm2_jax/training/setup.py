@@ -22,8 +22,16 @@ def start(config: ConfigDict) -> None:
     if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
-    if config.compilation_cache == "off":
-        return
-    cache = Path(config.compilation_cache or "~/.cache/audioldm2_jax/xla").expanduser()
+    if config.compilation_cache != "off":
+        use_compilation_cache(config.compilation_cache)
+
+
+def use_compilation_cache(folder: str = "") -> None:
+    """Keeps what XLA compiles in a folder, for later processes; by default in ~/.cache/audioldm2_jax/xla."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    cache = Path(folder or "~/.cache/audioldm2_jax/xla").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    compilation_cache.reset_cache()  # a process that has compiled before has settled on none

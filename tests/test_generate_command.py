@@ -1,0 +1,144 @@
+"""launch/generate.py as a user types it, on folders of random weights."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_folder import CAPTIONS, write_model, write_speech_model
+
+from audioldm2_jax.audio import files
+from audioldm2_jax.pipeline import AudioLDM2
+
+STEPS, RATE = 4, 16000
+
+
+@pytest.fixture(scope="module")
+def generate():
+    location = Path(__file__).parents[1] / "launch" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", location)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def command(generate, model, tmp_path, capsys):
+    """Runs it; returns what it printed: the paths, or the error."""
+
+    def run(*arguments, of=model):
+        common = ["--model", str(of), "-s", str(tmp_path / "out"), "--ddim_steps", str(STEPS)]
+        code = generate.main([*common, *map(str, arguments)])
+        said = capsys.readouterr()
+        return [Path(line) for line in said.out.splitlines()] if code == 0 else said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A file of the model's length, at twice its rate."""
+    path = tmp_path_factory.mktemp("clip") / "clip.wav"
+    time = np.arange(5120) / 32000
+    files.write(path, (0.8 * np.sin(2 * np.pi * (300 + 4000 * time) * time)).astype(np.float32), 32000)
+    return path
+
+
+def test_a_list_of_prompts_from_a_run(generate, model, command, tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "stages").mkdir(parents=True)
+    assert "has not finished" in command("-t", "drums", of=run)
+    (run / "model").symlink_to(model)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"\n小提琴/../x\n{CAPTIONS[0]}\ndrums\ndrums\nbells|../my bells\n", encoding="utf-8")
+    paths = command("-tl", prompts, "-b", 4, "--seed", 3, of=run)
+    assert [path.name for path in paths] == [
+        "小提琴-x-0.wav",
+        "a-slow-melody-on-a-violin-in-a-minor-key-0.wav",
+        "drums-0.wav",
+        "my-bells-0.wav",
+    ]
+    assert all(path.parent == tmp_path / "out" and path.stat().st_size > 1000 for path in paths)
+    records = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    assert records[3]["prompt"] == "bells"
+    record = records[2]
+    assert record["prompt"] == "drums" and record["seed"] == 3 and record["num_waveforms_per_prompt"] == 3
+    # The record is all that is needed to make the sound again.
+    pipeline = AudioLDM2.from_pretrained(record.pop("model"), record.pop("dtype"))
+    record.pop("versions")
+    favourite = pipeline(**record).audios[0]
+    np.testing.assert_allclose(files.read(paths[2], RATE), favourite, atol=1e-3)  # the file has 16 bits
+    (lossless,) = command("-t", "drums", "--seed", 3, "--format", "flac", of=run)
+    # Not drums-0.flac, whose record would be that of drums-0.wav.
+    assert lossless.name == "drums-1.flac" and lossless.read_bytes()[:4] == b"fLaC"
+    np.testing.assert_allclose(files.read(lossless, RATE), favourite, atol=1e-3)
+    assert not [path for path in (tmp_path / "out").iterdir() if "partial" in path.name]
+
+
+def test_from_a_file(command, clip, tmp_path):
+    given = files.read(clip, RATE)
+    common = ["-f", clip, "-t", "drums", "-n", 1, "--format", "float"]
+    for arguments, kind in (
+        ([], "Variation"),
+        (["--mode", "transfer", "-ts", 0.25], "Transfer"),
+        (["--mode", "sr_inpainting"], "Inpainting"),
+        (["--mode", "sr_inpainting", "--band", 4000, "inf"], "Inpainting"),
+        (["--mode", "continuation", "--until", 0.1], "Continuation"),
+    ):
+        (path,) = command(*common, *arguments)
+        made, edit = files.read(path, RATE), json.loads(path.with_suffix(".json").read_text())["edit"]
+        assert len(made) == len(given) and edit["kind"] == kind and edit["file"] == str(clip)
+        kept = {"Inpainting": slice(0, 500), "Continuation": slice(0, 1000)}.get(kind)
+        if kept and "--band" not in arguments:
+            np.testing.assert_allclose(made[kept], given[kept], atol=1e-4)
+            assert np.abs(made - given).max() > 0.01
+        if "--band" in arguments:
+            assert edit["band"] == [4000, "inf"]
+        if kind == "Inpainting" and "--band" not in arguments:
+            assert edit["span"] == pytest.approx([0.4 * 0.16, 0.6 * 0.16])  # as the authors' command
+
+
+def test_speech(command, tmp_path):
+    speaks = write_speech_model(tmp_path / "speech")
+    (path,) = command("--transcription", "good day", "-n", 1, of=speaks)
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert path.name == "good-day-0.wav"
+    assert record["transcription"] == "good day" and "reporter" in record["prompt"]
+    assert "give a transcription" in command("-t", "a man", of=speaks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ddim_steps", "-1", "-t", "x"], "-1 denoising steps"),
+        ([], "Nothing to generate"),
+        (["-tl", "/nowhere/none.txt"], "cannot be read"),
+        (["-t", "x", "-b", "0"], "-b is 0"),
+        (["-t", "x", "--mode", "transfer"], "starts from a sound file"),
+        (["-t", "x", "-f", "/nowhere/none.wav"], "does not exist"),
+        (["-t", "x", "--transcription", "hello"], "does not speak"),
+    ],
+)
+def test_errors(command, arguments, message):
+    said = command(*arguments)
+    assert message in said and said.count("\n") == 1
+
+
+def test_an_empty_list(command, tmp_path):
+    for content in ("", "\n  \n"):
+        (tmp_path / "empty.txt").write_text(content)
+        assert "is empty" in command("-tl", tmp_path / "empty.txt")
+        assert "is empty" in command("-t", "x", "-tl", tmp_path / "empty.txt")
+
+
+def test_names_of_the_authors(generate):
+    assert generate.model_folder("audioldm2-full") == "cvssp/audioldm2"
+    assert generate.model_folder("some/other") == "some/other"
+    with pytest.raises(ValueError, match=r"convert\.py --from audioldm_48k\.pth"):
+        generate.model_folder("audioldm_48k")
