@@ -77,7 +77,7 @@ def clean(text: str) -> str:
     """The text in lower-case ASCII, without marks such as <COMMA> and with abbreviations written out.
 
     Raises:
-      ValueError: for characters that ASCII has nothing for; names the first.
+      ValueError: for characters that ASCII has nothing for, and control characters; names the first.
       ImportError: where a package is missing; says which.
     """
     unidecode = _packages()[0]
@@ -165,12 +165,15 @@ def read_tokenizer(folder: str | Path) -> PhonemeTable:
 
 def _to_ascii(text: str, unidecode: Callable) -> str:
     try:
-        return unidecode(text, errors="strict")
+        written = unidecode(text, errors="strict")
+        lost = re.search(r"[^\s -~]", written)  # control characters; a NUL would end the text for espeak-ng
     except ValueError as error:  # UnidecodeError
+        lost = re.compile(".", re.DOTALL).match(text, error.index)
+    if lost:
         raise ValueError(
-            f"{text[error.index]!r} in the transcription {_quoted(text)} cannot be read aloud; leave it out or write "
-            "it in words."
-        ) from None
+            f"{lost[0]!r} in the transcription {_quoted(text)} cannot be read aloud; leave it out or write it in words."
+        )
+    return written
 
 
 @cache
