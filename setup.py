@@ -29,7 +29,7 @@ setup(
         "tensorflow-datasets>=4.9.7",
         "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with
         "espeakng-loader>=0.2.4",  # espeak-ng itself, which says how a transcription sounds
-        "phonemizer>=3.3",
+        "phonemizer>=3.4",
         "unidecode>=1.3",
         "soundfile>=0.12",
         "soxr>=0.4",

@@ -78,7 +78,7 @@ def clean(text: str) -> str:
     """The text in lower-case ASCII, without marks such as <COMMA> and with abbreviations written out.
 
     Raises:
-      ValueError: for characters that ASCII has nothing for; names the first.
+      ValueError: for characters that ASCII has nothing for, and control characters; names the first.
       ImportError: where a package is missing; says which.
     """
     unidecode = _packages()[0]
@@ -167,8 +167,10 @@ def read_tokenizer(folder: str | Path) -> PhonemeTable:
 def _to_ascii(text: str, unidecode: Callable) -> str:
     spelt = [unidecode(symbol) for symbol in text]
     for symbol, letters in zip(text, spelt):
-        # Accents that stand apart, and marks that are not seen, are nothing by themselves.
-        if not letters and unicodedata.category(symbol) not in ("Mn", "Me", "Cc", "Cf"):
+        # Accents that stand apart, and marks that are not seen, are nothing by themselves. A control character would be
+        # the end of the text for espeak-ng.
+        silent = not letters and unicodedata.category(symbol) not in ("Mn", "Me", "Cf")
+        if silent or re.search(r"[^\s -~]", letters):
             raise ValueError(
                 f"{symbol!r} in the transcription {_quoted(text)} cannot be read aloud; leave it out or write it in "
                 "words."

@@ -9,14 +9,11 @@ folder may leave out, and the buffers that PyTorch keeps beside the weights.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from audioldm2_jax.models.audiomae import AudioMAE
@@ -28,17 +25,11 @@ from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
 from audioldm2_jax.models.unet import UNet, contexts_per_level
 from audioldm2_jax.models.vae import AutoencoderKL
-from audioldm2_jax.weights import vits
+from audioldm2_jax.weights import beside
+from audioldm2_jax.weights.beside import Config, Tensors
 from audioldm2_jax.weights.names import NAMES, Names
 from audioldm2_jax.weights.store import FolderError
 
-Config = Mapping[str, Any]
-Tensors = dict[str, np.ndarray]
-
-# GPT-2's word table is required by diffusers and used by nobody: where none is carried, a small one is
-# written.
-_WORD_TABLE = "transformer.wte.weight"
-_EMPTY_VOCABULARY = 8
 LOA_TOKENS = 8
 """How many tokens the language model writes where its config.json has no `max_new_tokens` (diffusers'
 default)."""
@@ -120,39 +111,6 @@ def _clap_inputs(clap: Clap) -> tuple:
     return (*_ids(), jnp.zeros((1, frames, audio["num_mel_bins"])))
 
 
-def _clap_text_buffers(config: Config, tensors: Tensors) -> Tensors:
-    """RoBERTa's position and type ids."""
-    positions = config["max_position_embeddings"]
-    return {
-        "text_model.embeddings.position_ids": np.arange(positions)[None],
-        "text_model.embeddings.token_type_ids": np.zeros((1, positions), np.int64),
-    }
-
-
-def _clap_buffers(config: Config, tensors: Tensors) -> Tensors:
-    """Those of the text tower, and HTSAT's relative positions (Swin: arXiv 2103.14030, eq. 4)."""
-    buffers = _clap_text_buffers(config["text_config"], tensors) | {
-        "audio_model.audio_encoder.batch_norm.num_batches_tracked": np.array(0),
-    }
-    for key, table in tensors.items():
-        if key.endswith("relative_position_bias_table"):
-            window = (math.isqrt(table.shape[0]) + 1) // 2
-            row, column = np.divmod(np.arange(window**2), window)
-            rows, columns = (at[:, None] - at[None, :] + window - 1 for at in (row, column))
-            name = re.sub("bias_table$", "index", key)
-            buffers[name] = rows * (2 * window - 1) + columns
-    return buffers
-
-
-def _vocoder_buffers(config: Config, tensors: Tensors) -> Tensors:
-    bands = config["model_in_dim"]
-    return {"mean": np.zeros(bands, np.float32), "scale": np.ones(bands, np.float32)}
-
-
-def _word_table(config: Config, tensors: Tensors) -> Tensors:
-    return {_WORD_TABLE: np.zeros((config["vocab_size"], config["n_embd"]), np.float32)}
-
-
 KINDS: dict[str, Kind] = {
     "unet": Kind(
         UNet,
@@ -216,7 +174,7 @@ KINDS: dict[str, Kind] = {
         NAMES["vocoder"],
         model_type="speecht5_hifigan",
         absent={"normalize_before": True},
-        buffers=_vocoder_buffers,
+        buffers=beside.vocoder,
     ),
     "language_model": Kind(
         GPT2,
@@ -227,7 +185,7 @@ KINDS: dict[str, Kind] = {
         model_type="gpt2",
         says=lambda config, passengers: {
             "tie_word_embeddings": True,
-            "vocab_size": len(passengers.get(_WORD_TABLE, range(_EMPTY_VOCABULARY))),
+            "vocab_size": len(passengers.get(beside.WORD_TABLE, range(beside.EMPTY_VOCABULARY))),
             "bos_token_id": None,
             "eos_token_id": None,
             "max_new_tokens": config.get("max_new_tokens", LOA_TOKENS),
@@ -239,7 +197,7 @@ KINDS: dict[str, Kind] = {
             "add_cross_attention": False,
         },
         absent={"layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1},
-        buffers=_word_table,
+        buffers=beside.word_table,
         foreign=(r"\.attn\.(masked_)?bias$", r"^lm_head\."),  # tables of older versions, and a second name of wte
     ),
     "projection_model": Kind(
@@ -310,7 +268,7 @@ KINDS: dict[str, Kind] = {
                 "layer_norm_eps": 1e-5,
             },
         },
-        buffers=_clap_buffers,
+        buffers=beside.clap,
     ),
     "text_encoder_2": Kind(
         T5Encoder,
@@ -385,7 +343,7 @@ OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
             model_type="clap_text_model",
             fixed={"hidden_act": "gelu", "projection_hidden_act": "relu"},
             absent={"projection_dim": 512, **KINDS["text_encoder"].absent["text_config"]},
-            buffers=_clap_text_buffers,
+            buffers=beside.clap_text,
         ),
     ),
     # Speech: phonemes in the place of T5's tokens.
@@ -397,7 +355,7 @@ OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
             lambda encoder: _ids(),
             NAMES["vits"],
             model_type="vits",
-            says=vits.config_of_rest,
+            says=beside.vits_config,
             fixed={"hidden_act": "relu"},
             absent={
                 "vocab_size": 38,
@@ -413,7 +371,7 @@ OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
                 "activation_dropout": 0.1,
                 "layer_norm_eps": 1e-5,
             },
-            buffers=vits.zeros_of_rest,
+            buffers=beside.vits,
         ),
     ),
 }

@@ -71,6 +71,8 @@ def test_what_cannot_be_spoken_is_named():
         encode("really (yes)")
     with pytest.raises(ValueError, match="'\N{GRINNING FACE}' in the transcription 'well \N{GRINNING FACE}' cannot be"):
         encode("well \N{GRINNING FACE}")
+    with pytest.raises(ValueError, match=r"'\\x00' in the transcription"):  # espeak-ng would not see what follows
+        encode("one\x00two")
 
 
 def test_too_long_a_sentence_is_refused_with_the_limit():

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import ClapConfig, ClapModel
+from transformers import ClapConfig, ClapModel, ClapTextConfig, ClapTextModelWithProjection
 from twins import carry_over, count, randomise, relative_error, shapes
 
-from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.models.clap import Clap, ClapText
 from audioldm2_jax.models.htsat import bicubic
 from audioldm2_jax.weights.names import NAMES
 
@@ -67,6 +67,18 @@ def twin_of(sizes):
 def pair():
     twin = twin_of(SIZES)
     return twin, carry_over(twin, shapes(NETWORK, *text(3), mel(64)), NAMES)
+
+
+def test_the_text_tower_alone_equals_transformers():
+    """As diffusers' AudioLDMPipeline has it, which makes the embedding one long by itself."""
+    torch.manual_seed(0)
+    sizes = TEXT | {"projection_dim": 12}
+    twin = randomise(ClapTextModelWithProjection(ClapTextConfig(**sizes)))
+    network = ClapText(**sizes)
+    variables = carry_over(twin, shapes(network, *text(9)), NAMES)
+    ids, mask = (torch.tensor(part) for part in text(9))
+    theirs = torch.nn.functional.normalize(twin(ids, attention_mask=mask).text_embeds, dim=-1)
+    assert relative_error(network.apply(variables, *text(9), method="text_features"), theirs) < 1e-4
 
 
 @pytest.mark.parametrize("length", [1, 9])
