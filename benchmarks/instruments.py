@@ -8,13 +8,15 @@
    launch/generate.py gives it; with the LOA zeroed, and with the text states emptied, to show what each carries.
 2. Real held-out clips through VAE and vocoder: the distance of the log-mels, and in how much of the time the pitch is
    that of the original (within half a semitone), beside the vocoder alone and Griffin-Lim from the true mel.
+3. Held-out clips as a start, with captions that name another instrument: which of the two does the classifier hear
+   after a transfer of several strengths, and in a variation, whose LOA is the clip's?
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,6 +27,7 @@ from instrument_classifier import fit, real_clips
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.data.builtin.music import heldout_captions, heldout_examples
+from audioldm2_jax.editing import Transfer, Variation
 from audioldm2_jax.pipeline import AudioLDM2
 
 SEMITONE = 2 ** (1 / 12)
@@ -46,6 +49,7 @@ def main() -> None:
     print(f"classifier on held-out real clips: {classifier.accuracy(real, named):.1%}")
     _named_instruments(model, classifier, options)
     _reconstruction(model, options.captions)
+    _from_clips(model, classifier, options)
 
 
 def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace) -> None:
@@ -74,7 +78,7 @@ def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace
         print(f"  {name:20} {right.mean():6.1%}   ({time.monotonic() - begin:.0f} s)")
         if name == "whole path":
             mels = np.concatenate([part.mels for part in parts])
-            settings = mel_settings(model)
+            settings = model.clip_encoder.mel
             without = np.stack([griffin_lim(mel, settings)[: audios.shape[1]] for mel in mels])
             print(f"  {'its mel, Griffin-Lim':20} {classifier.accuracy(without, named):6.1%}")
             shares = {label: right[np.array(named) == label].mean() for label in dict.fromkeys(named)}
@@ -82,11 +86,8 @@ def _named_instruments(model: AudioLDM2, classifier, options: argparse.Namespace
 
 
 def _reconstruction(model: AudioLDM2, clips: int) -> None:
-    settings = mel_settings(model)
-    factor = 2 ** (len(model.components["vae"].config["block_out_channels"]) - 1)
-    frames = model.components["unet"].config["sample_size"] * factor
-    seconds = frames * settings.hop_length / settings.sampling_rate
-    examples = heldout_examples(clips, settings.sampling_rate, seconds)
+    settings = model.clip_encoder.mel
+    examples = heldout_examples(clips, settings.sampling_rate, model.own_length)
     real = np.stack([files.normalise(example.waveform) for example in examples])
     spectrum = jax.jit(lambda waveform: log_mel(waveform, settings))
     mel = np.asarray(spectrum(real))
@@ -112,12 +113,21 @@ def _reconstruction(model: AudioLDM2, clips: int) -> None:
         print(f"  {name:33} {distance:10.3f} {kept[sounding].mean():12.1%}")
 
 
-def mel_settings(model: AudioLDM2) -> MelSettings:
-    """Returns the front end of the model's vocoder: the one at 16 or at 48 kHz, with the vocoder's hop."""
-    hop = math.prod(model.components["vocoder"].config["upsample_rates"])
-    if model.sampling_rate == 48000:
-        return MelSettings(48000, 2048, hop, 256, 20.0, 24000.0)
-    return MelSettings(16000, 1024, hop, 64, 0.0, 8000.0)
+def _from_clips(model: AudioLDM2, classifier, options: argparse.Namespace) -> None:
+    real, own = real_clips(options.captions, seed=2, split="heldout")
+    captions, named = zip(*heldout_captions(options.captions))
+    pairs = [(clip, mine, text, other) for clip, mine, text, other in zip(real, own, captions, named) if mine != other]
+    edits = {
+        f"transfer, strength {strength}": partial(Transfer, strength=strength) for strength in (0.3, 0.5, 0.7, 0.9)
+    }
+    edits["variation"] = Variation
+    print(f"from {len(pairs)} held-out clips:      the clip's instrument   the caption's")
+    for name, edit in edits.items():
+        settings = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed}
+        made = [model(text, **settings, edit=edit(clip, model.sampling_rate)).audios[0] for clip, _, text, _ in pairs]
+        heard = classifier.predict(np.stack([files.normalise(one) for one in made]))
+        shares = [np.mean([one == pair[i] for one, pair in zip(heard, pairs)]) for i in (1, 3)]
+        print(f"  {name:25} {shares[0]:20.1%} {shares[1]:15.1%}")
 
 
 def griffin_lim(mel: np.ndarray, settings: MelSettings) -> np.ndarray:
