@@ -56,21 +56,21 @@ class ClipEncoder:
         """Mel frames, and bands, to a latent."""
         return 2 ** (len(self.components["vae"].config["block_out_channels"]) - 1)
 
-    def latents(self, waveform: np.ndarray, frames: int) -> jax.Array:
+    def latents(self, waveform: np.ndarray, frames: int) -> np.ndarray:
         """Scaled latents [1, frames, frequencies, channels] of a clip [samples]: their mean, without noise.
 
         The clip is normalised, then cut or padded to the length, as those of the training were.
         """
         scale = np.float32(self.components["vae"].config["scaling_factor"])
         whole = files.segment(files.normalise(waveform), frames * self.factor * self.mel.hop_length)
-        return _latents(self.vae, whole[None], scale, mel=self.mel)
+        return np.asarray(_latents(self.vae, whole[None], scale, mel=self.mel))
 
     def places(self, frames: int) -> tuple[np.ndarray, np.ndarray]:
         """The middle of each of so many latent frames in seconds, and of each latent frequency in Hz."""
         seconds = (np.arange(frames) + 0.5) * self.factor * self.mel.hop_length / self.sampling_rate
         return seconds, self.mel.centres.reshape(-1, self.factor).mean(1)
 
-    def loa(self, waveform: np.ndarray, seconds: float) -> jax.Array | None:
+    def loa(self, waveform: np.ndarray, seconds: float) -> np.ndarray | None:
         """The LOA tokens of a clip [samples] that lie within so many seconds, [1, tokens, d]; None where none does.
 
         Raises:
@@ -94,7 +94,7 @@ class ClipEncoder:
         loa = _loa(network, whole[None], sampling_rate=self.sampling_rate, settings=settings, pooling=pooling)
         steps = frames // patch // pooling
         within = min(steps, int(min(seconds, window) / window * steps + 1e-6))
-        return loa[:, : within * (loa.shape[1] // steps)] if within else None
+        return np.asarray(loa[:, : within * (loa.shape[1] // steps)]) if within else None
 
 
 @partial(jax.jit, static_argnames="mel")

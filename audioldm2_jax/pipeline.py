@@ -76,9 +76,9 @@ class _Texts(NamedTuple):
 class _Given(NamedTuple):
     """What of a given clip goes into new ones: `clip` and `keep` of `sampling.Denoising`, and LOA [1, tokens, d]."""
 
-    latents: jax.Array | None = None
-    keep: jax.Array | None = None
-    loa: jax.Array | None = None
+    latents: np.ndarray | None = None
+    keep: np.ndarray | None = None
+    loa: np.ndarray | None = None
 
 
 class AudioLDM2:
@@ -250,7 +250,7 @@ class AudioLDM2:
         audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
         if edit:
             audios = join(edit, audios, self.sampling_rate)
-        made = Output(audios, self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
+        made = Output(audios, self.sampling_rate, mels, final.transpose(0, 3, 1, 2))
         if num_waveforms_per_prompt == 1 or self.clap_mel is None:
             return made
         best = self._best_first(made.audios, meant)
@@ -314,7 +314,7 @@ class AudioLDM2:
             loa = self.clip_encoder.loa(waveform, edit.heard)
         return _Given(latents, keep, loa)
 
-    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> jax.Array:
+    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
         """Clean latents [clips, ...]: `sampling.denoise`, one call of the UNet at a time."""
         unet, count, calls = self.networks["unet"], len(noise), len(table["timestep"])
         keys = keys if table["to_noise"].any() else None
@@ -329,7 +329,7 @@ class AudioLDM2:
             if progress:
                 jax.block_until_ready(carry)
                 progress(call + 1, calls)
-        return carry[1][:count]
+        return sharding.to_host(carry[1])[:count]
 
     def _everywhere(self, tree: Any) -> Any:
         """A tree of arrays, whole on every device."""
@@ -338,9 +338,13 @@ class AudioLDM2:
     def _spread(self, tree: Any) -> Any:
         """A tree of arrays [rows, ...], their rows shared out among the devices; the last one fills up."""
 
-        def place(x: jax.Array) -> jax.Array:
+        def place(x: jax.Array | np.ndarray) -> jax.Array:
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+            if jax.process_count() > 1:
+                x = np.asarray(x)  # every host has all of it
             missing = -len(x) % self._mesh.size
-            x = jnp.concatenate([x, jnp.repeat(x[-1:], missing, 0)]) if missing else x
+            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x
             return jax.device_put(x, sharding.batch_sharding(self._mesh))
 
         return jax.tree.map(place, tree)
@@ -361,7 +365,7 @@ class AudioLDM2:
         order = np.argsort(-np.asarray(scores).reshape(-1, clips), axis=1, kind="stable")
         return (order + np.arange(len(order))[:, None] * clips).ravel()
 
-    def decode(self, latents: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, latents: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scaled latents [b, t, f, c] to mels [b, frames, bands] and waveforms [b, samples]."""
         scale = np.float32(self.components["vae"].config["scaling_factor"])
         made = _decode(self.networks["vae"], self.networks["vocoder"], self._spread(latents), scale)

@@ -215,11 +215,14 @@ def generate(options: argparse.Namespace):
     if options.device != "auto":
         os.environ["JAX_PLATFORMS"] = options.device
 
+    import jax
     from tqdm import tqdm
 
     from audioldm2_jax.audio import files
     from audioldm2_jax.pipeline import AudioLDM2
+    from audioldm2_jax.training.setup import join_hosts
 
+    join_hosts()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
     edit = given_clip(options, pipeline.sampling_rate)
     settings = {
@@ -244,6 +247,8 @@ def generate(options: argparse.Namespace):
                 bar.update(done - bar.n)
 
             output = pipeline([request.prompt for request in batch], **settings, edit=edit, progress=show)
+        if jax.process_index():
+            continue  # all hosts compute, the first one writes
         # The first of a prompt's clips is CLAP's favourite.
         for request, audio in zip(batch, output.audios[:: options.n_candidate_gen_per_text], strict=True):
             path = free_path(target, file_stem(request.name), ending)

@@ -10,7 +10,14 @@ from ml_collections import ConfigDict
 
 
 def start(config: ConfigDict) -> None:
-    """Joins the other hosts, where the environment names them, and turns on the compilation cache.
+    """Joins the other hosts, and turns on the compilation cache."""
+    join_hosts()
+    if config.compilation_cache != "off":
+        use_compilation_cache(config.compilation_cache)
+
+
+def join_hosts() -> None:
+    """Joins the other hosts, where the environment names them.
 
     JAX finds the hosts of a TPU pod, of Slurm, Open MPI and Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS
     (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -22,8 +29,6 @@ def start(config: ConfigDict) -> None:
     if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
         jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
-    if config.compilation_cache != "off":
-        use_compilation_cache(config.compilation_cache)
 
 
 def use_compilation_cache(folder: str = "") -> None:
