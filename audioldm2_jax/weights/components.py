@@ -379,19 +379,21 @@ OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
 
 
 def kind_of(name: str, config: Config) -> Kind:
-    """The kind of component `name` (a key of `KINDS`), as its config.json says by `_class_name` or `model_type`.
+    """The kind of component `name` (a key of `KINDS`), as its config.json says by its class or its `model_type`.
 
     Raises:
       FolderError: where it is of a class that none of our networks plays.
     """
     kinds = (KINDS[name], *OTHER_KINDS.get(name, ()))
-    fitting = [kind for kind in kinds if _class_in(config, kind) in (None, kind.model_type or kind.class_name)]
-    if not fitting:
-        found, known = _class_in(config, kinds[0]), ", ".join(kind.model_type or kind.class_name for kind in kinds)
-        raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
-    named = [kind for kind in fitting if kind.class_name in (config.get("architectures") or ())]
-    return (named or fitting)[0]
-
-
-def _class_in(config: Config, kind: Kind) -> str | None:
-    return config.get("model_type" if kind.model_type else "_class_name")
+    # The class decides, since model_type has changed (that of SpeechT5HifiGan was "hifigan"), or else the type, since
+    # classes of one type share their weights (GPT2Model, GPT2LMHeadModel).
+    classes = (config.get("_class_name"), *(config.get("architectures") or ()))
+    named = [kind for kind in kinds if kind.class_name in classes]
+    typed = [kind for kind in kinds if kind.model_type and kind.model_type == config.get("model_type")]
+    if named or typed:
+        return (named or typed)[0]
+    found = config.get("_class_name") or config.get("model_type")
+    if found is None:
+        return KINDS[name]
+    known = ", ".join(kind.model_type or kind.class_name for kind in kinds)
+    raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")

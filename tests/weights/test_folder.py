@@ -211,6 +211,13 @@ def test_a_plain_unet_with_states_has_one_context_a_level(tmp_path):
         folder.write_component(tmp_path, "unet", CONFIGS["unet"] | {"_class_name": "UNet2DConditionModel"}, {})
 
 
+def test_older_names_of_a_class():
+    vocoder = CONFIGS["vocoder"] | {"architectures": ["SpeechT5HifiGan"], "model_type": "hifigan"}  # transformers 4
+    assert folder.build("vocoder", vocoder) == folder.build("vocoder", CONFIGS["vocoder"])
+    gpt2 = CONFIGS["language_model"] | {"architectures": ["GPT2Model"], "model_type": "gpt2"}
+    assert folder.build("language_model", gpt2) == folder.build("language_model", CONFIGS["language_model"])
+
+
 def test_a_component_of_an_unknown_class():
     with pytest.raises(FolderError, match=r"of a UNet1DModel; supported as unet: AudioLDM2.*, UNet2DConditionModel"):
         folder.build("unet", CONFIGS["unet"] | {"_class_name": "UNet1DModel"})
