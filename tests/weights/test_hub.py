@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
-from tiny_folder import write_model, write_networks
+from tiny_folder import CONFIGS, write_model, write_networks
 
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.store import FolderError
@@ -156,7 +156,7 @@ def test_only_what_is_read_is_fetched(model, tmp_path, monkeypatch):
 
 
 def test_shards_are_fetched_by_their_index(tmp_path, monkeypatch):
-    remote = write_networks(tmp_path / "remote", ("projection_model",)) / "projection_model"
+    remote = write_networks(tmp_path / "remote", {"projection_model": CONFIGS["projection_model"]}) / "projection_model"
     tensors = folder.read_tensors(remote)
     for file in ("manifest.json", "diffusion_pytorch_model.safetensors"):
         (remote / file).unlink()
