@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 from tiny_folder import CONFIGS, write_model, write_networks
@@ -46,8 +47,8 @@ def cache(path, repository, source):
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """An empty cache and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
