@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import by_diffusers
 import jax
 import numpy as np
 import pytest
+from diffusers import AudioLDM2Pipeline
 from smallest import Said, get_config
 
 from audioldm2_jax import recipes
@@ -91,7 +93,9 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     root = Path(config.run_dir)
     assert {path.name for path in (root / "samples").iterdir()} == {"0.wav", "1.wav", "mels.png", "captions.txt"}
     model = AudioLDM2.from_pretrained(root / "model")
-    assert model is not None
+    for name in model.networks:
+        by_diffusers.component(root / "model", name)
+    AudioLDM2Pipeline.from_pretrained(root / "model")
     jax.tree.map(
         np.testing.assert_array_equal,
         folder.read_component(root / "model", "unet").variables,
@@ -203,7 +207,7 @@ def test_full_disk_leaves_no_half_result(whole, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_save", full)
+    monkeypatch.setattr(folder, "write_tensors", full)
     with pytest.raises(folder.FolderError, match="No space left"):
         run._write_result(tmp_path / "result", components)
     assert not (tmp_path / "result").exists()
