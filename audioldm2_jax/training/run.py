@@ -37,6 +37,17 @@ FREE_BELOW = {
     "data": ("workers", "threads", "prefetch"),
     "train": ("log_every", "save_every", "keep", "sample_every"),
 }
+# Which sections of `config.models` decide what a component is, and what becomes of it in training.
+SECTIONS = {
+    "audiomae": ("audiomae",),
+    "text_encoder": ("clap",),
+    "text_encoder_2": ("t5",),
+    "projection_model": ("clap", "t5", "gpt2"),
+    "language_model": ("gpt2",),
+    "vae": ("vae", "patch_discriminator"),
+    "vocoder": ("vocoder", "period_discriminator", "scale_discriminator"),
+    "unet": ("unet",),
+}
 
 
 class RunError(ValueError):
@@ -119,13 +130,14 @@ def prepare(config: ConfigDict) -> None:
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
     """Returns {dotted key: value} of all that decides what stage `name` computes."""
     flat: dict[str, object] = {}
+    sections = _sections(config, name)
 
     def walk(tree: dict, path: tuple[str, ...]) -> None:
         for key, value in tree.items():
             here = (*path, key)
             if (path == () and key in FREE) or (path[:1] in (("data",), ("train",)) and key in FREE_BELOW[path[0]]):
                 continue
-            if path == ("train",) and key != name:
+            if (path == ("train",) and key != name) or (path == ("models",) and key not in sections):
                 continue
             if isinstance(value, dict):
                 walk(value, here)
@@ -136,13 +148,24 @@ def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
     return flat
 
 
+def _sections(config: ConfigDict, name: str) -> set[str]:
+    """Returns the sections of `config.models` that stage `name` has to do with."""
+    stage = STAGES[name]
+    parts = (*stage.needs(config), *stage.continues(config), *stage.makes(config))
+    return {section for part in parts for section in SECTIONS[part]}
+
+
 def _check_config(config: ConfigDict, name: str) -> None:
     path = stage_folder(config, name) / "config.json"
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} is damaged ({error}); delete {path.parent} to train the stage anew") from error
-    now = _relevant(config, name)
+    now, sections = _relevant(config, name), _sections(config, name)
+    # Earlier versions wrote down the sizes of every network.
+    before = {
+        key: value for key, value in before.items() if not key.startswith("models.") or key.split(".")[1] in sections
+    }
     missing = "(not there)"
     differences = [
         f"  {key}: {before.get(key, missing)} → {now.get(key, missing)}"

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import by_diffusers
 import jax
 import numpy as np
 import pytest
+from diffusers import AudioLDM2Pipeline
 from smallest import Said, get_config
 
 from audioldm2_jax import recipes
@@ -91,7 +93,9 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     root = Path(config.run_dir)
     assert {path.name for path in (root / "samples").iterdir()} == {"0.wav", "1.wav", "mels.png", "captions.txt"}
     model = AudioLDM2.from_pretrained(root / "model")
-    assert model is not None
+    for name in model.networks:
+        by_diffusers.component(root / "model", name)
+    AudioLDM2Pipeline.from_pretrained(root / "model")
     jax.tree.map(
         np.testing.assert_array_equal,
         folder.read_component(root / "model", "unet").variables,
@@ -133,7 +137,7 @@ def test_changed_config_lists_the_differences(begun):
     with pytest.raises(RunError) as caught:
         run.prepare(begun)
     message = str(caught.value)
-    assert "stages/vae was begun with another configuration" in message or "stages/audiomae" in message
+    assert "stages/vae was begun with another configuration" in message
     assert "  models.vae.layers_per_block: 1 → 2" in message
     begun.models.vae.layers_per_block = 1
     with pytest.raises(RunError) as caught:
@@ -141,6 +145,22 @@ def test_changed_config_lists_the_differences(begun):
     assert "stages/vae was begun" in str(caught.value)
     assert f"  train.vae.kl_weight: {before} → 31.0" in str(caught.value)
     assert str(caught.value).count("→") == 1
+
+
+def test_a_size_is_reported_of_the_stage_that_it_concerns(tmp_path):
+    """Not of the first stage there is; and what earlier versions wrote down in excess does not count."""
+    config = get_config()
+    config.run_dir = str(tmp_path)
+    for name in STAGES:
+        where = run.stage_folder(config, name)
+        where.mkdir(parents=True)
+        excess = {"models.unet.layers_per_block": 7} if name == "audiomae" else {}
+        (where / "config.json").write_text(json.dumps(run._relevant(config, name) | excess))
+    config.models.unet.layers_per_block = 2
+    with pytest.raises(RunError) as caught:
+        run.prepare(config)
+    assert "stages/diffusion was begun with another configuration" in str(caught.value)
+    assert "  models.unet.layers_per_block: 1 → 2" in str(caught.value) and str(caught.value).count("→") == 1
 
 
 def test_what_does_not_change_the_computation_may_change(begun):
@@ -203,7 +223,7 @@ def test_full_disk_leaves_no_half_result(whole, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_save", full)
+    monkeypatch.setattr(folder, "write_tensors", full)
     with pytest.raises(folder.FolderError, match="No space left"):
         run._write_result(tmp_path / "result", components)
     assert not (tmp_path / "result").exists()

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
-from tiny_folder import write_model, write_networks
+from tiny_folder import CONFIGS, write_model, write_networks
 
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.store import FolderError
@@ -46,8 +47,8 @@ def cache(path, repository, source):
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """An empty cache and no network."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -156,7 +157,7 @@ def test_only_what_is_read_is_fetched(model, tmp_path, monkeypatch):
 
 
 def test_shards_are_fetched_by_their_index(tmp_path, monkeypatch):
-    remote = write_networks(tmp_path / "remote", ("projection_model",)) / "projection_model"
+    remote = write_networks(tmp_path / "remote", {"projection_model": CONFIGS["projection_model"]}) / "projection_model"
     tensors = folder.read_tensors(remote)
     for file in ("manifest.json", "diffusion_pytorch_model.safetensors"):
         (remote / file).unlink()
