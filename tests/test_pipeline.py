@@ -142,9 +142,9 @@ def test_same_seed_same_sound_in_any_batch(ours):
 def test_clips_of_a_prompt_are_sorted_by_clap(ours, theirs):
     """Prompt by prompt, as diffusers sorts those of one; theirs sorts a batch over all prompts.
 
-    The noise is such that scores are 0.003 apart or more; theirs resamples otherwise, which moves them by 0.001.
+    The noise is such that scores are 0.02 apart or more; theirs resamples otherwise, which moves them by 0.001.
     """
-    noise = np.random.default_rng(2).standard_normal((6, *SHAPE)).astype(np.float32)
+    noise = np.random.default_rng(10).standard_normal((6, *SHAPE)).astype(np.float32)
     arguments = dict(num_inference_steps=2, guidance_scale=GUIDANCE, num_waveforms_per_prompt=3)
     made = ours(PROMPTS[:2], latents=noise, **arguments)
     for row, prompt in enumerate(PROMPTS[:2]):
