@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,21 +36,8 @@ class ClipEncoder:
 
     @property
     def mel(self) -> MelSettings:
-        """The mel that VAE and vocoder were trained on.
-
-        Raises:
-          FolderError: where neither the vocoder's config.json nor the sampling rate says which.
-        """
-        config = self.components["vocoder"].config
-        known = _AUTHORS_MEL.get(self.sampling_rate)
-        if not known and not {"n_fft", "fmin", "fmax"} <= set(config):
-            raise FolderError(
-                f"No mel is known for {self.sampling_rate} Hz: write n_fft (samples), fmin and fmax (Hz) of the one "
-                "that the VAE was trained on into vocoder/config.json."
-            )
-        n_fft, fmin, fmax = (config.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
-        hop = math.prod(config["upsample_rates"])
-        return MelSettings(self.sampling_rate, n_fft, hop, config["model_in_dim"], fmin, fmax)
+        """The mel that VAE and vocoder were trained on; raises as `mel_settings`."""
+        return mel_settings(self.components["vocoder"].config)
 
     @property
     def factor(self) -> int:
@@ -95,6 +83,23 @@ class ClipEncoder:
         steps = frames // patch // pooling
         within = min(steps, int(min(seconds, window) / window * steps + 1e-6))
         return np.asarray(loa[:, : within * (loa.shape[1] // steps)]) if within else None
+
+
+def mel_settings(vocoder: Mapping[str, Any]) -> MelSettings:
+    """The mel that a vocoder plays, from its config.json.
+
+    Raises:
+      FolderError: where neither that nor the sampling rate says which.
+    """
+    rate = vocoder["sampling_rate"]
+    known = _AUTHORS_MEL.get(rate)
+    if not known and not {"n_fft", "fmin", "fmax"} <= set(vocoder):
+        raise FolderError(
+            f"No mel is known for {rate} Hz: write n_fft (samples), fmin and fmax (Hz) of the one that the VAE was "
+            "trained on into vocoder/config.json."
+        )
+    n_fft, fmin, fmax = (vocoder.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
+    return MelSettings(rate, n_fft, math.prod(vocoder["upsample_rates"]), vocoder["model_in_dim"], fmin, fmax)
 
 
 @partial(jax.jit, static_argnames="mel")

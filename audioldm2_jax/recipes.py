@@ -81,6 +81,7 @@ def base() -> ConfigDict:
             },
             # Where a component starts from instead of from scratch: a model folder, a component folder or a hub id.
             "init_from": {
+                "model": "",  # a whole model to go on from; the recipe's sizes and front ends become its own
                 "audiomae": "",
                 "text_encoder": "laion/larger_clap_general",
                 "text_encoder_2": "google/flan-t5-large",

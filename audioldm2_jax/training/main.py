@@ -17,7 +17,7 @@ from audioldm2_jax.audio import files
 from audioldm2_jax.data import sources
 from audioldm2_jax.pipeline import AudioLDM2
 from audioldm2_jax.stages.base import front_ends
-from audioldm2_jax.training import run, setup, show, side_by_side
+from audioldm2_jax.training import fine_tuning, run, setup, show, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen
 
@@ -28,7 +28,10 @@ def main(config: ConfigDict) -> int:
     begin = time.monotonic()
     with Screen() as screen:
         try:
+            taken = fine_tuning.take_over(config)
             _introduce(config, screen)
+            for change in taken:
+                screen.say(f"  as in {config.init_from.model}: {change}")
             run.prepare(config)
             waits = side_by_side.train_all(config, screen)
             for name, share in waits.items():

@@ -1,0 +1,106 @@
+"""Going on from a whole model: what a recipe takes over from the model folder that `init_from.model` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax.clip_encoder import mel_settings
+from audioldm2_jax.conditioning import pooling_of
+from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
+from audioldm2_jax.weights import folder
+from audioldm2_jax.weights.components import LOA_TOKENS, kind_of
+from audioldm2_jax.weights.store import FolderError, read_json
+
+# Where `config.models` describes a component.
+SECTIONS = {
+    "audiomae": "audiomae",
+    "text_encoder": "clap",
+    "text_encoder_2": "t5",
+    "language_model": "gpt2",
+    "vae": "vae",
+    "unet": "unet",
+    "vocoder": "vocoder",
+}
+# Classes that have a stage; of others the folder can be played, but not trained.
+_TRAINED = ("AudioMAE", "ClapModel", "T5EncoderModel", "AudioLDM2UNet2DConditionModel")
+
+
+def take_over(config: ConfigDict) -> list[str]:
+    """Makes the recipe that of the model in `config.init_from.model`, where one is named.
+
+    Every component that the folder has is what training starts from; sizes, tokenizers, front ends, noise schedule and
+    the pooling of the LOA are the folder's. What it lacks, AudioMAE for instance, stays as the recipe says.
+
+    Returns:
+      which sizes and settings were changed, a line each.
+
+    Raises:
+      FolderError: where there is no such model, or one that no stage trains.
+    """
+    if not config.init_from.model:
+        return []
+    path = folder.locate_model(config.init_from.model)
+    before = config.to_dict()
+    with config.unlocked(), config.ignore_type():
+        for name in folder.parts(path):
+            _take_component(config, name, path)
+        config.text.update(clap_tokenizer=str(path / CLAP_FOLDER), t5_tokenizer=str(path / T5_FOLDER))
+        schedule, scheduler_class = folder.read_scheduler(path)
+        known = schedule.to_config(scheduler_class)
+        config.scheduler.update({key: known[key] for key in config.scheduler if key in known})
+        _take_front_ends(config, path)
+        _take_pooling(config, path)
+    changes = _changes(before, config.to_dict())
+    return [f"{key}: {old} → {new}" for key, old, new in changes if not key.startswith(("init_from.", "text."))]
+
+
+def _take_component(config: ConfigDict, name: str, path: Path) -> None:
+    said = read_json(path / name / "config.json")
+    kind = kind_of(name, said)
+    if name in ("text_encoder", "text_encoder_2", "unet", "audiomae") and kind.class_name not in _TRAINED:
+        raise FolderError(f"{path / name} is a {kind.class_name}: such a model can be played, but no stage trains it.")
+    if name in SECTIONS:
+        _fill(config.models[SECTIONS[name]], vars(folder.build(name, said)))
+    config.init_from[name] = str(path)
+
+
+def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Sets what the section has; one number for all levels stays as many where the recipe has one each."""
+    for key in section:
+        if isinstance(section[key], ConfigDict):
+            _fill(section[key], fields[key])
+        elif key in fields:
+            several = isinstance(section[key], tuple) and isinstance(fields[key], int)
+            section[key] = (fields[key],) * len(section[key]) if several else fields[key]
+
+
+def _take_front_ends(config: ConfigDict, path: Path) -> None:
+    mel = mel_settings(read_json(path / "vocoder" / "config.json"))
+    config.audio.sampling_rate = mel.sampling_rate
+    config.audio.mel.update({key: getattr(mel, key) for key in config.audio.mel})
+    frames = read_json(path / "unet" / "config.json").get("sample_size")
+    if frames:
+        factor = 2 ** (len(config.models.vae.block_out_channels) - 1)
+        config.audio.seconds = frames * factor * mel.hop_length / mel.sampling_rate
+    clap = folder.read_feature_extractor(path)
+    own = {key: getattr(clap, key) for key in config.audio.clap if key != "seconds"}
+    config.audio.clap.update(own, seconds=clap.samples / clap.sampling_rate)
+
+
+def _take_pooling(config: ConfigDict, path: Path) -> None:
+    tokens = read_json(path / "language_model" / "config.json").get("max_new_tokens") or LOA_TOKENS
+    audiomae = config.models.audiomae
+    config.audio.fbank.update(zip(("frames", "n_mels"), audiomae.img_size))
+    config.loa.pooling = pooling_of(tokens, *(side // audiomae.patch_size for side in audiomae.img_size))
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = ""):
+    for key, value in after.items():
+        if isinstance(value, Mapping):
+            yield from _changes(before[key], value, f"{prefix}{key}.")
+        elif value != before[key]:
+            yield f"{prefix}{key}", before[key], value
