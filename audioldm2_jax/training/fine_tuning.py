@@ -94,7 +94,7 @@ def _take_front_ends(config: ConfigDict, path: Path) -> None:
 def _take_pooling(config: ConfigDict, path: Path) -> None:
     tokens = read_json(path / "language_model" / "config.json").get("max_new_tokens") or LOA_TOKENS
     audiomae = config.models.audiomae
-    config.audio.fbank.update(zip(("frames", "n_mels"), audiomae.img_size))
+    config.audio.fbank.update(dict(zip(("frames", "n_mels"), audiomae.img_size)))
     config.loa.pooling = pooling_of(tokens, *(side // audiomae.patch_size for side in audiomae.img_size))
 
 

@@ -1,0 +1,82 @@
+"""Going on from a whole model folder: the recipe becomes that of the folder, and the joint stage trains its weights."""
+
+import jax
+import numpy as np
+import pytest
+from smallest import Said, get_config
+from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_film_model, write_model, write_speech_model
+
+from audioldm2_jax import recipes
+from audioldm2_jax.training import fine_tuning, run
+from audioldm2_jax.weights import folder
+from audioldm2_jax.weights.folder import FolderError
+
+
+# Attention in the middle alone: the UNet is what takes longest to compile.
+UNET = CONFIGS["unet"] | {
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_model(tmp_path_factory.mktemp("model"))
+    folder.write_component(path, "unet", UNET, random_variables("unet", UNET, 9))
+    return path
+
+
+def test_the_recipe_becomes_that_of_the_folder(model):
+    config = recipes.get("base")
+    config.init_from.model = str(model)
+    changes = fine_tuning.take_over(config)
+    for section, name in (("unet", "unet"), ("vae", "vae"), ("gpt2", "language_model"), ("t5", "text_encoder_2")):
+        for key, value in (CONFIGS | {"unet": UNET})[name].items():
+            if key in config.models[section]:
+                assert config.models[section][key] == value, key
+    assert config.models.clap.text_config.vocab_size == CONFIGS["text_encoder"]["text_config"]["vocab_size"]
+    assert config.scheduler.prediction_type == SCHEDULE.prediction_type == "v_prediction"
+    assert config.audio.mel.n_mels == 16 and config.audio.seconds == 0.16 and config.audio.clap.seconds == 0.64
+    assert config.loa.pooling == 1 and config.audio.fbank.frames == CONFIGS["audiomae"]["img_size"][0]
+    assert {config.init_from[name] for name in folder.PARTS} == {str(model)}
+    assert "scheduler.prediction_type: epsilon → v_prediction" in changes
+    with pytest.raises(AttributeError, match="locked"):
+        config.models.unet.another = 1
+    assert fine_tuning.take_over(recipes.get("base")) == []
+
+
+def test_what_the_folder_lacks_stays(model, tmp_path):
+    """diffusers' folders have no AudioMAE; it is named beside."""
+    for part in model.iterdir():
+        if part.name != "audiomae":
+            (tmp_path / part.name).symlink_to(part)
+    config = get_config()
+    config.init_from.update(model=str(tmp_path), audiomae=str(model))
+    fine_tuning.take_over(config)
+    assert config.init_from.audiomae == str(model) and config.init_from.unet == str(tmp_path)
+
+
+def test_training_goes_on(model, tmp_path):
+    config = get_config()
+    config.run_dir = str(tmp_path)
+    config.init_from.model = str(model)
+    config.stages = "joint"
+    config.train.joint.update(steps=2, warmup=0, learning_rate=1e-4)
+    fine_tuning.take_over(config)
+    run.prepare(config)
+    run.train_stage(config, "joint", Said())
+    published = run.publish(config)
+    for name in ("vae", "vocoder", "unet", "language_model"):
+        before, after = (folder.read_component(path, name).variables["params"] for path in (model, published))
+        moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)))
+        # Two steps of Adam move a weight by 1e-4 each at most; the EMA has not seen all of it.
+        assert moved == 0 if name in ("vae", "vocoder") else 1e-6 < moved < 1e-3, name
+    assert folder.read_scheduler(published)[0].prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(("write", "found"), [(write_speech_model, "VitsModel"), (write_film_model, "UNet2D")])
+def test_models_that_no_stage_trains(write, found, tmp_path):
+    config = recipes.get("base")
+    config.init_from.model = str(write(tmp_path))
+    with pytest.raises(FolderError, match=rf"is a {found}.*no stage trains it"):
+        fine_tuning.take_over(config)
