@@ -134,6 +134,7 @@ def ours(job: Job) -> Work:
     if job.part == "encoders":
         prompts = Prompts.from_folder(Path(job.folder), clap_limit=77, t5_limit=128)
         networks = [network(name) for name in ENCODERS]
+        # Theirs puts the negative prompts first.
         return _work(_encode, networks, prompts.encode([PROMPT] * job.batch, [""] * job.batch), counted=False)
     if job.part == "vae":
         return _work(lambda vae, latents: vae(latents, method="decode")[..., 0], network("vae"), job.latents())
@@ -160,7 +161,7 @@ def _work(function: Callable, *arguments: Any, counted: bool = True) -> Work:
 def _encode(networks: list[Network], text: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     *encoders, gpt2 = networks
     prefix, states, _ = conditioning.encode_prompt(*encoders, text)
-    return conditioning.generate_loa(gpt2, prefix, LOA_TOKENS), states
+    return jnp.roll(conditioning.generate_loa(gpt2, prefix, LOA_TOKENS), len(states) // 2, axis=0), states
 
 
 def _flops(function: Callable, *arguments: Any) -> float:
