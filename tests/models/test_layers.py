@@ -1,5 +1,6 @@
 """The shared layers whose gradients or layouts are our own, against Flax and plain formulas."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from audioldm2_jax.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend
+from audioldm2_jax.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend, conv3x3
 
 # float32: sums of some hundred terms in another order.
 TOLERANCE = 2e-5
@@ -55,6 +56,36 @@ def test_attend_is_softmax_attention() -> None:
     query, key, value, bias = draw(2, 3, 2, 4), draw(2, 5, 2, 4), draw(2, 5, 2, 4), draw(2, 5)
     wanted = jax.nn.dot_product_attention(query, key, value, bias[:, None, None, :])
     np.testing.assert_allclose(attend(query, key, value, bias), wanted, atol=1e-6)
+
+
+def test_many_queries_in_turns_change_neither_values_nor_gradients() -> None:
+    query, key, value, bias = draw(1, 600, 2, 4), draw(1, 520, 2, 4), draw(1, 520, 2, 4), draw(1, 520)
+
+    def loss(ours: bool, *given: jax.Array) -> jax.Array:
+        *three, bias = given
+        if ours:
+            return jnp.sin(attend(*three, bias)).sum()
+        return jnp.sin(jax.nn.dot_product_attention(*three, bias[:, None, None, :])).sum()
+
+    got, wanted = (jax.value_and_grad(partial(loss, way), range(4))(query, key, value, bias) for way in (True, False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), got, wanted)
+
+
+def test_upsample_equals_doubling_and_a_plain_convolution() -> None:
+    x, kernel, bias = draw(2, 5, 3, 4), draw(3, 3, 4, 6), draw(6)
+
+    def ours(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return Upsample(6, jnp.float32).apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x)
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return conv3x3(6, jnp.float32).apply({"params": {"kernel": kernel, "bias": bias}}, x.repeat(2, 1).repeat(2, 2))
+
+    got, wanted = (
+        jax.value_and_grad(lambda *given: jnp.sin(way(*given)).sum(), (0, 1))(x, kernel)  # noqa: B023
+        for way in (ours, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), got, wanted)
+    np.testing.assert_allclose(ours(x, kernel), plain(x, kernel), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_upsample_doubles_and_cuts() -> None:
