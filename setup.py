@@ -2,6 +2,13 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Not part of the installation: these packages are under the GPL, this one is under the Apache licence.
+SPEECH = [
+    "espeakng-loader>=0.2.4",  # espeak-ng itself, which says how a transcription sounds
+    "phonemizer>=3.4",
+    "unidecode>=1.3",
+]
+
 setup(
     name="audioldm2-jax",
     version="0.1.0",
@@ -28,9 +35,6 @@ setup(
         "huggingface_hub>=0.26",
         "tensorflow-datasets>=4.9.7",
         "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with
-        "espeakng-loader>=0.2.4",  # espeak-ng itself, which says how a transcription sounds
-        "phonemizer>=3.4",
-        "unidecode>=1.3",
         "soundfile>=0.12",
         "soxr>=0.4",
         "pretty_midi>=0.2.10",  # for the sound font that it carries, TimGM6mb.sf2
@@ -43,6 +47,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "k8s": ["jax[k8s]"],
+        "speech": SPEECH,
         # The twins and the reference implementations that tests and benchmarks compare with.
         "test": [
             "pytest>=8",
@@ -57,6 +62,7 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "ruff>=0.8",
+            *SPEECH,
         ],
     },
 )

@@ -188,7 +188,8 @@ def _packages() -> tuple[Callable, Callable]:
         from unidecode import unidecode
     except ImportError as error:
         raise ImportError(
-            f"Speech needs {error.name}, which is not installed: pip install espeakng-loader phonemizer unidecode."
+            f"Speech needs {error.name}, which is not installed: pip install espeakng-loader phonemizer unidecode"
+            ", or the extra `speech` of this package."
         ) from None
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
