@@ -8,7 +8,7 @@ import numpy as np
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.components import KINDS
+from audioldm2_jax.weights.components import kind_of
 
 VOCABULARY = 300
 CAPTIONS = [
@@ -120,7 +120,7 @@ CONFIGS = {
 def random_variables(name: str, config: dict, seed: int = 0) -> dict:
     """Variables of component `name`, all leaves different from what an initialiser would give."""
     module = folder.build(name, config)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind_of(name, config).inputs(module)))
     rng = np.random.default_rng(seed)
     # Large enough that a waveform depends on its mel; elsewhere it would make rounding errors grow.
     gain = 2 if name == "vocoder" else 1

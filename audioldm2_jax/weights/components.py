@@ -1,8 +1,9 @@
 """The components of a model folder: which network each one is, and what its config.json has to say.
 
-A network's fields carry the names of the keys of config.json, so most of a config goes over as it is. Here is
-what remains: the keys by which PyTorch's classes are found and told to compute what our networks compute,
-what an older folder may leave out, and the buffers that PyTorch keeps beside the weights.
+Under one name there may be networks of several classes: `kind_of` tells by config.json which one a folder holds. A
+network's fields carry the names of the keys of config.json, so most of a config goes over as it is. Here is what
+remains: the keys by which PyTorch's classes are found and told to compute what our networks compute, what an older
+folder may leave out, and the buffers that PyTorch keeps beside the weights.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
 from audioldm2_jax.models.unet import UNet, contexts_per_level
 from audioldm2_jax.models.vae import AutoencoderKL
+from audioldm2_jax.weights.names import NAMES, Names
+from audioldm2_jax.weights.store import FolderError
 
 Config = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
@@ -48,6 +51,9 @@ class Kind:
       library: whose class it is in model_index.json; None for what diffusers does not know.
       class_name: that class.
       inputs: arguments with which the module's `__call__` makes all its parameters; shapes only matter.
+      names: how its tensors are called.
+      model_type: what config.json calls it, in transformers.
+      reads: the module's fields from config.json, where a key means something else there.
       says: further keys of config.json, from the others and the passengers, so that PyTorch's class agrees.
       fixed: keys with the only value that our network plays; written, and checked on reading where present.
       absent: keys of the module's fields that older folders leave out, with the value they had then.
@@ -59,6 +65,9 @@ class Kind:
     library: str | None
     class_name: str
     inputs: Callable[[Any], tuple]
+    names: Names
+    model_type: str | None = None
+    reads: Callable[[Config], Config] = lambda config: config
     says: Callable[[Config, Tensors], dict] = lambda config, passengers: {}
     fixed: Config = dataclasses.field(default_factory=dict)
     absent: Config = dataclasses.field(default_factory=dict)
@@ -80,7 +89,27 @@ def _unet_inputs(unet: UNet) -> tuple:
     contexts = contexts_per_level(unet.cross_attention_dim, len(unet.block_out_channels))[-1]
     dims = [dim for dim in contexts if dim is not None] or [1]
     latents = jnp.zeros((1, side, side, unet.in_channels))
-    return latents, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, dims[0])), jnp.zeros((1, 1, dims[-1]))
+    loa, text = (jnp.zeros((1, 1, dim)) for dim in (dims[0], dims[-1]))
+    labels = None if unet.class_embed_type is None else jnp.zeros((1, unet.projection_class_embeddings_input_dim))
+    return latents, jnp.zeros((1,), jnp.int32), loa, text, None, None, labels
+
+
+def _film_reads(config: Config) -> Config:
+    """diffusers' plain UNet, given no states, attends to the latents twice; its contexts have their width then."""
+    contexts = contexts_per_level(config["cross_attention_dim"], len(config["block_out_channels"]))
+    if contexts == tuple((channels,) for channels in config["block_out_channels"]):
+        return {**config, "cross_attention_dim": (None,)}
+    return config
+
+
+def _film_says(config: Config, passengers: Tensors) -> dict:
+    contexts = contexts_per_level(config["cross_attention_dim"], len(config["block_out_channels"]))
+    if any(len(level) != 1 for level in contexts):
+        raise FolderError(
+            f"A UNet2DConditionModel has one context a level, not cross_attention_dim={config['cross_attention_dim']}."
+        )
+    widths = zip(contexts, config["block_out_channels"])
+    return {"cross_attention_dim": [channels if dim is None else dim for (dim,), channels in widths]}
 
 
 def _clap_inputs(clap: Clap) -> tuple:
@@ -122,6 +151,7 @@ KINDS: dict[str, Kind] = {
         "audioldm2",
         "AudioLDM2UNet2DConditionModel",
         _unet_inputs,
+        NAMES["unet"],
         # A list here is one entry a level to diffusers.
         says=lambda config, passengers: {
             "cross_attention_dim": [
@@ -154,6 +184,7 @@ KINDS: dict[str, Kind] = {
         "diffusers",
         "AutoencoderKL",
         lambda vae: (jnp.zeros((1, *[2 ** len(vae.block_out_channels)] * 2, vae.in_channels)),),
+        NAMES["vae"],
         says=lambda config, passengers: {
             "down_block_types": ["DownEncoderBlock2D"] * len(config["block_out_channels"]),
             "up_block_types": ["UpDecoderBlock2D"] * len(config["block_out_channels"]),
@@ -174,7 +205,8 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "SpeechT5HifiGan",
         lambda vocoder: (jnp.zeros((1, 8, vocoder.model_in_dim)),),
-        says=lambda config, passengers: {"model_type": "speecht5_hifigan"},
+        NAMES["vocoder"],
+        model_type="speecht5_hifigan",
         absent={"normalize_before": True},
         buffers=_vocoder_buffers,
     ),
@@ -183,8 +215,9 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "GPT2LMHeadModel",
         lambda gpt2: (jnp.zeros((1, 1, gpt2.n_embd)), *_ids()[::-1]),
+        NAMES["language_model"],
+        model_type="gpt2",
         says=lambda config, passengers: {
-            "model_type": "gpt2",
             "vocab_size": len(passengers.get(_WORD_TABLE, range(_EMPTY_VOCABULARY))),
             "bos_token_id": None,
             "eos_token_id": None,
@@ -210,13 +243,15 @@ KINDS: dict[str, Kind] = {
             jnp.ones((1, 1), jnp.int32),
             jnp.ones((1, 1), jnp.int32),
         ),
+        NAMES["projection_model"],
     ),
     "text_encoder": Kind(
         Clap,
         "transformers",
         "ClapModel",
         _clap_inputs,
-        says=lambda config, passengers: {"model_type": "clap"},
+        NAMES["text_encoder"],
+        model_type="clap",
         fixed={
             "projection_hidden_act": "relu",
             "text_config": {"model_type": "clap_text_model", "hidden_act": "gelu"},
@@ -273,8 +308,9 @@ KINDS: dict[str, Kind] = {
         "transformers",
         "T5EncoderModel",
         lambda t5: _ids(),
+        NAMES["text_encoder_2"],
+        model_type="t5",
         says=lambda config, passengers: {
-            "model_type": "t5",
             "is_encoder_decoder": False,
             "is_gated_act": True,
             "dense_act_fn": "gelu_new",
@@ -296,5 +332,57 @@ KINDS: dict[str, Kind] = {
         None,
         "AudioMAE",
         lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.key(0)),
+        NAMES["audiomae"],
     ),
 }
+"""What the component of each name is where its config.json does not say otherwise."""
+
+OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
+    # AudioLDM 1, and the authors' 48 kHz model: no states to attend to, CLAP's embedding as class label.
+    "unet": (
+        dataclasses.replace(
+            KINDS["unet"],
+            library="diffusers",
+            class_name="UNet2DConditionModel",
+            reads=_film_reads,
+            says=_film_says,
+            fixed={
+                **KINDS["unet"].fixed,
+                "center_input_sample": False,
+                "dropout": 0.0,
+                "reverse_transformer_layers_per_block": None,
+                "encoder_hid_dim": None,
+                "encoder_hid_dim_type": None,
+                "dual_cross_attention": False,
+                "addition_embed_type": None,
+                "addition_time_embed_dim": None,
+                "upcast_attention": False,
+                "resnet_skip_time_act": False,
+                "resnet_out_scale_factor": 1.0,
+                "attention_type": "default",
+                "mid_block_only_cross_attention": None,
+                "cross_attention_norm": None,
+            },
+        ),
+    ),
+}
+"""What else it may be."""
+
+
+def kind_of(name: str, config: Config) -> Kind:
+    """The kind of component `name` (a key of `KINDS`), as its config.json says by `_class_name` or `model_type`.
+
+    Raises:
+      FolderError: where it is of a class that none of our networks plays.
+    """
+    kinds = (KINDS[name], *OTHER_KINDS.get(name, ()))
+    fitting = [kind for kind in kinds if _class_in(config, kind) in (None, kind.model_type or kind.class_name)]
+    if not fitting:
+        found, known = _class_in(config, kinds[0]), ", ".join(kind.model_type or kind.class_name for kind in kinds)
+        raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
+    named = [kind for kind in fitting if kind.class_name in (config.get("architectures") or ())]
+    return (named or fitting)[0]
+
+
+def _class_in(config: Config, kind: Kind) -> str | None:
+    return config.get("model_type" if kind.model_type else "_class_name")

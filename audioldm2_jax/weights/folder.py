@@ -32,8 +32,8 @@ from safetensors.numpy import load_file, save_file
 from audioldm2_jax.audio.mel import ClapMelSettings
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.weights.components import KINDS, Kind
-from audioldm2_jax.weights.names import NAMES, to_flax, to_torch
+from audioldm2_jax.weights.components import KINDS, Kind, kind_of
+from audioldm2_jax.weights.names import to_flax, to_torch
 from audioldm2_jax.weights.store import (
     MANIFEST,
     FolderError,
@@ -47,6 +47,7 @@ from audioldm2_jax.weights.store import (
 INDEX = "model_index.json"
 PARTS = tuple(KINDS)
 """The networks of a model folder."""
+_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline")
 _OTHERS = {
     "tokenizer": "RobertaTokenizerFast",
     "tokenizer_2": "T5TokenizerFast",
@@ -83,7 +84,7 @@ def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.
     Raises:
       FolderError: where a key is missing, or has a value that our network does not play.
     """
-    kind = KINDS[name]
+    kind = kind_of(name, config)
     for key, wanted, found in _differences(kind.fixed, config):
         raise FolderError(f"{name}/config.json has {key}={found!r}; only {wanted!r} is supported.")
     config = _merge(_merge(kind.absent, kind.fixed), config)
@@ -91,6 +92,7 @@ def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]
     if missing:
         raise FolderError(f"{name}/config.json lacks {', '.join(missing)}; is it a {kind.class_name}?")
+    config = kind.reads(config)
     values = {f.name: _frozen(config[f.name]) for f in fields if f.name in config}
     return kind.network(**values, dtype=dtype)
 
@@ -117,14 +119,14 @@ def write_component(
       FolderError: where the folder cannot be written.
       ValueError: where the variables are not those of the network (from the renamer).
     """
-    kind = KINDS[name]
+    kind = kind_of(name, config)
     passengers = {
         key: value
         for key, value in (passengers or {}).items()
         if not any(re.search(pattern, key) for pattern in kind.foreign)
     }
     config = _written_config(kind, config, passengers)
-    tensors = to_torch(variables, NAMES[name])
+    tensors = to_torch(variables, kind.names)
     buffers = kind.buffers(_merge(kind.absent, config), tensors)
     tensors |= {key: np.array(value, order="C") for key, value in (buffers | passengers).items()}
     with new_folder(Path(folder) / name) as target:
@@ -147,9 +149,10 @@ def read_component(folder: str | os.PathLike, name: str, dtype: Any = jnp.float3
     check_manifest(path)
     config = read_json(path / "config.json")
     module = build(name, config, dtype)
-    target = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))
+    kind = kind_of(name, config)
+    target = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind.inputs(module)))
     try:
-        variables, passengers = to_flax(_read_tensors(path), target, NAMES[name])
+        variables, passengers = to_flax(_read_tensors(path), target, kind.names)
     except ValueError as error:
         raise FolderError(f"{path}: {error}") from None
     return Component(module, variables, config, passengers)
@@ -207,16 +210,29 @@ def download(source: str | os.PathLike, patterns: list[str]) -> Path:
 
 
 def write_index(folder: str | os.PathLike) -> None:
-    """Writes model_index.json, with which diffusers' AudioLDM2Pipeline finds the components."""
-    index: dict[str, Any] = {"_class_name": "AudioLDM2Pipeline", "_diffusers_version": "0.33.0"}
-    index |= {name: ["transformers", class_name] for name, class_name in _OTHERS.items()}
-    index |= {name: [kind.library, kind.class_name] for name, kind in KINDS.items() if kind.library}
-    index["scheduler"] = [
-        "diffusers",
-        read_json(Path(folder) / "scheduler/scheduler_config.json")["_class_name"],
-    ]
-    target = Path(folder) / INDEX
-    write_json(target.with_suffix(".partial"), dict(sorted(index.items())))
+    """Writes model_index.json, with which diffusers finds the components, each of the class that its folder holds.
+
+    The pipeline is AudioLDM2Pipeline, or AudioLDMPipeline where nothing but CLAP conditions the UNet. A component
+    that the pipeline has and the folder has not is written as [null, null].
+
+    Raises:
+      FolderError: where a component's config.json cannot be read, or the scheduler is missing.
+    """
+    path = Path(folder)
+    kinds = {name: kind_of(name, read_json(path / name / "config.json")) for name in PARTS if (path / name).is_dir()}
+    classes = {name: [kind.library, kind.class_name] for name, kind in kinds.items() if kind.library}
+    classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
+    classes |= {name: ["transformers", class_name] for name, class_name in _OTHERS.items()}
+    if classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
+        classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
+    pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if KINDS[name].library), "scheduler", *_OTHERS]
+    if classes.get("unet") == ["diffusers", "UNet2DConditionModel"] and "language_model" not in kinds:
+        pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]
+        classes["text_encoder"] = ["transformers", "ClapTextModelWithProjection"]
+    index = {"_class_name": pipeline, "_diffusers_version": "0.33.0"}
+    index |= {name: classes.get(name, [None, None]) for name in sorted(parts)}
+    target = path / INDEX
+    write_json(target.with_suffix(".partial"), index)
     os.replace(target.with_suffix(".partial"), target)
 
 
@@ -229,8 +245,8 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
     if not (Path(folder) / INDEX).is_file():
         raise FolderError(f"{folder} has no {INDEX}: give the path of a model folder.")
     index = read_json(Path(folder) / INDEX)
-    if index.get("_class_name") != "AudioLDM2Pipeline":
-        raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an AudioLDM2Pipeline.")
+    if index.get("_class_name") not in _PIPELINES:
+        raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an {' or '.join(_PIPELINES)}.")
     return index
 
 
@@ -322,7 +338,9 @@ def _written_config(kind: Kind, config: Mapping[str, Any], passengers: Mapping[s
     plain = _plain(config)
     for key, wanted, found in _differences(kind.fixed, plain):
         raise FolderError(f"The config of a {kind.class_name} has {key}={found!r}; only {wanted!r} is supported.")
-    named = {"architectures": [kind.class_name]} if kind.library == "transformers" else {"_class_name": kind.class_name}
+    named = {"_class_name": kind.class_name}
+    if kind.model_type:
+        named = {"architectures": [kind.class_name], "model_type": kind.model_type}
     return _merge(_merge(kind.fixed, plain), kind.says(plain, passengers) | named)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
 from flax import linen as nn
 from twins import carry_over, count, randomise, relative_error, shapes
@@ -132,6 +133,32 @@ def test_class_embedding_equals_diffusers(kind: str) -> None:
     given = inputs(4, 4) | {"class_labels": np.random.default_rng(1).standard_normal((2, 6), np.float32)}
     model, variables, reference = pair(config, given)
     assert relative_error(jax.jit(model.apply)(variables, **given), expected(reference, given)) < TOLERANCE
+
+
+@pytest.mark.parametrize("heads", [(1, 2), 2])
+def test_class_labels_alone_equal_diffusers_plain_unet(heads: int | tuple[int, int]) -> None:
+    """AudioLDM 1: without states to attend to, each transformer attends to the latents twice."""
+    labels = {
+        "attention_head_dim": heads,
+        "class_embed_type": "simple_projection",
+        "projection_class_embeddings_input_dim": 6,
+        "class_embeddings_concat": True,
+    }
+    config, sizes = TWO_LEVELS | {"cross_attention_dim": (None,)} | labels, TWO_LEVELS["block_out_channels"]
+    torch.manual_seed(0)
+    reference = randomise(UNet2DConditionModel(**config | {"cross_attention_dim": sizes}))
+    random = np.random.default_rng(0)
+    given = {
+        "latents": random.standard_normal((2, 7, 5, 4), np.float32),
+        "timesteps": np.array([3, 871]),
+        "class_labels": random.standard_normal((2, 6), np.float32),
+    }
+    model = UNet(**config)
+    variables = carry_over(reference, shapes(model, **given), NAMES["unet"])
+    latents, times, labels = (torch.tensor(value) for value in given.values())
+    with torch.no_grad():
+        theirs = reference(latents.permute(0, 3, 1, 2), times, None, class_labels=labels).sample.permute(0, 2, 3, 1)
+    assert relative_error(jax.jit(model.apply)(variables, **given), theirs) < TOLERANCE
 
 
 def test_masks_hide_tokens_and_no_mask_shows_all(smallest: tuple) -> None:

@@ -105,6 +105,46 @@ def test_contexts_are_written_for_every_level(tmp_path):
     assert folder.read_component(tmp_path, "unet").module == folder.build("unet", CONFIGS["unet"])
 
 
+FILM = CONFIGS["unet"] | {
+    "_class_name": "UNet2DConditionModel",
+    "cross_attention_dim": (None,),
+    "class_embed_type": "simple_projection",
+    "projection_class_embeddings_input_dim": 12,
+    "class_embeddings_concat": True,
+}
+
+
+def test_a_unet_with_class_labels_alone(tmp_path):
+    """Its contexts are written as the levels' own widths, which diffusers needs and attends past."""
+    variables = random_variables("unet", FILM)
+    folder.write_component(tmp_path, "unet", FILM, variables)
+    twin, info = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert twin.config.cross_attention_dim == [8, 16]
+    twin.save_pretrained(tmp_path / "theirs" / "unet")
+    for path in (tmp_path, tmp_path / "theirs"):
+        read = folder.read_component(path, "unet")
+        assert read.module == folder.build("unet", FILM)
+        jax.tree.map(np.testing.assert_array_equal, read.variables, variables)
+        folder.write_component(tmp_path / "again", "unet", read.config, read.variables)
+        again = json.loads((tmp_path / "again" / "unet" / "config.json").read_text())
+        assert again["_class_name"] == "UNet2DConditionModel" and again["cross_attention_dim"] == [8, 16]
+
+
+def test_a_plain_unet_with_states_has_one_context_a_level(tmp_path):
+    crossed = CONFIGS["unet"] | {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 12}
+    assert folder.build("unet", crossed).cross_attention_dim == 12
+    with pytest.raises(FolderError, match="has one context a level"):
+        folder.write_component(tmp_path, "unet", CONFIGS["unet"] | {"_class_name": "UNet2DConditionModel"}, {})
+
+
+def test_a_component_of_an_unknown_class():
+    with pytest.raises(FolderError, match=r"of a UNet1DModel; supported as unet: AudioLDM2.*, UNet2DConditionModel"):
+        folder.build("unet", CONFIGS["unet"] | {"_class_name": "UNet1DModel"})
+    with pytest.raises(FolderError, match=r"of a bert; supported as text_encoder_2: t5"):
+        folder.build("text_encoder_2", CONFIGS["text_encoder_2"] | {"model_type": "bert"})
+
+
 def test_the_word_table_travels_along(model, tmp_path):
     part = folder.read_component(model, "language_model")
     table = np.ones((5, CONFIGS["language_model"]["n_embd"]), np.float32)
