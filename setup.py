@@ -24,6 +24,7 @@ setup(
         "transformers>=4.46",  # tokenizers only; PyTorch is not needed
         "tokenizers>=0.20",
         "safetensors>=0.4.5",
+        "ml_dtypes>=0.5",  # bfloat16 in safetensors
         "huggingface_hub>=0.26",
         "tensorflow-datasets>=4.9.7",
         "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with

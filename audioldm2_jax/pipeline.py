@@ -94,22 +94,23 @@ class AudioLDM2:
         self._vae_factor = 2 ** (len(self.components["vae"].config["block_out_channels"]) - 1)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike, dtype: Any = jnp.float32) -> AudioLDM2:
+    def from_pretrained(
+        cls, source: str | os.PathLike, dtype: Any = jnp.float32, *, variant: str | None = None
+    ) -> AudioLDM2:
         """Reads a model folder in the diffusers layout.
 
         Args:
-          source: its path, or a hub id.
-          dtype: of the computation; parameters are float32.
+          source: its path, or a hub id, which is fetched into the hub's cache; offline, what is there has to do.
+          dtype: of the computation; parameters are float32, however they are stored.
+          variant: which of several files of the same weights to read, "fp16", say, as in diffusers; by default those
+            without a variant, or else the only one there is.
 
         Raises:
           FolderError: where it is none, or damaged; names the file and what to do.
         """
-        path = Path(source)
-        if not path.exists():
-            path = folder.download(source, ["*.json", "*.safetensors", "*.txt", "*.model"])
-        folder.read_index(path)
+        path = folder.locate_model(source, variant)
         names = [name for name in folder.PARTS if name != "audiomae" or (path / name).is_dir()]
-        components = {name: folder.read_component(path, name, dtype) for name in names}
+        components = {name: folder.read_component(path, name, dtype, variant) for name in names}
         schedule, scheduler_class = folder.read_scheduler(path)
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
         heard = folder.read_feature_extractor(path)
@@ -117,6 +118,9 @@ class AudioLDM2:
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
+
+        Weights are written as float32, one safetensors file a component, bit by bit as they are here; those that were
+        read from half precision are its numbers in float32.
 
         Raises:
           FolderError: where it cannot be written, or the tokenizers' source is gone.

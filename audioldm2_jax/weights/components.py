@@ -218,6 +218,7 @@ KINDS: dict[str, Kind] = {
         NAMES["language_model"],
         model_type="gpt2",
         says=lambda config, passengers: {
+            "tie_word_embeddings": True,
             "vocab_size": len(passengers.get(_WORD_TABLE, range(_EMPTY_VOCABULARY))),
             "bos_token_id": None,
             "eos_token_id": None,

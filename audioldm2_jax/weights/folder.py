@@ -26,12 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from audioldm2_jax.audio.mel import ClapMelSettings
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.weights import hub
 from audioldm2_jax.weights.components import KINDS, Kind, kind_of
 from audioldm2_jax.weights.names import to_flax, to_torch
 from audioldm2_jax.weights.store import (
@@ -43,6 +42,7 @@ from audioldm2_jax.weights.store import (
     read_json,
     write_json,
 )
+from audioldm2_jax.weights.tensors import read_tensors, write_tensors
 
 INDEX = "model_index.json"
 PARTS = tuple(KINDS)
@@ -55,6 +55,8 @@ _OTHERS = {
 }
 # Ours to choose, not the folder's.
 _NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+# What a config.json says of the file it came with, not of the network; transformers would load in such a precision.
+_OF_THE_SOURCE = {"dtype", "torch_dtype", "_name_or_path"}
 
 
 class Component(NamedTuple):
@@ -131,28 +133,32 @@ def write_component(
     tensors |= {key: np.array(value, order="C") for key, value in (buffers | passengers).items()}
     with new_folder(Path(folder) / name) as target:
         write_json(target / "config.json", config)
-        _save(tensors, target / kind.weights_file)
+        write_tensors(tensors, target / kind.weights_file)
 
 
-def read_component(folder: str | os.PathLike, name: str, dtype: Any = jnp.float32) -> Component:
+def read_component(
+    folder: str | os.PathLike, name: str, dtype: Any = jnp.float32, variant: str | None = None
+) -> Component:
     """Reads one network into a module built from its config.json alone, and its variables.
 
     Args:
       folder: the model folder, the folder of this one network, or the hub id of either.
       name: a key of `KINDS`.
       dtype: of the module's computation; parameters are float32.
+      variant: of the weights, "fp16", say; by default those without a variant, or else the only one there is.
 
     Raises:
       FolderError: where it is missing, damaged, or not what its config says; with the file and the reason.
     """
-    path = locate(folder, name)
+    path = locate(folder, name, variant)
     check_manifest(path)
     config = read_json(path / "config.json")
     module = build(name, config, dtype)
     kind = kind_of(name, config)
     target = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind.inputs(module)))
+    tensors = read_tensors(path, variant)
     try:
-        variables, passengers = to_flax(_read_tensors(path), target, kind.names)
+        variables, passengers = to_flax(tensors, target, kind.names)
     except ValueError as error:
         raise FolderError(f"{path}: {error}") from None
     return Component(module, variables, config, passengers)
@@ -175,38 +181,37 @@ def copy_component(source: str | os.PathLike, folder: str | os.PathLike, name: s
         write_component(folder, name, part.config, part.variables, part.passengers)
 
 
-def locate(source: str | os.PathLike, name: str) -> Path:
+def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> Path:
     """The folder of network `name`: inside a model folder, itself, or fetched from the hub into its cache.
 
     Raises:
       FolderError: where there is no such thing.
     """
     path = Path(source)
+    if not path.exists():
+        folder = name if hub.fetch_file(str(source), f"{name}/config.json") else ""
+        path = hub.fetch_folders(str(source), [folder], variant)
     for candidate in (path / name, path):
         if (candidate / "config.json").is_file():
             return candidate
-    if path.exists():
-        raise FolderError(f"{source} has no {name}/config.json; is it an AudioLDM 2 model folder?")
-    path = download(source, [f"{name}/*"]) / name
-    if path.is_dir():
-        return path
-    return download(source, ["config.json", "model*.safetensors*", "diffusion_pytorch_model*.safetensors*"])
+    raise FolderError(f"{source} has no {name}/config.json; is it an AudioLDM 2 model folder?")
 
 
-def download(source: str | os.PathLike, patterns: list[str]) -> Path:
-    """Fetches files of a hub repository into huggingface_hub's cache (which has an offline mode).
+def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
+    """The model folder `source`: a path, or a hub id, which is fetched into the hub's cache.
 
     Raises:
-      FolderError: where the hub does not have it or cannot be reached.
+      FolderError: where there is no such thing, or it is the folder of another pipeline.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FolderError(f"{source} is no folder here and cannot be had from the hub: {reason}") from None
+    path = Path(source)
+    if not path.exists():
+        index = hub.fetch_file(str(source), INDEX)
+        if index is None:
+            raise FolderError(f"{source} on the hub has no {INDEX}: it is no AudioLDM 2 model.")
+        read_index(index.parent)
+        path = hub.fetch_folders(str(source), (*PARTS, *_OTHERS, "scheduler"), variant)
+    read_index(path)
+    return path
 
 
 def write_index(folder: str | os.PathLike) -> None:
@@ -341,7 +346,17 @@ def _written_config(kind: Kind, config: Mapping[str, Any], passengers: Mapping[s
     named = {"_class_name": kind.class_name}
     if kind.model_type:
         named = {"architectures": [kind.class_name], "model_type": kind.model_type}
-    return _merge(_merge(kind.fixed, plain), kind.says(plain, passengers) | named)
+    said = kind.says(plain, passengers) | named
+    return _merge(_merge(kind.fixed, _without(_OF_THE_SOURCE, plain)), said)
+
+
+def _without(keys: set[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping, and those in it, without some keys."""
+    return {
+        key: _without(keys, value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in keys
+    }
 
 
 def _differences(fixed: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -377,24 +392,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
-
-
-def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors says that the disk is full
-        raise OSError(str(error)) from error
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of the safetensors files in a folder, whether one or several shards."""
-    tensors: dict[str, np.ndarray] = {}
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FolderError(f"{path} has no .safetensors file with its weights.")
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise FolderError(f"{file} cannot be read ({error}); copy or download it again.") from None
-    return tensors

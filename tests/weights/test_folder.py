@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 from diffusers.pipelines.audioldm2 import modeling_audioldm2
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_networks
 
 from audioldm2_jax import recipes
-from audioldm2_jax.weights import folder
+from audioldm2_jax.weights import folder, tensors
 from audioldm2_jax.weights.folder import FolderError
 from audioldm2_jax.weights.names import NAMES, to_torch
 
@@ -84,18 +84,6 @@ def test_a_component_folder_reads_and_copies_alone(model, tmp_path):
     (foreign / "config.json").write_text(json.dumps(config))
     folder.copy_component(foreign, tmp_path, "vae")
     assert folder.read_component(tmp_path, "vae").config["act_fn"] == "silu"
-
-
-def test_shards_and_half_precision(copy):
-    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = {key: value.astype(np.float16) for key, value in load_file(path).items()}
-    (copy / "vae" / folder.MANIFEST).unlink()
-    path.unlink()
-    keys = sorted(tensors)
-    for number, part in enumerate((keys[:10], keys[10:])):
-        save_file({key: tensors[key] for key in part}, copy / "vae" / f"model-{number}-of-2.safetensors")
-    leaves = jax.tree.leaves(folder.read_component(copy, "vae").variables)
-    assert all(leaf.dtype == np.float32 for leaf in leaves)
 
 
 def test_contexts_are_written_for_every_level(tmp_path):
@@ -254,7 +242,7 @@ def test_config_that_lacks_a_key_or_is_no_json(copy):
         folder.read_component(copy, "vae")
 
 
-def test_missing_things(copy, monkeypatch):
+def test_missing_things(copy):
     shutil.rmtree(copy / "vae")
     with pytest.raises(FolderError, match="has no vae"):
         folder.read_component(copy, "vae")
@@ -263,9 +251,6 @@ def test_missing_things(copy, monkeypatch):
     (copy / folder.INDEX).write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(FolderError, match="holds a StableDiffusionPipeline"):
         folder.read_index(copy)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FolderError, match="runs/none is no folder here and cannot be had from the hub"):
-        folder.read_component("runs/none", "vae")
 
 
 def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):
@@ -275,7 +260,7 @@ def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(FolderError, match=r"vocoder cannot be written.*No space left.*Make room"):
         folder.write_component(tmp_path, "vocoder", part.config, part.variables)
     assert [path.name for path in tmp_path.iterdir()] == ["vocoder"]
