@@ -214,6 +214,7 @@ def _phonemes(tensors: Tensors) -> dict[str, Any]:
     relative = _shape(tensors, "text_encoder.encoder.attn_layers.0.emb_rel_k")
     filters, _, kernel = _shape(tensors, "text_encoder.encoder.ffn_layers.0.conv_1.weight")
     return {
+        "model_type": "vits",
         "vocab_size": words,
         "hidden_size": width,
         "num_hidden_layers": count(tensors, r"text_encoder\.encoder\.attn_layers\.(\d+)\."),
@@ -227,7 +228,6 @@ def _phonemes(tensors: Tensors) -> dict[str, Any]:
         "hidden_dropout": 0.1,
         "attention_dropout": 0.1,
         "activation_dropout": 0.1,
-        "layerdrop": 0.0,
     }
 
 

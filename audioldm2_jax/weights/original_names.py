@@ -200,6 +200,8 @@ _RESNET = (
     (r"\.conv_shortcut\.", ".skip_connection."),
 )
 
+_LAYER = r"text_encoder\.encoder\.layers\.(\d+)\."
+
 ORIGINALS: dict[str, Original] = {
     "unet": Original(
         rules=(
@@ -277,21 +279,12 @@ ORIGINALS: dict[str, Original] = {
         rules=(
             (r"text_encoder\.embed_tokens\.", "text_encoder.emb."),
             (r"text_encoder\.project\.", "text_encoder.proj."),
-            (r"text_encoder\.encoder\.layers\.(\d+)\.attention\.", r"text_encoder.encoder.attn_layers.\1."),
-            (r"text_encoder\.encoder\.layers\.(\d+)\.feed_forward\.", r"text_encoder.encoder.ffn_layers.\1."),
-            (
-                r"text_encoder\.encoder\.layers\.(\d+)\.layer_norm\.weight",
-                r"text_encoder.encoder.norm_layers_1.\1.gamma",
-            ),
-            (r"text_encoder\.encoder\.layers\.(\d+)\.layer_norm\.bias", r"text_encoder.encoder.norm_layers_1.\1.beta"),
-            (
-                r"text_encoder\.encoder\.layers\.(\d+)\.final_layer_norm\.weight",
-                r"text_encoder.encoder.norm_layers_2.\1.gamma",
-            ),
-            (
-                r"text_encoder\.encoder\.layers\.(\d+)\.final_layer_norm\.bias",
-                r"text_encoder.encoder.norm_layers_2.\1.beta",
-            ),
+            (_LAYER + r"attention\.", r"text_encoder.encoder.attn_layers.\1."),
+            (_LAYER + r"feed_forward\.", r"text_encoder.encoder.ffn_layers.\1."),
+            (_LAYER + r"layer_norm\.weight", r"text_encoder.encoder.norm_layers_1.\1.gamma"),
+            (_LAYER + r"layer_norm\.bias", r"text_encoder.encoder.norm_layers_1.\1.beta"),
+            (_LAYER + r"final_layer_norm\.weight", r"text_encoder.encoder.norm_layers_2.\1.gamma"),
+            (_LAYER + r"final_layer_norm\.bias", r"text_encoder.encoder.norm_layers_2.\1.beta"),
         ),
         inner=((r"\.([qkv])_proj\.", r".conv_\1."), (r"\.out_proj\.", ".conv_o.")),
         open=_phonemes_open,
