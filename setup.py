@@ -28,6 +28,9 @@ setup(
         "huggingface_hub>=0.26",
         "tensorflow-datasets>=4.9.7",
         "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with
+        "espeakng-loader>=0.2.4",  # espeak-ng itself, which says how a transcription sounds
+        "phonemizer>=3.3",
+        "unidecode>=1.3",
         "soundfile>=0.12",
         "soxr>=0.4",
         "pretty_midi>=0.2.10",  # for the sound font that it carries, TimGM6mb.sf2

@@ -4,13 +4,13 @@
     clip     ─► fbank ─► AudioMAE ─► pooled ─► the true LOA              (audiomae_loa)
 
 Captions come as token ids with the keys of the batch (data/pipeline.py): `clap_ids`, `clap_mask` [b, n] and
-`t5_ids`, `t5_mask` [b, m] int32, padded to any length.
+`t5_ids`, `t5_mask` [b, m] int32, padded to any length. Speech has `phoneme_ids` and `phoneme_mask` in T5's place.
 
 A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
 positions: a token has the position that it would have if its prompt were alone. The one exception is what
-diffusers does on purpose, padding the negative prompt to the length of the positive one: an optional key
-`t5_slots` [b, m] marks those of its places that count though nothing is in them. Without the key, `t5_mask`
-says which places count.
+diffusers does on purpose, padding the negative prompt to the length of the positive one, and phonemes to the most that
+there can be: an optional key `t5_slots` or `phoneme_slots` [b, m] marks those of the places that count though nothing
+is in them. Without the key, the mask says which places count.
 """
 
 from collections.abc import Mapping
@@ -64,30 +64,44 @@ def pool_loa(features: jax.Array, pooling: int) -> jax.Array:
     return pooled.reshape(b, tokens_t * tokens_f, d)
 
 
+def pooling_of(tokens: int, time: int, frequency: int) -> int:
+    """The pooling λ with which a grid of time × frequency tokens gives a LOA of `tokens` (`pool_loa`).
+
+    Raises:
+      ValueError: where none does.
+    """
+    for pooling in range(1, time + 1):
+        if (time // pooling) * (frequency // min(pooling, frequency)) == tokens:
+            return pooling
+    raise ValueError(f"No pooling of AudioMAE's {time} × {frequency} tokens gives the {tokens} of this model's LOA.")
+
+
 def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array:
     """The true LOA [b, tokens, d] of clips, from their normalised fbank [b, frames, 128]."""
     return pool_loa(audiomae(fbank, method="encode_features"), pooling)
 
 
 def encode_prompt(
-    clap: Network, t5: Network, projection: Network, text: Text, *, dropout_key: jax.Array | None = None
+    clap: Network, second: Network, projection: Network, text: Text, *, dropout_key: jax.Array | None = None
 ) -> tuple[Prefix, jax.Array, jax.Array]:
-    """Captions to GPT-2's prefix and to T5's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
+    """Captions to GPT-2's prefix and to the second encoder's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
 
     Args:
-      clap, t5, projection: the networks; CLAP is always deterministic.
+      clap, second, projection: the networks, the second T5 or the encoder of phonemes; CLAP is always deterministic.
       text: token ids and masks, see the head of this file.
-      dropout_key: turns T5's dropout on, for training.
+      dropout_key: turns the second encoder's dropout on, for training.
 
     Returns:
-      the prefix [b, m + 5, d], the text states [b, m, d_t5] and their mask [b, m] (the UNet's `text_mask`).
+      the prefix [b, m + 5, d], the states [b, m, d_second] and their mask [b, m] (T5's are the UNet's `text_states`
+      and `text_mask`).
     """
     clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
-    text_mask = text["t5_mask"]
-    text_states = t5(text["t5_ids"], text_mask, **_dropout(dropout_key))
+    name = "phoneme" if "phoneme_ids" in text else "t5"
+    text_mask = text[f"{name}_mask"]
+    text_states = second(text[f"{name}_ids"], text_mask, **_dropout(dropout_key))
     ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
     embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
-    slots = _wrap_text(text.get("t5_slots", text_mask))
+    slots = _wrap_text(text.get(f"{name}_slots", text_mask))
     return Prefix(embeddings, mask, _positions(slots)), text_states, text_mask
 
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from audioldm2_jax.data import text
+from audioldm2_jax.data import phonemes, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.weights import folder, hub
 from audioldm2_jax.weights.components import kind_of
 from audioldm2_jax.weights.folder import Component
@@ -176,10 +177,8 @@ def _write_tokenizer(
     path: Path, name: str, components: Mapping[str, Component], source: str | os.PathLike | None
 ) -> None:
     if name == "tokenizer_2" and components["text_encoder_2"].config.get("model_type") == "vits":
-        from audioldm2_jax.data.phonemes import write_tokenizer
-
         with new_folder(path / name) as target:
-            write_tokenizer(target)
+            phonemes.write_tokenizer(target)
         return
     if source is not None:
         given = Path(source) if Path(source).is_dir() else hub.fetch_folders(str(source), [name], None)
@@ -213,10 +212,9 @@ def _summary(components: Mapping[str, Component]) -> tuple[tuple[str, int, str],
 def _sizes(name: str, config: Mapping[str, Any]) -> str:
     """The sizes of a network in a few words."""
     if name == "unet":
-        contexts = config["cross_attention_dim"]
-        return (
-            f"channels {list(config['block_out_channels'])}, contexts {contexts[-1] if _nested(contexts) else contexts}"
-        )
+        channels = list(config["block_out_channels"])
+        contexts = contexts_per_level(config["cross_attention_dim"], len(channels))[-1]
+        return f"channels {channels}, contexts {list(contexts)}"
     if name == "vae":
         return (
             f"channels {list(config['block_out_channels'])}, {config['latent_channels']} latent channels, "

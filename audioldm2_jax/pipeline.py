@@ -3,6 +3,10 @@
 `AudioLDM2` is called as diffusers' AudioLDM2Pipeline is, with a seed in the place of the generator. A clip is a
 function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch. Several
 clips of a prompt come in the order in which CLAP hears the prompt in them.
+
+What conditions the UNet follows from the networks that the folder has: with a language model the LOA, with T5 beside
+it the text states, with a phoneme encoder a transcription; without a language model T5's states or, without those,
+CLAP's embedding.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,20 +23,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from audioldm2_jax import conditioning, sampling
-from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
+from audioldm2_jax.audio import files
+from audioldm2_jax.audio.mel import ClapMelSettings, FbankSettings, MelSettings, clap_mel, kaldi_fbank, log_mel
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
+from audioldm2_jax.editing import Edit, join
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.prompts import Prompts
+from audioldm2_jax.prompts import Prompts, one_each, prompt_list
 from audioldm2_jax.sampling import Conditions
+from audioldm2_jax.training import sharding
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.components import LOA_TOKENS
 from audioldm2_jax.weights.folder import Component, FolderError
 
 UNCONDITIONAL = ("language_model", "zeros")
+# Rows of the solver's table come in multiples of this, so that another number of steps compiles nothing anew.
+_ROWS = 64
+# Lengths come in multiples of this part of the model's own, so that another length seldom does.
+_LENGTHS = 16
+# n_fft, fmin and fmax of the mel where the vocoder's config.json has none: those of the authors' models, by rate.
+_AUTHORS_MEL = {16000: (1024, 0.0, 8000.0), 48000: (2048, 20.0, 24000.0)}
 
 
 class Output(NamedTuple):
@@ -50,6 +64,21 @@ class Output(NamedTuple):
     sampling_rate: int
     mels: np.ndarray
     latents: np.ndarray
+
+
+class _Texts(NamedTuple):
+    """Prompts, and their token ids with those of the negative prompts (`Prompts.encode`)."""
+
+    prompts: list[str]
+    ids: dict[str, np.ndarray]
+
+
+class _Given(NamedTuple):
+    """What of a given clip goes into new ones: `clip` and `keep` of `sampling.Denoising`, and LOA [1, tokens, d]."""
+
+    latents: jax.Array | None = None
+    keep: jax.Array | None = None
+    loa: jax.Array | None = None
 
 
 class AudioLDM2:
@@ -84,14 +113,43 @@ class AudioLDM2:
         self.components = dict(components)
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
+        self._mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         self.networks: dict[str, Network] = {
-            name: jax.device_put(part.network) for name, part in components.items() if name != "audiomae"
+            name: self._everywhere(sampling.cast_kernels(part.network))
+            for name, part in components.items()
+            if name != "audiomae"
         }
         vocoder = self.components["vocoder"].config
         self.sampling_rate: int = vocoder["sampling_rate"]
         self._hop = math.prod(vocoder["upsample_rates"])
         self._bands: int = vocoder["model_in_dim"]
         self._vae_factor = 2 ** (len(self.components["vae"].config["block_out_channels"]) - 1)
+        self._loa_tokens = _loa_tokens(self.components)
+
+    @property
+    def own_length(self) -> float | None:
+        """Seconds of the clips that the model was trained on; None where the UNet's config.json has no sample_size."""
+        frames = self.components["unet"].config.get("sample_size")
+        # diffusers' plain UNet has one number for each axis.
+        frames = frames[0] if isinstance(frames, Sequence) else frames
+        return frames * self._vae_factor * self._hop / self.sampling_rate if frames else None
+
+    @property
+    def mel(self) -> MelSettings:
+        """The mel that VAE and vocoder were trained on.
+
+        Raises:
+          FolderError: where neither the vocoder's config.json nor the sampling rate says which.
+        """
+        config = self.components["vocoder"].config
+        known = _AUTHORS_MEL.get(self.sampling_rate)
+        if not known and not {"n_fft", "fmin", "fmax"} <= set(config):
+            raise FolderError(
+                f"No mel is known for {self.sampling_rate} Hz: write n_fft (samples), fmin and fmax (Hz) of the one "
+                "that the VAE was trained on into vocoder/config.json."
+            )
+        n_fft, fmin, fmax = (config.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
+        return MelSettings(self.sampling_rate, n_fft, self._hop, self._bands, fmin, fmax)
 
     @classmethod
     def from_pretrained(
@@ -109,8 +167,7 @@ class AudioLDM2:
           FolderError: where it is none, or damaged; names the file and what to do.
         """
         path = folder.locate_model(source, variant)
-        names = [name for name in folder.PARTS if name != "audiomae" or (path / name).is_dir()]
-        components = {name: folder.read_component(path, name, dtype, variant) for name in names}
+        components = {name: folder.read_component(path, name, dtype, variant) for name in folder.parts(path)}
         schedule, scheduler_class = folder.read_scheduler(path)
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
         heard = folder.read_feature_extractor(path)
@@ -144,16 +201,19 @@ class AudioLDM2:
         eta: float = 0.0,
         seed: int = 0,
         latents: np.ndarray | None = None,
+        transcription: str | Sequence[str] | None = None,
         *,
+        edit: Edit | None = None,
         solver: str | None = None,
         uncond: str = "language_model",
         use_loa: bool = True,
         use_text_states: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Output:
         """Generates clips.
 
         Args:
-          prompt: what to generate, one or several.
+          prompt: what to generate, one or several; for speech, who is speaking.
           negative_prompt: what to steer away from, one for all prompts or one each; "" by default.
           num_inference_steps: denoising steps.
           guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
@@ -162,11 +222,14 @@ class AudioLDM2:
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
+          transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
+          edit: what of a given clip is kept (`audioldm2_jax.editing`).
           solver: ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default that of the folder's scheduler.
           uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
             authors' tool).
           use_loa: False zeroes the LOA, to hear what the text states do alone.
           use_text_states: False gives the UNet T5's states of the empty text, to hear what the LOA does alone.
+          progress: called after each call of the UNet, with how many are done and how many there are.
 
         Returns:
           an `Output`.
@@ -174,33 +237,27 @@ class AudioLDM2:
         Raises:
           ValueError: for bad input; the message names it and says what to do.
         """
-        prompts = _prompt_list(prompt)
-        negatives = _negative_list(negative_prompt, len(prompts))
-        _check_numbers(guidance_scale, num_waveforms_per_prompt, seed, uncond)
+        texts = self._texts(prompt, negative_prompt, transcription, emptied=not use_text_states)
+        self._check(guidance_scale, num_waveforms_per_prompt, seed, uncond, use_loa, use_text_states)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
-        SOLVERS[solver].plan(self.schedule, num_inference_steps, eta)  # raises on absurd numbers, before any work
-        shape, samples = self.latent_shape(audio_length_in_s)
-        guided = guidance_scale > 1
-        given, without, meant = self._encode(prompts, negatives, uncond, use_loa, use_text_states)
-        given, without = (sampling.repeat(part, num_waveforms_per_prompt) for part in (given, without))
-        keys = clip_keys(seed, prompts, num_waveforms_per_prompt)
-        start = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
-        final = _denoise(
-            self.networks["unet"],
-            start,
-            given,
-            without if guided else None,
-            jnp.float32(guidance_scale),
-            keys,
-            schedule=self.schedule,
-            num_steps=num_inference_steps,
-            eta=float(eta),
-            solver=solver,
-        )
+        first = edit.first_step(num_inference_steps) if edit else 0
+        table = SOLVERS[solver].plan(self.schedule, num_inference_steps, eta, first)
+        if edit and audio_length_in_s is None:
+            audio_length_in_s = edit.length(self.own_length)
+        shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
+        given = self._given(edit, shape) if edit else _Given()
+        with_prompt, without, meant = self._conditions(texts, uncond, use_loa, use_text_states, given.loa)
+        keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
+        noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
+        rows = sampling.repeat((with_prompt, without if guidance_scale > 1 else None), num_waveforms_per_prompt)
+        final = self._denoise(noise, *rows, guidance_scale, keys, table, solver, given, progress)
         mels, audios = self.decode(final)
-        made = Output(audios[:, :samples], self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
+        audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
+        if edit:
+            audios = join(edit, audios, self.sampling_rate)
+        made = Output(audios, self.sampling_rate, mels, np.asarray(final).transpose(0, 3, 1, 2))
         if num_waveforms_per_prompt == 1:
             return made
         best = self._best_first(made.audios, meant)
@@ -213,28 +270,116 @@ class AudioLDM2:
         uncond: str = "language_model",
         use_loa: bool = True,
         use_text_states: bool = True,
+        transcription: str | Sequence[str] | None = None,
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
-        return self._encode(prompts, negatives, uncond, use_loa, use_text_states)[:2]
+        texts = self._texts(prompts, negatives, transcription, emptied=not use_text_states)
+        return self._conditions(texts, uncond, use_loa, use_text_states)[:2]
 
-    def _encode(
-        self, prompts: Sequence[str], negatives: Sequence[str], uncond: str, use_loa: bool, use_text_states: bool
+    def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
+        """What is said and meant, checked and as token ids."""
+        prompts = prompt_list(prompt)
+        negatives = one_each(negative or "", len(prompts), "negative prompts")
+        if self.prompts.speaks and transcription is None:
+            raise ValueError("This is a model of speech: give a transcription, what is to be said.")
+        if not self.prompts.speaks and transcription is not None:
+            raise ValueError("This model does not speak: transcription is for models of speech; leave it out.")
+        said = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
+        return _Texts(prompts, self.prompts.encode(prompts, negatives, said, emptied=emptied))
+
+    def _conditions(
+        self, texts: _Texts, uncond: str, use_loa: bool, use_text_states: bool, loa: jax.Array | None = None
     ) -> tuple[Conditions, Conditions, jax.Array]:
-        """`encode`, and CLAP's embeddings of the prompts [prompts, d]."""
-        count = len(prompts)
-        text = self.prompts.encode(prompts, negatives, emptied=not use_text_states)
-        tokens = self.components["language_model"].config.get("max_new_tokens") or LOA_TOKENS
+        """The conditions of prompts and of negative prompts, and CLAP's embeddings [prompts, d] of the prompts."""
+        count = len(texts.prompts)
         names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
-        every, meant = _encode({name: self.networks[name] for name in names}, text, num_tokens=tokens)
-        parts = [Conditions(*(x[start : start + count] for x in every)) for start in range(0, len(every.loa), count)]
-        given, without = parts[:2]
+        networks = {name: self.networks[name] for name in names if name in self.networks}
+        every, meant = _encode(networks, texts.ids, loa, count=count, num_tokens=self._loa_tokens)
+        given, without, emptied = (
+            jax.tree.map(lambda x, first=first: x[first : first + count], every) for first in (0, count, 2 * count)
+        )
         if not use_text_states:
-            given = parts[2]._replace(loa=given.loa)
+            given = emptied._replace(loa=given.loa)
         if not use_loa:
             given = given._replace(loa=jnp.zeros_like(given.loa))
         if uncond == "zeros" or not use_loa:
             without = without._replace(loa=jnp.zeros_like(without.loa))
         return given, without, meant[:count]
+
+    def _given(self, edit: Edit, shape: tuple[int, int, int]) -> _Given:
+        """What of the given clip goes into the denoising of latents of `shape`."""
+        latents = keep = loa = None
+        waveform, (time, _, _) = files.normalise(edit.waveform(self.sampling_rate)), shape
+        if edit.starts_from_latents:
+            scale = jnp.float32(self.components["vae"].config["scaling_factor"])
+            whole = files.segment(waveform, time * self._vae_factor * self._hop)
+            latents = _clip_latents(self.networks["vae"], whole[None], scale, mel=self.mel)
+            seconds = (np.arange(time) + 0.5) * self._vae_factor * self._hop / self.sampling_rate
+            keep = edit.kept(seconds, self.mel.centres.reshape(-1, self._vae_factor).mean(1))
+            if keep is not None and keep.all():
+                raise ValueError("All of the given clip would be kept: make more of it anew, or ask for a longer one.")
+        if edit.heard:
+            loa = self._heard(waveform, edit.heard)
+        return _Given(latents, None if keep is None else jnp.asarray(keep[None, :, :, None], jnp.float32), loa)
+
+    def _heard(self, waveform: np.ndarray, seconds: float) -> jax.Array | None:
+        """The first LOA tokens of a clip [samples], as many as lie within `seconds`: [1, tokens, d]; None for none."""
+        if "language_model" not in self.networks:
+            raise ValueError("This model has no language of audio: variation and continuation need one.")
+        if "audiomae" not in self.components:
+            raise ValueError(
+                "The model folder has no audiomae/, which hears a clip's language of audio: convert AudioMAE's "
+                "checkpoint, or the authors' file of this model, with launch/convert.py."
+            )
+        audiomae = self.components["audiomae"]
+        frames, bands = audiomae.config["img_size"]
+        patch = audiomae.module.patch_size
+        pooling = conditioning.pooling_of(self._loa_tokens, frames // patch, bands // patch)
+        settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
+        window = round(frames * settings.hop_length / settings.sampling_rate * self.sampling_rate)
+        loa = _clip_loa(
+            jax.device_put(audiomae.network),
+            files.segment(waveform, window)[None],
+            sampling_rate=self.sampling_rate,
+            settings=settings,
+            pooling=pooling,
+        )
+        steps = frames // patch // pooling
+        within = (
+            min(steps, int(seconds / (window / self.sampling_rate) * steps + 1e-6)) if seconds < math.inf else steps
+        )
+        return loa[:, : within * (loa.shape[1] // steps)] if within else None
+
+    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> jax.Array:
+        """Clean latents [clips, ...]: `sampling.denoise`, one call of the UNet at a time."""
+        unet, count, calls = self.networks["unet"], len(noise), len(table["timestep"])
+        keys = keys if table["to_noise"].any() else None
+        noise, conditions, uncond, keys = self._spread((noise, conditions, uncond, keys))
+        rows = -(-calls // _ROWS) * _ROWS
+        table = {name: np.pad(x, [(0, rows - calls)] + [(0, 0)] * (x.ndim - 1), "edge") for name, x in table.items()}
+        scale = np.float32(guidance_scale)
+        task = _prepare(unet, table, noise, conditions, uncond, scale, keys, given.latents, given.keep)
+        carry = _begin(task, solver=solver)
+        for call in range(calls):
+            carry = _step(unet, task, carry, np.int32(call), solver=solver)
+            if progress:
+                jax.block_until_ready(carry)
+                progress(call + 1, calls)
+        return carry[1][:count]
+
+    def _everywhere(self, tree: Any) -> Any:
+        """A tree of arrays, whole on every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _spread(self, tree: Any) -> Any:
+        """A tree of arrays [rows, ...], their rows shared out among the devices; the last one fills up."""
+
+        def place(x: jax.Array) -> jax.Array:
+            missing = -len(x) % self._mesh.size
+            x = jnp.concatenate([x, jnp.repeat(x[-1:], missing, 0)]) if missing else x
+            return jax.device_put(x, sharding.batch_sharding(self._mesh))
+
+        return jax.tree.map(place, tree)
 
     def _best_first(self, audios: np.ndarray, meant: jax.Array) -> np.ndarray:
         """The order of clips [prompts * n, samples] that sorts those of each prompt by CLAP's cosine with it.
@@ -254,27 +399,49 @@ class AudioLDM2:
 
     def decode(self, latents: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Scaled latents [b, t, f, c] to mels [b, frames, bands] and waveforms [b, samples]."""
-        scale = jnp.float32(self.components["vae"].config["scaling_factor"])
-        mels, audios = _decode(self.networks["vae"], self.networks["vocoder"], latents, scale)
-        return np.asarray(mels), np.asarray(audios)
+        scale = np.float32(self.components["vae"].config["scaling_factor"])
+        made = _decode(self.networks["vae"], self.networks["vocoder"], self._spread(latents), scale)
+        mels, audios = sharding.to_host(made)
+        return mels[: len(latents)], audios[: len(latents)]
 
-    def latent_shape(self, seconds: float | None) -> tuple[tuple[int, int, int], int]:
-        """The latents' (time, frequency, channels) for a length, and how many samples to keep.
+    def latent_shape(self, seconds: float | None, *, exact: bool = False) -> tuple[tuple[int, int, int], int]:
+        """The latents' (time, frequency, channels) for a length, and how many samples to keep of what they give.
+
+        Args:
+          seconds: None for the model's own length.
+          exact: as many latent frames as diffusers has; else up to a sixteenth of the model's own length more, so that
+            few lengths have a shape of their own.
 
         Raises:
           ValueError: for a length below one latent frame, or no number; or none where the model names none.
         """
-        unet, factor = self.components["unet"].config, self._vae_factor
+        factor, own = self._vae_factor, self.own_length
+        seconds = own if seconds is None else seconds
         if seconds is None:
-            if not unet.get("sample_size"):
-                raise ValueError("The model names no length of its own (sample_size): give audio_length_in_s.")
-            seconds = unet["sample_size"] * factor * self._hop / self.sampling_rate
+            raise ValueError("The model names no length of its own (sample_size): give audio_length_in_s.")
         shortest = factor * self._hop / self.sampling_rate
         if not (math.isfinite(seconds) and seconds >= shortest):
             raise ValueError(f"audio_length_in_s is {seconds}; it has to be at least {shortest} s.")
         frames = int(seconds / (self._hop / self.sampling_rate))
-        shape = (-(-frames // factor), self._bands // factor, unet["in_channels"])
-        return shape, int(seconds * self.sampling_rate)
+        time = -(-frames // factor)
+        if own and not exact:
+            bucket = max(1, round(own / shortest) // _LENGTHS)
+            time = -(-time // bucket) * bucket
+        channels = self.components["unet"].config["in_channels"]
+        return (time, self._bands // factor, channels), int(seconds * self.sampling_rate)
+
+    def _check(self, guidance_scale, clips, seed, uncond, use_loa, use_text_states) -> None:
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
+        if clips < 1:
+            raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
+        if uncond not in UNCONDITIONAL:
+            raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
+        if not isinstance(seed, int | np.integer):
+            raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
+        usual = uncond == UNCONDITIONAL[0] and use_loa and use_text_states
+        if "language_model" not in self.components and not usual:
+            raise ValueError("This model has no language of audio: leave out uncond, use_loa and use_text_states.")
 
 
 def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
@@ -290,14 +457,43 @@ def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
     return jnp.stack(keys)
 
 
-@partial(jax.jit, static_argnames="num_tokens")
-def _encode(networks: dict[str, Network], text: conditioning.Text, *, num_tokens: int) -> tuple[Conditions, jax.Array]:
-    """Conditions of all texts, and CLAP's embeddings of them."""
-    prefix, states, mask = conditioning.encode_prompt(
-        networks["text_encoder"], networks["text_encoder_2"], networks["projection_model"], text
-    )
-    meant = networks["text_encoder"](text["clap_ids"], text["clap_mask"], method="text_features")
-    return Conditions(conditioning.generate_loa(networks["language_model"], prefix, num_tokens), states, mask), meant
+@partial(jax.jit, static_argnames=("count", "num_tokens"))
+def _encode(
+    networks: dict[str, Network], text: conditioning.Text, loa: jax.Array | None, *, count: int, num_tokens: int
+) -> tuple[Conditions, jax.Array]:
+    """Conditions of all texts, and CLAP's embeddings of them; the first `count` may begin with given LOA tokens."""
+    clap, second = networks["text_encoder"], networks.get("text_encoder_2")
+    meant = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    if second is None:
+        return Conditions(clap_embedding=meant), meant
+    if "language_model" not in networks:
+        return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), meant
+    gpt2 = networks["language_model"]
+    prefix, states, mask = conditioning.encode_prompt(clap, second, networks["projection_model"], text)
+    if loa is None:
+        written = conditioning.generate_loa(gpt2, prefix, num_tokens)
+    else:
+        first, rest = (
+            jax.tree.map(lambda x, part=part: x[part], prefix) for part in (slice(count), slice(count, None))
+        )
+        loa = jnp.repeat(loa, count, 0)
+        if loa.shape[1] < num_tokens:
+            loa = conditioning.generate_loa(gpt2, first, num_tokens, given=loa)
+        written = jnp.concatenate([loa, conditioning.generate_loa(gpt2, rest, num_tokens)])
+    return Conditions(written, states, mask), meant
+
+
+@partial(jax.jit, static_argnames="mel")
+def _clip_latents(vae: Network, waveform: jax.Array, scale: jax.Array, *, mel: MelSettings) -> jax.Array:
+    """Scaled latents [b, t, f, c] of normalised clips [b, samples]: their mean, without noise."""
+    return vae(log_mel(waveform, mel)[..., None], method="encode")[0] * scale
+
+
+@partial(jax.jit, static_argnames=("sampling_rate", "settings", "pooling"))
+def _clip_loa(audiomae: Network, waveform, *, sampling_rate: int, settings: FbankSettings, pooling: int) -> jax.Array:
+    """The LOA [b, tokens, d] of normalised clips [b, samples]."""
+    fbank = kaldi_fbank(resample(waveform, sampling_rate, settings.sampling_rate), settings)
+    return conditioning.audiomae_loa(audiomae, fbank, pooling)
 
 
 @partial(jax.jit, static_argnames=("sampling_rate", "heard"))
@@ -307,61 +503,25 @@ def _similarity(clap: Network, audios, meant: jax.Array, *, sampling_rate: int, 
     return (clap(mel, method="audio_features") * meant).sum(-1)
 
 
-@partial(jax.jit, static_argnames=("schedule", "num_steps", "eta", "solver"))
-def _denoise(unet, latents, given, without, guidance_scale, keys, *, schedule, num_steps, eta, solver):
-    return sampling.denoise(
-        unet, schedule, latents, given, without, guidance_scale, num_steps, eta=eta, keys=keys, solver=solver
-    )
-
-
+_prepare = jax.jit(sampling.prepare)
+_begin = jax.jit(sampling.begin, static_argnames="solver")
+_step = jax.jit(sampling.step, static_argnames="solver", donate_argnums=2)
 _decode = jax.jit(sampling.decode)
+
+
+def _loa_tokens(components: Mapping[str, Component]) -> int:
+    gpt2 = components.get("language_model")
+    return (gpt2.config.get("max_new_tokens") or LOA_TOKENS) if gpt2 else 0
 
 
 def _prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
     """How many tokens the networks can take, whatever the tokenizers' files say."""
-    text, gpt2 = components["text_encoder"].module.text_config, components["language_model"]
-    tokens = gpt2.config.get("max_new_tokens") or LOA_TOKENS
+    text, gpt2 = components["text_encoder"].module.text_config, components.get("language_model")
     # RoBERTa counts positions from the padding id on; GPT-2 reads five places beside T5's and the LOA.
-    return {
-        "clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1,
-        "t5_limit": gpt2.module.n_positions - tokens - 4,
-    }
-
-
-def _prompt_list(prompt: str | Sequence[str]) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ValueError("The list of prompts is empty: give at least one.")
-    for number, text in enumerate(prompts, 1):
-        if not isinstance(text, str):
-            raise ValueError(f"Prompt {number} is a {type(text).__name__}, not a text.")
-        if not text.strip():
-            raise ValueError(f"Prompt {number} is empty: say what to generate.")
-    return [_valid(text) for text in prompts]
-
-
-def _negative_list(negative: str | Sequence[str] | None, count: int) -> list[str]:
-    if negative is None or isinstance(negative, str):
-        return [_valid(negative or "")] * count
-    if len(negative) != count:
-        raise ValueError(f"{len(negative)} negative prompts for {count} prompts: give one for all, or one each.")
-    return [_valid(text) for text in negative]
-
-
-def _valid(text: str) -> str:
-    """The text with "?" for halves of characters (lone surrogates), which no tokenizer reads."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _check_numbers(guidance_scale: float, clips: int, seed: int, uncond: str) -> None:
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
-    if clips < 1:
-        raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
-    if uncond not in UNCONDITIONAL:
-        raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
-    if not isinstance(seed, int | np.integer):
-        raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
+    limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
+    if gpt2:
+        limits["t5_limit"] = gpt2.module.n_positions - _loa_tokens(components) - 4
+    return limits
 
 
 def _given_latents(latents: np.ndarray, clips: int, shape: tuple[int, int, int]) -> jax.Array:

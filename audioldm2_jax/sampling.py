@@ -4,31 +4,35 @@ All functions are pure and may be jitted. Whatever is random comes from one key 
 in every batch.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVERS
 from audioldm2_jax.models.network import Network
 
-Denoiser = Callable[..., jax.Array]
-
 
 class Conditions(NamedTuple):
-    """What the UNet attends to.
+    """What the UNet is told of the clips; None for what it has no use for.
 
     Attributes:
-      loa: [b, n, d_loa].
+      loa: [b, n, d_loa]; in a model without one, the states that take its place.
+      loa_mask: [b, n], 1 where there is something to attend to; None for everywhere.
       text_states: T5's, [b, m, d_t5].
       text_mask: [b, m], 1 where there is text.
+      clap_embedding: [b, d_clap], for a UNet with a class embedding.
     """
 
-    loa: jax.Array
-    text_states: jax.Array
-    text_mask: jax.Array
+    loa: jax.Array | None = None
+    text_states: jax.Array | None = None
+    text_mask: jax.Array | None = None
+    clap_embedding: jax.Array | None = None
+    loa_mask: jax.Array | None = None
 
 
 def repeat(conditions: Conditions, times: int) -> Conditions:
@@ -42,7 +46,7 @@ def initial_latents(keys: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 
 
 def denoise(
-    unet: Denoiser,
+    unet: Network,
     schedule: NoiseSchedule,
     latents: jax.Array,
     conditions: Conditions,
@@ -60,8 +64,7 @@ def denoise(
     The network's output is `uncond + guidance_scale * (cond - uncond)`, both computed in one batch.
 
     Args:
-      unet: `(latents [b, t, f, c], timesteps [b], loa, text_states, text_mask=...) -> [b, t, f, c]`, for
-        instance a `Network`.
+      unet: a `models.unet.UNet`.
       schedule: the noise schedule; static.
       latents: noise [b, t, f, c]; scaled latents.
       conditions: what to generate.
@@ -79,32 +82,121 @@ def denoise(
       ValueError: for a number of steps or an eta that the schedule or the solver does not have, or missing
         keys.
     """
-    table = SOLVERS[solver].plan(schedule, num_steps, eta)
-    random = bool(table["to_noise"].any())
-    if random and keys is None:
+    table = SOLVERS[solver].plan(schedule, num_steps, eta, 0)
+    if not table["to_noise"].any():
+        keys = None
+    elif keys is None:
         raise ValueError(f"{solver} with eta {eta} adds noise at each step: give a key for each clip.")
-    both = conditions if uncond is None else jax.tree.map(lambda u, c: jnp.concatenate([u, c]), uncond, conditions)
+    unet = cast_kernels(unet)
+    task = prepare(unet, table, latents, conditions, uncond, guidance_scale, keys)
 
-    def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        doubled = latents if uncond is None else jnp.concatenate([latents, latents])
-        timesteps = jnp.broadcast_to(timestep, doubled.shape[:1])
-        output = unet(doubled, timesteps, both.loa, both.text_states, text_mask=both.text_mask)
-        output = output.astype(jnp.float32)
-        if uncond is None:
-            return output
-        without, within = jnp.split(output, 2)
-        return without + guidance_scale * (within - without)
+    def one(carry, index):
+        return step(unet, task, carry, index, solver=solver), None
 
-    def step(carry, row):
-        state, latents = carry
-        latents = latents * row["rescale"]
-        output = predict(latents, row["timestep"])
-        noise = _step_noise(keys, row["timestep"], latents.shape[1:]) if random else None
-        return SOLVERS[solver].step(row, state, latents, output, noise), None
+    return jax.lax.scan(one, begin(task, solver=solver), jnp.arange(len(table["timestep"])))[0][1]
 
-    start = (SOLVERS[solver].init(latents), latents)
-    (_, latents), _ = jax.lax.scan(step, start, jax.tree.map(jnp.asarray, table))
-    return latents
+
+class Denoising(NamedTuple):
+    """One task of denoising: all that stays the same from step to step.
+
+    Attributes:
+      noise: what the latents are made of at first [b, t, f, c].
+      attended, shifts: what the UNet's `predict` takes beside latents; the shifts with the leading axis [calls].
+      table: the solver's, as arrays [calls].
+      guidance_scale: None for no guidance.
+      keys: [b], where the solver adds noise.
+      clip: a given clip's clean latents [1, t, f, c], with whose noisy form the first step begins.
+      keep: [1, t, f, 1], 1 where the given clip stays; 0 where it is denoised.
+    """
+
+    noise: jax.Array
+    attended: Any
+    shifts: Any
+    table: dict[str, jax.Array]
+    guidance_scale: jax.Array | None
+    keys: jax.Array | None
+    clip: jax.Array | None = None
+    keep: jax.Array | None = None
+
+
+Carry = tuple[Any, jax.Array]
+"""What goes from step to step: the solver's memory, and the latents [b, t, f, c]."""
+
+
+def prepare(
+    unet: Network,
+    table: Mapping[str, np.ndarray | jax.Array],
+    noise: jax.Array,
+    conditions: Conditions,
+    uncond: Conditions | None,
+    guidance_scale: float | jax.Array,
+    keys: jax.Array | None,
+    clip: jax.Array | None = None,
+    keep: jax.Array | None = None,
+) -> Denoising:
+    """Computes once what is the same at all steps, or known of each before the first; arguments as in `Denoising`.
+
+    `table` may have more rows than are used, so that another number of steps has the same shapes.
+    """
+    # A clip and what it steers away from stand side by side, so that a batch over several devices stays where it is.
+    both = conditions if uncond is None else jax.tree.map(_interleave, uncond, conditions)
+    masks = {"loa_mask": both.loa_mask, "text_mask": both.text_mask}
+    attended = unet(both.loa, both.text_states, **masks, method="attended")
+    table = {name: jnp.asarray(column) for name, column in table.items()}
+    shifts = jax.vmap(partial(_shifts, unet, both.clap_embedding))(table["timestep"])
+    scale = None if uncond is None else jnp.asarray(guidance_scale, jnp.float32)
+    return Denoising(noise, attended, shifts, table, scale, keys, clip, keep)
+
+
+def begin(task: Denoising, *, solver: str) -> Carry:
+    """What the first step starts from: noise, or the given clip with as much noise as that step expects."""
+    if task.clip is None:
+        latents = task.noise * task.table["rescale"][0]
+    else:
+        latents = _noisy(task, task.table["level"][0])
+    return SOLVERS[solver].init(latents), latents
+
+
+def step(unet: Network, task: Denoising, carry: Carry, index: jax.Array, *, solver: str) -> Carry:
+    """Call `index` of the UNet and what the solver makes of it.
+
+    Where a part of a given clip is kept, it takes its place after each step with the noise of that level, and at the
+    end without noise (Lugmayr et al. 2022, arXiv 2201.09865, eq. 8, with the same noise at all steps).
+    """
+    state, latents = carry
+    row, shifts = jax.tree.map(lambda x: x[index], (task.table, task.shifts))
+    guided = task.guidance_scale is not None
+    doubled = _interleave(latents, latents) if guided else latents
+    output = unet(doubled, shifts, task.attended, method="predict").astype(jnp.float32)
+    if guided:
+        without, within = jnp.moveaxis(output.reshape(len(latents), 2, *latents.shape[1:]), 1, 0)
+        output = without + task.guidance_scale * (within - without)
+    noise = None if task.keys is None else _step_noise(task.keys, row["timestep"], latents.shape[1:])
+    state, latents = SOLVERS[solver].step(row, state, latents, output, noise)
+    if task.keep is not None:
+        latents = task.keep * _noisy(task, row["level_after"]) + (1 - task.keep) * latents
+    return state, latents
+
+
+def cast_kernels(network: Network) -> Network:
+    """The network with its kernels in the precision to which its layers would cast them at each call."""
+    cast = lambda path, leaf: leaf.astype(network.module.dtype) if path[-1].key == "kernel" else leaf  # noqa: E731
+    return network.replace(variables=jax.tree_util.tree_map_with_path(cast, network.variables))
+
+
+def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Twice [b, ...] to [2 b, ...], the two of an example side by side."""
+    return jnp.stack([first, second], 1).reshape(2 * len(first), *first.shape[1:])
+
+
+def _noisy(task: Denoising, level: jax.Array) -> jax.Array:
+    """The given clip with noise, at a share of signal power."""
+    return jnp.sqrt(level) * task.clip + jnp.sqrt(1 - level) * task.noise
+
+
+def _shifts(unet: Network, labels: jax.Array | None, timestep: jax.Array) -> list[list[jax.Array]]:
+    """The UNet's `shifts` at one timestep: of each example where there are labels [b, d], else one for all."""
+    return unet(jnp.broadcast_to(timestep, 1 if labels is None else len(labels)), labels, method="shifts")
 
 
 def _step_noise(keys: jax.Array, timestep: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,10 +1,12 @@
 """A model folder of random weights, as small as the architecture allows, for the tests that need a whole one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from audioldm2_jax.data import phonemes
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.weights import folder
@@ -62,7 +64,7 @@ CONFIGS = {
         "resid_pdrop": 0.1,
         "attn_pdrop": 0.1,
         "embd_pdrop": 0.1,
-        "max_new_tokens": 4,
+        "max_new_tokens": 8,
     },
     "projection_model": {"text_encoder_dim": 12, "text_encoder_1_dim": 16, "langauge_model_dim": 24},
     "text_encoder": {
@@ -116,6 +118,41 @@ CONFIGS = {
 }
 """What each config.json says, by component."""
 
+SPEECH_CONFIGS = CONFIGS | {
+    "unet": CONFIGS["unet"] | {"cross_attention_dim": ((None, 24), (None, 24))},
+    "language_model": CONFIGS["language_model"] | {"max_new_tokens": 12},
+    "projection_model": CONFIGS["projection_model"] | {"use_learned_position_embedding": True, "max_seq_length": 60},
+    "text_encoder_2": {
+        "model_type": "vits",
+        "vocab_size": 183,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "window_size": 4,
+        "use_bias": True,
+        "ffn_dim": 24,
+        "ffn_kernel_size": 3,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "layer_norm_eps": 1e-5,
+    },
+}
+"""The speech variant: phonemes in the place of T5's tokens, and the UNet attends to the LOA alone."""
+
+FILM_CONFIGS = {name: CONFIGS[name] for name in ("vae", "vocoder")} | {
+    "unet": CONFIGS["unet"]
+    | {
+        "_class_name": "UNet2DConditionModel",
+        "cross_attention_dim": (None,),
+        "class_embed_type": "simple_projection",
+        "projection_class_embeddings_input_dim": 12,
+        "class_embeddings_concat": True,
+    },
+    "text_encoder": CONFIGS["text_encoder"]["text_config"] | {"model_type": "clap_text_model", "projection_dim": 12},
+}
+"""AudioLDM 1: CLAP's embedding of the caption is the UNet's class label, and there is nothing else."""
+
 
 def random_variables(name: str, config: dict, seed: int = 0) -> dict:
     """Variables of component `name`, all leaves different from what an initialiser would give."""
@@ -137,10 +174,10 @@ def random_variables(name: str, config: dict, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def write_networks(path: Path, names: tuple[str, ...] = folder.PARTS) -> Path:
+def write_networks(path: Path, configs: Mapping[str, dict] = CONFIGS) -> Path:
     """Writes networks, the scheduler and CLAP's front end."""
-    for number, name in enumerate(names):
-        folder.write_component(path, name, CONFIGS[name], random_variables(name, CONFIGS[name], number))
+    for number, (name, config) in enumerate(configs.items()):
+        folder.write_component(path, name, config, random_variables(name, config, number))
     folder.write_scheduler(path, SCHEDULE)
     folder.write_feature_extractor(
         path, sampling_rate=48000, seconds=0.64, n_fft=1024, hop_length=480, n_mels=16, fmin=50.0, fmax=14000.0
@@ -153,5 +190,22 @@ def write_model(path: Path) -> Path:
     write_networks(path)
     tokenizers = Tokenizers(train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40))
     tokenizers.save(path)
+    folder.write_index(path)
+    return path
+
+
+def write_speech_model(path: Path) -> Path:
+    """Writes a whole model folder of the speech variant; a transcription has 60 phonemes at most."""
+    write_networks(path, SPEECH_CONFIGS)
+    train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
+    phonemes.write_tokenizer(path / "tokenizer_2", length=SPEECH_CONFIGS["projection_model"]["max_seq_length"])
+    folder.write_index(path)
+    return path
+
+
+def write_film_model(path: Path) -> Path:
+    """Writes a whole model folder of AudioLDM 1."""
+    write_networks(path, FILM_CONFIGS)
+    train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
     folder.write_index(path)
     return path

@@ -52,6 +52,11 @@ class MelSettings:
         """Frames of a clip of `samples` samples: one a full hop."""
         return samples // self.hop_length
 
+    @property
+    def centres(self) -> np.ndarray:
+        """Where the bands peak, Hz: float64 [n_mels]."""
+        return _slaney_edges(self)[1:-1]
+
 
 @dataclasses.dataclass(frozen=True)
 class FbankSettings:
@@ -279,11 +284,16 @@ def _slaney_filters(settings: MelSettings | ClapMelSettings) -> np.ndarray:
 
     The defaults of `librosa.filters.mel`. The triangles are straight over Hz.
     """
-    low, high = _hz_to_slaney(np.array([settings.fmin, settings.fmax]))
-    edges = _slaney_to_hz(np.linspace(low, high, settings.n_mels + 2))
+    edges = _slaney_edges(settings)
     bins = np.linspace(0, settings.sampling_rate / 2, settings.n_fft // 2 + 1)
     filters = _triangles(bins, edges) * (2 / (edges[2:] - edges[:-2]))
     return filters.astype(np.float32)
+
+
+def _slaney_edges(settings: MelSettings | ClapMelSettings) -> np.ndarray:
+    """Where the triangles begin, peak and end, Hz: [n_mels + 2]."""
+    low, high = _hz_to_slaney(np.array([settings.fmin, settings.fmax]))
+    return _slaney_to_hz(np.linspace(low, high, settings.n_mels + 2))
 
 
 @functools.lru_cache(maxsize=16)

@@ -2,14 +2,17 @@
 
 A solver is a triple of functions, so that one `lax.scan` runs any of them:
 
-    table = solver.plan(schedule, num_steps, eta)    # NumPy, before tracing; one row per call of the network
+    table = solver.plan(schedule, num_steps, eta, first)    # NumPy; one row per call of the network
     state = solver.init(latents)                     # what a solver remembers between steps (history)
     state, latents = solver.step(row, state, latents, output, noise)
 
 A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (what the network is told),
-`rescale` (what the latents are multiplied by before the network sees them and the step begins) and `to_noise` (how
-much of `noise` the step adds). The coefficients are computed in double precision, so a step is a few multiply-adds
-whatever the network predicts.
+`level` (the share of signal power in the latents that it sees), `level_after` (the same at the next call; 1 at the
+end), `rescale` (what noise is multiplied by to start with) and `to_noise` (how much of `noise` the step adds). The
+coefficients are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
+
+`first` leaves out so many of the steps at the noisy end, for latents that are a clip with the noise of `level[0]` and
+not noise alone.
 
 Latents are those of a variance-preserving process at every step: signal and noise of `NoiseSchedule`. diffusers' Euler
 schedulers keep them divided by the signal's share; it is the same process in another unit.
@@ -32,7 +35,7 @@ Row = dict[str, jax.Array]
 class Solver(NamedTuple):
     """See the head of this file. `noise` in `step` is standard normal of the latents' shape, or None."""
 
-    plan: Callable[[NoiseSchedule, int, float], Table]
+    plan: Callable[[NoiseSchedule, int, float, int], Table]
     init: Callable[[jax.Array], Any]
     step: Callable[[Row, Any, jax.Array, jax.Array, jax.Array | None], tuple[Any, jax.Array]]
 
@@ -75,10 +78,24 @@ def _nothing(latents: jax.Array) -> tuple[()]:
     return ()
 
 
-def _rows(timesteps: np.ndarray, **columns: np.ndarray) -> Table:
+def _rows(timesteps: np.ndarray, level: np.ndarray, **columns: np.ndarray) -> Table:
     """A table of float32 columns; without a column of its own, `rescale` is 1 and `to_noise` 0."""
-    columns = {"rescale": np.ones(len(timesteps)), "to_noise": np.zeros(len(timesteps)), **columns}
+    calls = len(timesteps)
+    columns = {
+        "level": level,
+        "level_after": np.append(level[1:], 1.0),
+        "rescale": np.ones(calls),
+        "to_noise": np.zeros(calls),
+        **columns,
+    }
     return {"timestep": timesteps, **{name: np.asarray(column, np.float32) for name, column in columns.items()}}
+
+
+def _left(steps: np.ndarray, first: int) -> np.ndarray:
+    """The steps without the first ones; at least one has to remain."""
+    if not 0 <= first < len(steps):
+        raise ValueError(f"{first} of {len(steps)} denoising steps are to be left out; at least one has to remain.")
+    return steps[first:]
 
 
 def _deterministic(name: str, eta: float) -> None:
@@ -99,7 +116,7 @@ def _combine(
     return state, latents if noise is None else latents + row["to_noise"] * noise
 
 
-def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
 
     `eta` = 0 is deterministic, 1 has the variance of DDPM. The next timestep is `num_train_timesteps // num_steps`
@@ -110,22 +127,23 @@ def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; DDIM takes values from 0 (deterministic) to 1 (as DDPM).")
-    timesteps = schedule.timesteps(num_steps)
+    timesteps = _left(schedule.timesteps(num_steps), first)
     level = schedule.alphas_cumprod[timesteps]
     after = _level_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
     sigma = eta * np.sqrt((1 - after) / (1 - level) * (1 - level / after))
     return _rows(
         timesteps,
+        level,
         **prediction_table(schedule, level),
         to_clean=np.sqrt(after),
         # Rounding must not make a root of what is 0 in exact arithmetic.
         to_direction=np.sqrt(np.maximum(1 - after - sigma**2, 0)),
-        to_present=np.zeros(num_steps),
+        to_present=np.zeros_like(level),
         to_noise=sigma,
     )
 
 
-def ddpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def ddpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of DDPM with the small variance (Ho et al. 2020, arXiv 2006.11239, eq. 7), over skipped timesteps.
 
     The last step goes to a noise-free sample, as in diffusers' DDPMScheduler.
@@ -134,22 +152,23 @@ def ddpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
       ValueError: for an eta, or a number of steps that the schedule does not have.
     """
     _deterministic("ddpm", eta)
-    timesteps = schedule.timesteps(num_steps)
+    timesteps = _left(schedule.timesteps(num_steps), first)
     level = schedule.alphas_cumprod[timesteps]
     after = np.append(level[1:], 1.0)
     beta = 1 - level / after
     return _rows(
         timesteps,
+        level,
         **prediction_table(schedule, level),
         to_clean=np.sqrt(after) * beta / (1 - level),
-        to_direction=np.zeros(num_steps),
+        to_direction=np.zeros_like(level),
         to_present=np.sqrt(level / after) * (1 - after) / (1 - level),
         to_noise=np.sqrt((1 - after) / (1 - level) * beta),
     )
 
 
-def _sigma_timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Timesteps and sigmas of diffusers' Euler schedulers, float64 [num_steps] and [num_steps + 1], the last 0.
+def _sigma_timesteps(schedule: NoiseSchedule, num_steps: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Timesteps and sigmas of diffusers' Euler schedulers, float64 [calls] and [calls + 1], the last 0.
 
     Sigma is noise over signal. The `linspace` spacing visits fractional timesteps; between levels sigma is linear.
     """
@@ -162,7 +181,7 @@ def _sigma_timesteps(schedule: NoiseSchedule, num_steps: int) -> tuple[np.ndarra
     chosen = np.interp(timesteps, np.arange(len(sigmas)), sigmas)
     if schedule.use_karras_sigmas:
         timesteps, chosen = karras(sigmas, chosen[0], chosen[-1], num_steps)
-    return timesteps, np.append(chosen, 0.0)
+    return _left(timesteps, first), np.append(_left(chosen, first), 0.0)
 
 
 def karras(sigmas: np.ndarray, largest: float, smallest: float, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,26 +202,27 @@ def _euler_rescale(schedule: NoiseSchedule, sigmas: np.ndarray) -> np.ndarray:
     return rescale
 
 
-def euler_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def euler_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of Euler's method on the probability flow (Karras et al. 2022, arXiv 2206.00364, alg. 2, no churn).
 
     Raises:
       ValueError: for an eta, or a number of steps that the schedule does not have.
     """
     _deterministic("euler", eta)
-    timesteps, sigmas = _sigma_timesteps(schedule, num_steps)
+    timesteps, sigmas = _sigma_timesteps(schedule, num_steps, first)
     level, after = 1 / (1 + sigmas[:-1] ** 2), 1 / (1 + sigmas[1:] ** 2)
     return _rows(
         timesteps.astype(np.float32),
+        level,
         **prediction_table(schedule, level, clipped=False),
         to_clean=np.sqrt(after),
         to_direction=np.sqrt(1 - after),
-        to_present=np.zeros(num_steps),
+        to_present=np.zeros_like(level),
         rescale=_euler_rescale(schedule, sigmas),
     )
 
 
-def euler_ancestral_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def euler_ancestral_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of ancestral sampling by Euler steps (k-diffusion, sampling.py, `sample_euler_ancestral`).
 
     Each step goes down to a sigma below the next one and adds noise up to it.
@@ -211,22 +231,24 @@ def euler_ancestral_plan(schedule: NoiseSchedule, num_steps: int, eta: float) ->
       ValueError: for an eta, or a number of steps that the schedule does not have.
     """
     _deterministic("euler_ancestral", eta)
-    timesteps, sigmas = _sigma_timesteps(dataclasses.replace(schedule, use_karras_sigmas=False), num_steps)
+    timesteps, sigmas = _sigma_timesteps(dataclasses.replace(schedule, use_karras_sigmas=False), num_steps, first)
     here, there = sigmas[:-1], sigmas[1:]
     up = np.sqrt(there**2 * (here**2 - there**2) / here**2)
     share = 1 / np.sqrt(1 + there**2)  # of the signal after the step
+    level = 1 / (1 + here**2)
     return _rows(
         timesteps.astype(np.float32),
-        **prediction_table(schedule, 1 / (1 + here**2), clipped=False),
+        level,
+        **prediction_table(schedule, level, clipped=False),
         to_clean=share,
         to_direction=np.sqrt(np.maximum(there**2 - up**2, 0)) * share,
-        to_present=np.zeros(num_steps),
+        to_present=np.zeros_like(level),
         to_noise=up * share,
         rescale=_euler_rescale(schedule, sigmas),
     )
 
 
-def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, alg. 2), the last step of first order.
 
     The next sample is `to_present * latents + to_clean * x0 + to_former * (the x0 before)`. Timesteps are those of
@@ -253,17 +275,18 @@ def dpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
         raise ValueError(
             f"{num_steps} denoising steps are too many for dpmsolver++, which would visit one twice; ask for fewer."
         )
-    chosen = np.append(chosen, 0.0)
+    timesteps, chosen = _left(timesteps, first), np.append(_left(chosen, first), 0.0)
     signal = 1 / np.sqrt(1 + chosen**2)
     noise = chosen * signal
     # exp(-h) and h of the paper: h is the step of log(signal / noise), infinite in the last.
     shrink = chosen[1:] / chosen[:-1]
     step = -np.log(np.maximum(shrink, 1e-30))
     gain = signal[1:] * (1 - shrink)
-    former = np.zeros(num_steps)
+    former = np.zeros(len(timesteps))
     former[1:-1] = 0.5 * gain[1:-1] * step[1:-1] / step[:-2]
     return _rows(
         timesteps,
+        signal[:-1] ** 2,
         **prediction_table(schedule, signal[:-1] ** 2, clipped=False),
         to_present=noise[1:] / noise[:-1],
         to_clean=gain + former,
@@ -280,7 +303,7 @@ def dpm_step(
     return clean, row["to_present"] * latents + row["to_clean"] * clean + row["to_former"] * state
 
 
-def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
+def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 0) -> Table:
     """Coefficients of PLMS (Liu et al. 2022, arXiv 2202.09778, eq. 9 and 12), as diffusers' PNDMScheduler runs it.
 
     That is without Runge-Kutta steps: the second timestep is called twice, first to improve the first step (from the
@@ -291,12 +314,12 @@ def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
       ValueError: for an eta, fewer than two steps or more than the schedule has, or a network that predicts samples.
     """
     _deterministic("plms", eta)
-    if num_steps < 2:
-        raise ValueError(f"{num_steps} denoising step was asked for; plms takes 2 or more.")
     if schedule.prediction_type == "sample":
         raise ValueError("plms has no formula for prediction_type='sample'; use another solver.")
+    visited = _left(schedule.timesteps(num_steps), first)
+    if len(visited) < 2:
+        raise ValueError(f"{len(visited)} denoising step is to be made; plms takes 2 or more.")
     stride = schedule.num_train_timesteps // num_steps
-    visited = schedule.timesteps(num_steps)
     timesteps = np.insert(visited, 1, visited[1])
     source, target = timesteps.copy(), timesteps - stride
     source[1], target[1] = timesteps[1] + stride, timesteps[1]
@@ -312,7 +335,8 @@ def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float) -> Table:
         if call < calls:
             weights[call] = np.pad(first, (0, 4 - len(first)))
     repeated = np.arange(calls) == 1
-    return _rows(timesteps, to_present=keep, to_output=-push, weights=weights, repeated=repeated)
+    seen = schedule.alphas_cumprod[timesteps]
+    return _rows(timesteps, seen, to_present=keep, to_output=-push, weights=weights, repeated=repeated)
 
 
 def plms_init(latents: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -121,6 +121,27 @@ class ClapTextTower(nn.Module):
         return jnp.tanh(Dense(style, self.hidden_size, name="pooler")(x[:, 0]))
 
 
+class ClapText(ClapTextTower):
+    """The text tower with its projection and nothing else, as AudioLDM 1 has it in diffusers.
+
+    Twin: transformers' `ClapTextModelWithProjection`, whose projection_hidden_act is ReLU.
+    """
+
+    projection_dim: int = 512
+
+    def setup(self) -> None:
+        fields = {field.name for field in dataclasses.fields(ClapTextTower)} - {"parent", "name"}
+        self.text_model = ClapTextTower(**{name: getattr(self, name) for name in fields})
+        style = Style((2 * self.num_hidden_layers * self.hidden_size) ** -0.5, dtype=self.dtype)
+        self.text_projection = _Projection(style, self.projection_dim)
+
+    def __call__(self, input_ids: Array, attention_mask: Array, *, deterministic: bool = True) -> Array:
+        """input_ids, attention_mask [batch, tokens] int32 → [batch, projection_dim] float32 of length one."""
+        return _unit(self.text_projection(self.text_model(input_ids, attention_mask, deterministic=deterministic)))
+
+    text_features = __call__
+
+
 class _TextEmbeddings(nn.Module):
     style: Style
     vocab_size: int

@@ -205,9 +205,9 @@ class Attention(nn.Module):
         """Keys and values of a context: [batch, m, dim] → twice [batch, m, heads, channels / heads]."""
         return self._heads(self.to_k(context)), self._heads(self.to_v(context))
 
-    def __call__(self, x: Array, context: Array | None = None, bias: Array | None = None) -> Array:
-        """x [batch, n, channels], context [batch, m, dim] (None: x itself), bias [batch, m] added to the scores."""
-        keys, values = self.keys_values(x if context is None else context)
+    def __call__(self, x: Array, keys_values: tuple[Array, Array] | None = None, bias: Array | None = None) -> Array:
+        """x [batch, n, channels], keys and values of a context (None: of x), bias [batch, m] added to the scores."""
+        keys, values = keys_values or self.keys_values(x)
         mixed = attend(self._heads(self.to_q(x)), keys, values, bias)
         return self.to_out_0(mixed.reshape(x.shape))
 
@@ -218,7 +218,7 @@ class Attention(nn.Module):
 class ResnetBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut: [batch, time, frequency, in] → [..., channels].
 
-    time_embedding [batch, dim], already through its SiLU, is projected and added between the convolutions.
+    Between the convolutions a shift is added, which `shift` projects from an embedding of the timestep.
     last_init starts the second convolution; zeros make the block begin as its shortcut.
     """
 
@@ -228,18 +228,26 @@ class ResnetBlock(nn.Module):
     dtype: jnp.dtype
     last_init: Callable = torch_uniform
 
-    @nn.compact
-    def __call__(self, x: Array, time_embedding: Array | None = None) -> Array:
-        def norm(name: str) -> GroupNorm:
-            return GroupNorm(self.norm_num_groups, self.epsilon, self.dtype, name=name)
+    def setup(self) -> None:
+        self.norm1, self.norm2 = (GroupNorm(self.norm_num_groups, self.epsilon, self.dtype) for _ in range(2))
+        self.conv1 = conv3x3(self.channels, self.dtype)
+        self.conv2 = conv3x3(self.channels, self.dtype, kernel_init=self.last_init)
+        # Parameters come into being where these are called.
+        self.conv_shortcut = conv1x1(self.channels, self.dtype)
+        self.time_emb_proj = Dense(self.channels, self.dtype)
 
-        h = conv3x3(self.channels, self.dtype, name="conv1")(nn.silu(norm("norm1")(x)))
-        if time_embedding is not None:
-            h = h + Dense(self.channels, self.dtype, name="time_emb_proj")(time_embedding)[:, None, None, :]
-        h = nn.silu(norm("norm2")(h))
-        h = conv3x3(self.channels, self.dtype, kernel_init=self.last_init, name="conv2")(h)
+    def shift(self, time_embedding: Array) -> Array:
+        """An embedding that went through its SiLU, [batch, dim] → [batch, channels]."""
+        return self.time_emb_proj(time_embedding)
+
+    def __call__(self, x: Array, shift: Array | None = None) -> Array:
+        """shift [batch, channels], or [1, channels] for the same in the whole batch."""
+        h = self.conv1(nn.silu(self.norm1(x)))
+        if shift is not None:
+            h = h + shift[:, None, None, :]
+        h = self.conv2(nn.silu(self.norm2(h)))
         if x.shape[-1] != self.channels:
-            x = conv1x1(self.channels, self.dtype, name="conv_shortcut")(x)
+            x = self.conv_shortcut(x)
         return x.astype(h.dtype) + h
 
 

@@ -12,25 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from audioldm2_jax.models.layers import (
-    Attention,
-    Dense,
-    Downsample,
-    GroupNorm,
-    LayerNorm,
-    ResnetBlock,
-    Upsample,
-    conv1x1,
-    conv3x3,
-    gelu,
-)
-
-# What a transformer attends to: states [batch, tokens, dim] (None: the latents themselves) and bias [batch, tokens].
-Context = tuple[Array | None, Array | None]
-
-# The authors' UNet starts the last layer of every residual branch, and of the network, at zero (A2:
-# latent_diffusion/modules/diffusionmodules/openaimodel.py, zero_module).
-_zeros = nn.initializers.zeros
+from audioldm2_jax.models.layers import Dense, GroupNorm, conv3x3
+from audioldm2_jax.models.unet_blocks import Context, DownBlock, Level, MidBlock, UpBlock
 
 
 def sinusoidal(timesteps: Array, dim: int, flip_sin_to_cos: bool, freq_shift: float) -> Array:
@@ -57,172 +40,6 @@ class Embedding(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         return self.linear_2(nn.silu(self.linear_1(x)))
-
-
-class GEGLU(nn.Module):
-    """value · GELU(gate) of one projection (Shazeer 2020): [..., in] → [..., dim]."""
-
-    dim: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = Dense(2 * self.dim, self.dtype, name="proj")(x)
-        value, gate = jnp.split(x, 2, axis=-1)
-        return value * gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """A gated layer four times as wide, and back: [batch, n, channels] → the same shape."""
-
-    channels: int
-    dtype: jnp.dtype
-
-    def setup(self) -> None:
-        self.net_0 = GEGLU(4 * self.channels, self.dtype)
-        # diffusers' net.1 is a dropout of rate 0.
-        self.net_2 = Dense(self.channels, self.dtype)
-
-    def __call__(self, x: Array) -> Array:
-        return self.net_2(self.net_0(x))
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to a context (or to itself again), feed-forward: [batch, n, channels] → same."""
-
-    channels: int
-    num_heads: int
-    dtype: jnp.dtype
-
-    def setup(self) -> None:
-        self.norm1, self.norm2, self.norm3 = (LayerNorm(1e-5, self.dtype) for _ in range(3))
-        self.attn1 = Attention(self.channels, self.num_heads, use_bias=False, dtype=self.dtype)
-        self.attn2 = Attention(self.channels, self.num_heads, use_bias=False, dtype=self.dtype)
-        self.ff = FeedForward(self.channels, self.dtype)
-
-    def __call__(self, x: Array, context: Context) -> Array:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), *context)
-        return x + self.ff(self.norm3(x))
-
-
-class Transformer(nn.Module):
-    """Transformer blocks over all positions, added to their input: [batch, time, frequency, channels] → same."""
-
-    channels: int
-    num_heads: int
-    num_layers: int
-    norm_num_groups: int
-    dtype: jnp.dtype
-
-    def setup(self) -> None:
-        self.norm = GroupNorm(self.norm_num_groups, 1e-6, self.dtype)
-        self.proj_in = conv1x1(self.channels, self.dtype)
-        self.transformer_blocks = [
-            TransformerBlock(self.channels, self.num_heads, self.dtype) for _ in range(self.num_layers)
-        ]
-        self.proj_out = conv1x1(self.channels, self.dtype, kernel_init=_zeros)
-
-    def __call__(self, x: Array, context: Context) -> Array:
-        b, t, f, c = x.shape
-        h = self.proj_in(self.norm(x).reshape(b, t * f, c))
-        for block in self.transformer_blocks:
-            h = block(h, context)
-        return x + self.proj_out(h).reshape(x.shape)
-
-
-class Level(nn.Module):
-    """The fields of a block at one resolution, and a ResNet block with the transformers after it.
-
-    context_dims is empty where the block has no attention. remat recomputes each ResNet block and each transformer
-    in the backward pass, keeping their inputs alone.
-    """
-
-    channels: int
-    num_layers: int
-    num_heads: int
-    context_dims: tuple[int | None, ...]
-    transformer_layers: int
-    norm_num_groups: int
-    norm_eps: float
-    dtype: jnp.dtype
-    remat: bool
-
-    def make_resnets(self, count: int) -> list[ResnetBlock]:
-        cls = nn.remat(ResnetBlock) if self.remat else ResnetBlock
-        return [
-            cls(self.channels, self.norm_num_groups, self.norm_eps, self.dtype, last_init=_zeros) for _ in range(count)
-        ]
-
-    def make_attentions(self, count: int) -> list[Transformer]:
-        cls = nn.remat(Transformer) if self.remat else Transformer
-        sizes = (self.channels, self.num_heads, self.transformer_layers, self.norm_num_groups, self.dtype)
-        return [cls(*sizes) for _ in range(count * len(self.context_dims))]
-
-    def attend(self, index: int, x: Array, loa: Context, text: Context) -> Array:
-        """Applies the transformers behind ResNet block `index`, one a context."""
-        first = index * len(self.context_dims)
-        for i, dim in enumerate(self.context_dims):
-            context = (None, None) if dim is None else loa if i <= 1 else text
-            x = self.attentions[first + i](x, context)
-        return x
-
-
-class DownBlock(Level):
-    """num_layers × (ResNet block, transformers), then half the resolution where `resample`."""
-
-    resample: bool
-
-    def setup(self) -> None:
-        self.resnets = self.make_resnets(self.num_layers)
-        self.attentions = self.make_attentions(self.num_layers)
-        self.downsamplers = [Downsample(self.channels, self.dtype)] if self.resample else []
-
-    def __call__(self, x: Array, time: Array, loa: Context, text: Context) -> tuple[Array, list[Array]]:
-        """Returns the output and everything that the way up takes from here."""
-        skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = self.attend(i, resnet(x, time), loa, text)
-            skips.append(x)
-        for downsampler in self.downsamplers:
-            x = downsampler(x)
-            skips.append(x)
-        return x, skips
-
-
-class MidBlock(Level):
-    """ResNet block, transformers, ResNet block (num_layers = 1)."""
-
-    def setup(self) -> None:
-        self.resnets = self.make_resnets(self.num_layers + 1)
-        self.attentions = self.make_attentions(self.num_layers)
-
-    def __call__(self, x: Array, time: Array, loa: Context, text: Context) -> Array:
-        x = self.resnets[0](x, time)
-        for i, resnet in enumerate(self.resnets[1:]):
-            x = resnet(self.attend(i, x, loa, text), time)
-        return x
-
-
-class UpBlock(Level):
-    """num_layers × (skip, ResNet block, transformers), then twice the resolution where `resample`."""
-
-    resample: bool
-
-    def setup(self) -> None:
-        self.resnets = self.make_resnets(self.num_layers)
-        self.attentions = self.make_attentions(self.num_layers)
-        self.upsamplers = [Upsample(self.channels, self.dtype)] if self.resample else []
-
-    def __call__(self, x: Array, skips: list[Array], time: Array, loa: Context, text: Context) -> Array:
-        """Takes num_layers of the skips from their end, and the resolution to go to from the next one."""
-        for i, resnet in enumerate(self.resnets):
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = self.attend(i, resnet(x, time), loa, text)
-        for upsampler in self.upsamplers:
-            # An odd length was rounded up on the way down.
-            x = upsampler(x, skips[-1].shape[1:3])
-        return x
 
 
 def per_level(name: str, value: int | Sequence, levels: int) -> tuple:
@@ -296,7 +113,7 @@ class UNet(nn.Module):
             for i, (fields, kind) in enumerate(zip(levels[::-1], self.up_block_types))
         ]
         self.conv_norm_out = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype)
-        self.conv_out = conv3x3(self.out_channels, self.dtype, kernel_init=_zeros)
+        self.conv_out = conv3x3(self.out_channels, self.dtype, kernel_init=nn.initializers.zeros)
 
     def __call__(
         self,
@@ -315,18 +132,45 @@ class UNet(nn.Module):
         to look at, and None for all. Returns float32 [batch, time, frequency, out_channels].
         Raises ValueError for a condition that is missing or of another width than the fields say.
         """
+        attended = self.attended(loa, text_states, loa_mask, text_mask)
+        return self.predict(latents, self.shifts(timesteps, class_labels), attended)
+
+    def attended(
+        self,
+        loa: Array | None = None,
+        text_states: Array | None = None,
+        loa_mask: Array | None = None,
+        text_mask: Array | None = None,
+    ) -> list[list]:
+        """The contexts as `predict` takes them, for each block: the same at all timesteps. Arguments: `__call__`."""
         loa_context = self._context("loa", loa, loa_mask, slice(0, 2))
         text_context = self._context("text_states", text_states, text_mask, slice(2, None))
+        return [block.attended(loa_context, text_context) for block in self._blocks()]
+
+    def shifts(self, timesteps: Array, class_labels: Array | None = None) -> list[list[Array]]:
+        """Timesteps and class labels as `predict` takes them, for each block: whatever the latents are.
+
+        Arguments: `__call__`; timesteps [1] without class labels hold for a whole batch.
+        """
         time = nn.silu(self._embed(timesteps, class_labels))
+        return [block.shifts(time) for block in self._blocks()]
+
+    def predict(self, latents: Array, shifts: list[list[Array]], attended: list[list]) -> Array:
+        """`__call__` with what `shifts` and `attended` made of the other arguments, which may serve many calls."""
+        given = list(zip(shifts, attended))
+        depth = len(self.down_blocks)
         x = self.conv_in(latents)
         skips = [x]
-        for block in self.down_blocks:
-            x, more = block(x, time, loa_context, text_context)
+        for block, own in zip(self.down_blocks, given[:depth]):
+            x, more = block(x, *own)
             skips += more
-        x = self.mid_block(x, time, loa_context, text_context)
-        for block in self.up_blocks:
-            x = block(x, skips, time, loa_context, text_context)
+        x = self.mid_block(x, *given[depth])
+        for block, own in zip(self.up_blocks, given[depth + 1 :]):
+            x = block(x, skips, *own)
         return self.conv_out(nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+
+    def _blocks(self) -> list[Level]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
 
     def _levels(self) -> list[dict[str, Any]]:
         """The fields of a block at each level, those of `Level`."""

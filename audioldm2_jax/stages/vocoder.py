@@ -140,4 +140,7 @@ class VocoderStage(Stage):
         return {"real_waveform": batch["waveform"], "vocoded_waveform": made[:, : batch["waveform"].shape[1]]}
 
     def results(self, params, state, frozen, batch):
-        return {"vocoder": Component(self.module, {"params": params["vocoder"]}, self.fields, {})}
+        mel = self.ends.mel
+        # No key of diffusers'; from these, and the hop, a clip's mel can be made again.
+        config = self.fields | {"n_fft": mel.n_fft, "fmin": mel.fmin, "fmax": mel.fmax}
+        return {"vocoder": Component(self.module, {"params": params["vocoder"]}, config, {})}

@@ -20,13 +20,15 @@ import numpy as np
 from flax import linen as nn
 
 from audioldm2_jax.models.audiomae import AudioMAE
-from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.models.clap import Clap, ClapText
 from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.hifigan import HifiGan
+from audioldm2_jax.models.phonemes import VitsTextEncoder
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
 from audioldm2_jax.models.unet import UNet, contexts_per_level
 from audioldm2_jax.models.vae import AutoencoderKL
+from audioldm2_jax.weights import vits
 from audioldm2_jax.weights.names import NAMES, Names
 from audioldm2_jax.weights.store import FolderError
 
@@ -118,12 +120,18 @@ def _clap_inputs(clap: Clap) -> tuple:
     return (*_ids(), jnp.zeros((1, frames, audio["num_mel_bins"])))
 
 
-def _clap_buffers(config: Config, tensors: Tensors) -> Tensors:
-    """RoBERTa's position and type ids, HTSAT's relative positions (Swin: arXiv 2103.14030, eq. 4)."""
-    positions = config["text_config"]["max_position_embeddings"]
-    buffers = {
+def _clap_text_buffers(config: Config, tensors: Tensors) -> Tensors:
+    """RoBERTa's position and type ids."""
+    positions = config["max_position_embeddings"]
+    return {
         "text_model.embeddings.position_ids": np.arange(positions)[None],
         "text_model.embeddings.token_type_ids": np.zeros((1, positions), np.int64),
+    }
+
+
+def _clap_buffers(config: Config, tensors: Tensors) -> Tensors:
+    """Those of the text tower, and HTSAT's relative positions (Swin: arXiv 2103.14030, eq. 4)."""
+    buffers = _clap_text_buffers(config["text_config"], tensors) | {
         "audio_model.audio_encoder.batch_norm.num_batches_tracked": np.array(0),
     }
     for key, table in tensors.items():
@@ -364,6 +372,48 @@ OTHER_KINDS: dict[str, tuple[Kind, ...]] = {
                 "mid_block_only_cross_attention": None,
                 "cross_attention_norm": None,
             },
+        ),
+    ),
+    # AudioLDM 1 in diffusers, which does not rank its clips.
+    "text_encoder": (
+        Kind(
+            ClapText,
+            "transformers",
+            "ClapTextModelWithProjection",
+            lambda clap: _ids(),
+            NAMES["text_encoder"],
+            model_type="clap_text_model",
+            fixed={"hidden_act": "gelu", "projection_hidden_act": "relu"},
+            absent={"projection_dim": 512, **KINDS["text_encoder"].absent["text_config"]},
+            buffers=_clap_text_buffers,
+        ),
+    ),
+    # Speech: phonemes in the place of T5's tokens.
+    "text_encoder_2": (
+        Kind(
+            VitsTextEncoder,
+            "transformers",
+            "VitsModel",
+            lambda encoder: _ids(),
+            NAMES["vits"],
+            model_type="vits",
+            says=vits.config_of_rest,
+            fixed={"hidden_act": "relu"},
+            absent={
+                "vocab_size": 38,
+                "hidden_size": 192,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 2,
+                "window_size": 4,
+                "use_bias": True,
+                "ffn_dim": 768,
+                "ffn_kernel_size": 3,
+                "hidden_dropout": 0.1,
+                "attention_dropout": 0.1,
+                "activation_dropout": 0.1,
+                "layer_norm_eps": 1e-5,
+            },
+            buffers=vits.zeros_of_rest,
         ),
     ),
 }

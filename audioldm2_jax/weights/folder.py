@@ -256,6 +256,16 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
     return index
 
 
+def parts(folder: str | os.PathLike) -> list[str]:
+    """The networks that a model folder has: those that its index names, and audiomae/ where there is one.
+
+    Raises:
+      FolderError: from `read_index`.
+    """
+    index = read_index(folder)
+    return [name for name in PARTS if (index.get(name) or [None])[0] or (Path(folder) / name).is_dir()]
+
+
 def write_scheduler(folder: str | os.PathLike, schedule: NoiseSchedule, class_name: str = "DDIMScheduler") -> None:
     """Writes scheduler/scheduler_config.json."""
     with new_folder(Path(folder) / "scheduler") as target:

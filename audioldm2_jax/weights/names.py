@@ -86,6 +86,15 @@ NAMES: dict[str, Names] = {
         spellings=((r"^encoder\.embed_tokens\.weight$", "shared.weight"),),  # one tensor under two names
         passengers=(r"^decoder\.", r"^lm_head\."),
     ),
+    "vits": Names(
+        # A whole VitsModel, of which the text encoder is used.
+        rename=((r"^", "text_encoder."),),
+        literal=(r"conv_\d",),
+        passengers=(
+            r"^text_encoder\.project\.",
+            r"^(flow|decoder|duration_predictor|posterior_encoder|embed_speaker)\.",
+        ),
+    ),
     "audiomae": Names(
         # The positions are fixed sines and the windows' masks fixed tables: computed, not learnt.
         passengers=(

@@ -183,3 +183,63 @@ def test_dpm_solver_visits_no_timestep_twice(spacing):
         SOLVERS["dpmsolver++"].plan(schedule, 1000, 0.0)
     table = SOLVERS["dpmsolver++"].plan(schedule, 499, 0.0)
     assert all(np.isfinite(column).all() for name, column in table.items() if name != "x0_limit")
+
+
+@pytest.mark.parametrize("name", sorted(set(SOLVER_OF_CLASS) - {"PNDMScheduler"}))
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_from_a_noisy_clip_on(name, spacing, monkeypatch):
+    """As diffusers' image-to-image pipelines begin: at the noise of a later step, and without a history."""
+    steps, first = 10, 4
+    rng = np.random.default_rng(0)
+    clip, noise = rng.standard_normal((2, *SHAPE), np.float32)
+    extra = rng.standard_normal((steps, *SHAPE), np.float32)
+    config = CONFIG | {"_class_name": name, "timestep_spacing": spacing, "clip_sample": False}
+    schedule, solver = NoiseSchedule.from_config(config), SOLVERS[SOLVER_OF_CLASS[name]]
+    table = solver.plan(schedule, steps, 0.0, first)
+    assert len(table["timestep"]) == steps - first
+    x = np.sqrt(table["level"][0]) * clip + np.sqrt(1 - table["level"][0]) * noise
+    state = solver.init(x)
+    for call, added in zip(range(steps - first), extra, strict=False):
+        row = {key: column[call] for key, column in table.items()}
+        state, x = solver.step(row, state, x, network(x, row["timestep"], jnp), added if row["to_noise"] else None)
+
+    cls = getattr(diffusers, name)
+    module, draws = importlib.import_module(cls.__module__), iter(extra)
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.tensor(next(draws)))
+    scheduler = cls.from_config(config)
+    scheduler.set_timesteps(steps)
+    visited = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    y = scheduler.add_noise(torch.tensor(clip)[None], torch.tensor(noise)[None], visited[:1])[0]
+    for timestep in visited:
+        seen = scheduler.scale_model_input(y, timestep)
+        y = scheduler.step(network(seen, timestep, torch), timestep, y).prev_sample
+    assert np.linalg.norm(x - y.numpy()) <= TOLERANCE * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("first", [0, 3])
+def test_levels_are_those_of_the_latents(name, first):
+    """With the true noise for a prediction, what the network sees is the clip with the noise of `level`."""
+    schedule, solver = NoiseSchedule.from_config(CONFIG | {"clip_sample": False}), SOLVERS[name]
+    table = solver.plan(schedule, 8, 0.0, first)
+    clip, noise = np.random.default_rng(0).standard_normal((2, *SHAPE))
+    x = np.sqrt(table["level"][0]) * clip + np.sqrt(1 - table["level"][0]) * noise
+    state = solver.init(x)
+    for call, level in enumerate(table["level"]):
+        row = {key: column[call] for key, column in table.items()}
+        here = (x - np.sqrt(level) * clip) / np.sqrt(1 - level)  # the noise that is in it now
+        if not table["to_noise"].any():
+            assert np.linalg.norm(here - noise) <= 1e-3 * np.linalg.norm(noise)  # float32 coefficients
+        state, x = solver.step(row, state, jnp.asarray(x), here, None)
+    # The last step ends at the level of timestep 0 (0.9985), or without noise.
+    np.testing.assert_allclose(x, clip, atol=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+@pytest.mark.parametrize("first", [-1, 5])
+def test_one_step_has_to_remain(name, first):
+    with pytest.raises(ValueError, match=f"{first} of 5 denoising steps are to be left out"):
+        SOLVERS[name].plan(NoiseSchedule.from_config(CONFIG), 5, 0.0, first)

@@ -1,5 +1,6 @@
 """The model folder: PyTorch's classes read every component that we write, and we read it back bit by bit."""
 
+import inspect
 import json
 import shutil
 
@@ -11,10 +12,11 @@ import torch
 import transformers
 from diffusers.pipelines.audioldm2 import modeling_audioldm2
 from safetensors.numpy import load_file
-from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_networks
+from tiny_folder import CONFIGS, FILM_CONFIGS, SCHEDULE, SPEECH_CONFIGS, random_variables, write_networks
 
 from audioldm2_jax import recipes
 from audioldm2_jax.weights import folder, tensors
+from audioldm2_jax.weights.components import kind_of
 from audioldm2_jax.weights.folder import FolderError
 from audioldm2_jax.weights.names import NAMES, to_torch
 
@@ -93,30 +95,113 @@ def test_contexts_are_written_for_every_level(tmp_path):
     assert folder.read_component(tmp_path, "unet").module == folder.build("unet", CONFIGS["unet"])
 
 
-FILM = CONFIGS["unet"] | {
-    "_class_name": "UNet2DConditionModel",
-    "cross_attention_dim": (None,),
-    "class_embed_type": "simple_projection",
-    "projection_class_embeddings_input_dim": 12,
-    "class_embeddings_concat": True,
+OTHER_CLASSES = {
+    "AudioLDM2ProjectionModel": ("projection_model", SPEECH_CONFIGS["projection_model"] | {"max_seq_length": 310}),
+    "UNet2DConditionModel": ("unet", FILM_CONFIGS["unet"]),
+    "ClapTextModelWithProjection": ("text_encoder", FILM_CONFIGS["text_encoder"]),
+    "VitsModel": ("text_encoder_2", SPEECH_CONFIGS["text_encoder_2"]),
 }
 
 
-def test_a_unet_with_class_labels_alone(tmp_path):
-    """Its contexts are written as the levels' own widths, which diffusers needs and attends past."""
-    variables = random_variables("unet", FILM)
-    folder.write_component(tmp_path, "unet", FILM, variables)
-    twin, info = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
+def load_twin(path, kind):
+    twin, info = getattr(LIBRARIES[kind.library], kind.class_name).from_pretrained(path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    assert twin.config.cross_attention_dim == [8, 16]
-    twin.save_pretrained(tmp_path / "theirs" / "unet")
+    return twin
+
+
+@pytest.mark.parametrize("class_name", OTHER_CLASSES)
+def test_speech_and_audioldm_1_go_to_pytorch_and_back(tmp_path, class_name):
+    name, config = OTHER_CLASSES[class_name]
+    variables, kind = random_variables(name, config), kind_of(name, config)
+    assert kind.class_name == class_name
+    folder.write_component(tmp_path, name, config, variables)
+    twin = load_twin(tmp_path / name, kind)
+    state = twin.state_dict()
+    for key, value in to_torch(variables, kind.names).items():
+        assert torch.equal(state[key], torch.tensor(value)), key
+    twin.save_pretrained(tmp_path / "theirs" / name)
     for path in (tmp_path, tmp_path / "theirs"):
-        read = folder.read_component(path, "unet")
-        assert read.module == folder.build("unet", FILM)
+        read = folder.read_component(path, name)
+        assert read.module == folder.build(name, config)
         jax.tree.map(np.testing.assert_array_equal, read.variables, variables)
-        folder.write_component(tmp_path / "again", "unet", read.config, read.variables)
-        again = json.loads((tmp_path / "again" / "unet" / "config.json").read_text())
-        assert again["_class_name"] == "UNet2DConditionModel" and again["cross_attention_dim"] == [8, 16]
+        folder.write_component(path / "again", name, read.config, read.variables, read.passengers)
+        files = [load_file(where / name / kind.weights_file) for where in (path, path / "again")]
+        assert all(np.array_equal(value, files[1][key]) for key, value in files[0].items())
+        load_twin(path / "again" / name, kind)
+
+
+def test_a_unet_without_states_is_written_with_the_widths_of_its_levels(tmp_path):
+    """diffusers needs some width, and attends to the latents, which have this one, where it is given no states."""
+    folder.write_component(tmp_path, "unet", FILM_CONFIGS["unet"], random_variables("unet", FILM_CONFIGS["unet"]))
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["cross_attention_dim"] == [8, 16]
+
+
+VITS_REST = {
+    "flow_size": 4,
+    "spectrogram_bins": 3,
+    "upsample_initial_channel": 4,
+    "upsample_rates": [2],
+    "upsample_kernel_sizes": [4],
+    "prior_encoder_num_flows": 2,
+    "prior_encoder_num_wavenet_layers": 1,
+    "posterior_encoder_num_wavenet_layers": 1,
+    "duration_predictor_num_flows": 1,
+}
+
+
+def test_a_whole_vits_travels_along(tmp_path):
+    config = SPEECH_CONFIGS["text_encoder_2"]
+    sizes = {key: value for key, value in config.items() if key != "model_type"}
+    torch.manual_seed(0)
+    whole = transformers.VitsModel(transformers.VitsConfig(**sizes, **VITS_REST))
+    whole.save_pretrained(tmp_path / "theirs" / "text_encoder_2")
+    read = folder.read_component(tmp_path / "theirs", "text_encoder_2")
+    folder.write_component(tmp_path, "text_encoder_2", read.config, read.variables, read.passengers)
+    twin = load_twin(tmp_path / "text_encoder_2", kind_of("text_encoder_2", config))
+    expected = whole.state_dict()
+    assert any(key.startswith("duration_predictor.post_flows") for key in expected)
+    assert twin.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in twin.state_dict().items())
+
+
+@pytest.mark.parametrize("projection", [True, False])
+def test_a_phoneme_encoder_alone_becomes_a_vits(tmp_path, projection):
+    """As from the authors' files, which have the projection to means and variances behind it and nothing else."""
+    config = SPEECH_CONFIGS["text_encoder_2"] | VITS_REST
+    weight, bias = np.ones((6, 16, 1), np.float32), np.ones(6, np.float32)
+    behind = {"text_encoder.project.weight": weight, "text_encoder.project.bias": bias} if projection else None
+    folder.write_component(tmp_path, "text_encoder_2", config, random_variables("text_encoder_2", config), behind)
+    twin = load_twin(tmp_path / "text_encoder_2", kind_of("text_encoder_2", config))
+    assert twin.config.flow_size == (3 if projection else 1)
+    assert bool((twin.text_encoder.project.weight == 1).all()) is projection
+    rest = sum(value.numel() for key, value in twin.named_parameters() if not key.startswith("text_encoder."))
+    assert rest < 300
+
+
+@pytest.mark.parametrize(
+    ("configs", "pipeline", "classes"),
+    [
+        (CONFIGS, "AudioLDM2Pipeline", {"unet": "AudioLDM2UNet2DConditionModel", "tokenizer_2": "T5TokenizerFast"}),
+        (SPEECH_CONFIGS, "AudioLDM2Pipeline", {"text_encoder_2": "VitsModel", "tokenizer_2": "VitsTokenizer"}),
+        (
+            FILM_CONFIGS,
+            "AudioLDMPipeline",
+            {"unet": "UNet2DConditionModel", "text_encoder": "ClapTextModelWithProjection"},
+        ),
+        ({"unet": CONFIGS["unet"]}, "AudioLDM2Pipeline", {"text_encoder_2": None, "vae": None}),
+    ],
+)
+def test_the_index_says_what_the_folders_hold(tmp_path, configs, pipeline, classes):
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    folder.write_scheduler(tmp_path, SCHEDULE)
+    folder.write_index(tmp_path)
+    index = folder.read_index(tmp_path)
+    assert index["_class_name"] == pipeline and "audiomae" not in index
+    assert {name: index[name][1] for name in classes} == classes
+    signature = inspect.signature(getattr(diffusers, pipeline).__init__).parameters.keys() - {"self"}
+    assert {name for name in index if not name.startswith("_")} == signature
 
 
 def test_a_plain_unet_with_states_has_one_context_a_level(tmp_path):
@@ -129,7 +214,7 @@ def test_a_plain_unet_with_states_has_one_context_a_level(tmp_path):
 def test_a_component_of_an_unknown_class():
     with pytest.raises(FolderError, match=r"of a UNet1DModel; supported as unet: AudioLDM2.*, UNet2DConditionModel"):
         folder.build("unet", CONFIGS["unet"] | {"_class_name": "UNet1DModel"})
-    with pytest.raises(FolderError, match=r"of a bert; supported as text_encoder_2: t5"):
+    with pytest.raises(FolderError, match=r"of a bert; supported as text_encoder_2: t5, vits"):
         folder.build("text_encoder_2", CONFIGS["text_encoder_2"] | {"model_type": "bert"})
 
 
