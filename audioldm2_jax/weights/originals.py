@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.weights.components import kind_of
+from audioldm2_jax.weights.components import Kind, kind_of
 from audioldm2_jax.weights.folder import Component, build
 from audioldm2_jax.weights.names import to_flax, torch_key
 from audioldm2_jax.weights.original_configs import CONFIGS, SPEECH_TOKENS
@@ -187,10 +188,8 @@ def _config(network: str, place: str, part: Tensors, speech: bool, scale: np.nda
 
 
 def _component(network: str, place: str, part: Tensors, config: dict[str, Any]) -> Component:
-    original, name = ORIGINALS[network], _COMPONENT.get(network, network)
-    kind = kind_of(name, config)
-    module = build(name, config)
-    target = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind.inputs(module)))
+    original = ORIGINALS[network]
+    module, target = shapes_of(network, config)
     ours = original_names(network, target, config)
     tensors, problems = {}, []
     for key, value in original.open(part).items():
@@ -203,18 +202,29 @@ def _component(network: str, place: str, part: Tensors, config: dict[str, Any]) 
     if problems:
         raise FolderError(_problems(problems))
     try:
-        variables, passengers = to_flax(tensors, target, kind.names)
+        variables, passengers = to_flax(tensors, target, _kind(network, config).names)
     except ValueError as error:
         raise FolderError(f"the {network} at {place}*: {error}") from None
     return Component(module, variables, config, passengers)
 
 
+def shapes_of(network: str, config: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+    """The module of a network (a key of `ORIGINALS`) and the shapes of its variables."""
+    module = build(_COMPONENT.get(network, network), config)
+    inputs = _kind(network, config).inputs(module)
+    return module, jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+
+
 def original_names(network: str, target: Any, config: Mapping[str, Any]) -> dict[str, str]:
     """The authors' names of all of a network's tensors → our PyTorch names; target: its variables or their shapes."""
-    names = kind_of(_COMPONENT.get(network, network), config).names
+    names = _kind(network, config).names
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(target)[0]]
     ours = [torch_key(tuple(str(part.key) for part in path), names) for path in paths]
     return {ORIGINALS[network].name(key, config): key for key in ours}
+
+
+def _kind(network: str, config: Mapping[str, Any]) -> Kind:
+    return kind_of(_COMPONENT.get(network, network), config)
 
 
 def _schedule(rest: Tensors) -> NoiseSchedule | None:
