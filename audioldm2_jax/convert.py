@@ -21,6 +21,7 @@ from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.weights import folder, hub
 from audioldm2_jax.weights.components import kind_of
 from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.weights.original_files import write_original
 from audioldm2_jax.weights.originals import read_original
 from audioldm2_jax.weights.pickles import ENDINGS
 from audioldm2_jax.weights.store import FolderError, copy_part, new_folder, read_json, replace_folder, write_json
@@ -37,6 +38,10 @@ _CLAP_FRONT_END = {
 }
 _HUB_TOKENIZERS = {"tokenizer": ("roberta-base", "clap", 512), "tokenizer_2": ("google/flan-t5-large", "t5", 128)}
 """Where the authors have their tokenizers from, their kind, and the most tokens that they take."""
+
+
+_FILES = (".pth", ".pt", ".ckpt")
+_STRICT = "The authors' classes compute what the file leaves out (CLAP's filters): load it with strict=False."
 
 
 class Report(NamedTuple):
@@ -73,15 +78,16 @@ def convert(
     tokenizers: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Brings weights into a model folder.
+    """Brings weights into a model folder, or into a checkpoint file of the authors.
 
     Args:
       source: a checkpoint file of the authors (`weights.originals`), a model folder, some of its networks, the folder
         of a run, or a hub id.
-      destination: the folder; it must not exist, or be empty.
+      destination: the folder, which must not exist or be empty; or a file ending in .pth, .pt or .ckpt, in which the
+        weights are as the authors have them (`weights.original_files`).
       tokenizers: a folder or hub id with `tokenizer/` and `tokenizer_2/`, for the authors' files, which hold none; by
         default those that the authors use, from the hub or its cache.
-      overwrite: whether a model folder that is there already may be replaced.
+      overwrite: whether a model folder, or a file, that is there already may be replaced.
 
     Raises:
       FolderError: for a source that cannot be read or does not fit, with the list of what does not; tokenizers that
@@ -92,10 +98,15 @@ def convert(
     path = Path(source)
     is_file = path.is_file() or (not path.exists() and path.suffix in ENDINGS)
     model = _from_file(path) if is_file else _from_folder(source)
-    with _replacing(target) as partial:
-        _write(model, partial, tokenizers)
-        written = tuple(sorted(path.name for path in partial.iterdir()))
-    return Report(model.found, _summary(model.components), model.left_out, model.notes, written)
+    notes = model.notes
+    if target.suffix in _FILES:
+        write_original(target, model.components, model.schedule and model.schedule[0])
+        written, notes = (target.name,), (*notes, _STRICT)
+    else:
+        with _replacing(target) as partial:
+            _write(model, partial, tokenizers)
+            written = tuple(sorted(path.name for path in partial.iterdir()))
+    return Report(model.found, _summary(model.components), model.left_out, notes, written)
 
 
 def _from_file(path: Path) -> _Model:
@@ -123,8 +134,8 @@ def _from_folder(source: str | os.PathLike) -> _Model:
 
 
 def _check_destination(source: Path, target: Path, overwrite: bool) -> None:
-    if target.is_file():
-        raise FolderError(f"{target} is a file; choose a folder.")
+    if target.is_file() or target.suffix in _FILES:
+        _check_file(target, overwrite)
     if source.exists() and (
         source.resolve().is_relative_to(target.resolve()) or target.resolve().is_relative_to(source.resolve())
     ):
@@ -138,6 +149,15 @@ def _check_destination(source: Path, target: Path, overwrite: bool) -> None:
     networks = [name for name in folder.PARTS if (target / name / "config.json").is_file()]
     if not networks and not (target / folder.INDEX).is_file():
         raise FolderError(f"{target} is no model folder, so it is not replaced; choose another folder.")
+
+
+def _check_file(target: Path, overwrite: bool) -> None:
+    if target.suffix not in _FILES:
+        raise FolderError(f"{target} is a file; choose a folder, or a file ending in {', '.join(_FILES)}.")
+    if target.is_dir():
+        raise FolderError(f"{target} is a folder, but its name is that of a file; choose another name.")
+    if target.exists() and not overwrite:
+        raise FolderError(f"{target} exists; choose another file, or pass --overwrite to replace it.")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Weights from one form to another: python launch/convert.py --from audioldm2-full.pth --to models/audioldm2
 
 --from takes a checkpoint file of AudioLDM 2's authors (or of their VAE and vocoder, of AudioMAE or LAION-CLAP), a model
-folder, a run folder or a hub id; --to is a model folder in the diffusers layout.
+folder, a run folder or a hub id; --to is a model folder in the diffusers layout, or a file ending in .pth or .ckpt, in
+which the weights are as the authors have them.
 """
 
 import argparse
@@ -12,13 +13,13 @@ def flags() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--from", dest="source", required=True, help="a checkpoint file, a folder, or a hub id")
-    parser.add_argument("--to", dest="destination", required=True, help="the model folder to write")
+    parser.add_argument("--to", dest="destination", required=True, help="the model folder to write, or a .pth")
     parser.add_argument(
         "--tokenizers",
         help="a folder or hub id with tokenizer/ and tokenizer_2/ for the authors' files, which hold none; by default "
         "roberta-base and google/flan-t5-large from the hub or its cache",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     return parser
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import authors
 import diffusers
+import huggingface_hub
 import numpy as np
 import pytest
 import tiny_folder
@@ -101,7 +102,7 @@ def test_a_run_folder_is_a_source(model, tmp_path, capsys):
 
 
 def test_without_tokenizers_the_message_says_what_to_do(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert run(save(tmp_path / "x.pth", "audioldm_48k"), tmp_path / "converted") == 1
     said = capsys.readouterr().err
     assert "roberta-base" in said and "--tokenizers" in said
@@ -147,3 +148,16 @@ def test_bad_sources(tmp_path, capsys):
         assert run(source, tmp_path / "out") == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_goes_to_the_authors_and_comes_back_bit_by_bit(model, tmp_path, capsys):
+    assert run(save(tmp_path / "x.pth", "audioldm2-full"), tmp_path / "first", "--tokenizers", model) == 0
+    assert run(tmp_path / "first", tmp_path / "back.pth") == 0
+    assert "strict=False" in capsys.readouterr().out
+    assert run(tmp_path / "first", tmp_path / "back.pth") == 1
+    assert "back.pth exists" in capsys.readouterr().err
+    assert run(tmp_path / "back.pth", tmp_path / "second", "--tokenizers", model) == 0
+    assert contents(tmp_path / "second") == contents(tmp_path / "first")
+    for name in folder.parts(tmp_path / "first"):
+        first, second = (json.loads((tmp_path / x / name / "config.json").read_text()) for x in ("first", "second"))
+        assert first == second

@@ -259,7 +259,10 @@ ORIGINALS: dict[str, Original] = {
             (r"^audio_branch\.bn0\.num_batches_tracked$", "audio_model.audio_encoder.batch_norm.num_batches_tracked"),
         ),
     ),
-    "t5": Original(carried=((r"^encoder\.embed_tokens\.weight$", "encoder.embed_tokens.weight"),)),
+    "t5": Original(
+        close=lambda tensors: tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]},
+        carried=((r"^encoder\.embed_tokens\.weight$", "encoder.embed_tokens.weight"),),
+    ),
     "language_model": Original(
         rules=((r"transformer\.", ""),), carried=((r"^wte\.weight$", "transformer.wte.weight"),)
     ),
@@ -294,6 +297,13 @@ ORIGINALS: dict[str, Original] = {
     # The decoder of plain blocks, with which the authors' files carry the encoder, has other parameters than the
     # published one, so it is carried under a name of its own.
     "audiomae": Original(
-        carried=((r"^(decoder_)?pos_embed$", r"\g<0>"), (r"^decoder_blocks\.", "plain_decoder_blocks.")),
+        rules=((r"plain_decoder_blocks\.", "decoder_blocks."),),
+        carried=(
+            (r"^(decoder_)?pos_embed$", r"\g<0>"),
+            (
+                r"^decoder_blocks\.(?=\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)$)",
+                "plain_decoder_blocks.",
+            ),
+        ),
     ),
 }

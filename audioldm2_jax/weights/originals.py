@@ -41,10 +41,10 @@ _SIGNS = {
     "projection_model": r"(|.*\.)start_of_sequence_tokens\.weight",
     "audiomae": r"(|.*\.)cls_token",
 }
-_COMPONENT = {"t5": "text_encoder_2", "phonemes": "text_encoder_2"}
+COMPONENT = {"t5": "text_encoder_2", "phonemes": "text_encoder_2"}
 # The authors rank clips with this CLAP; another one, in place of a condition, makes the embeddings that count.
 _RANKING_CLAP = "clap.model."
-_POSITIONS = "learnable_positional_embedding"
+POSITIONS = "learnable_positional_embedding"
 
 LEFT_OUT = (
     ("moving averages, which the authors' tool does not play", r"model_ema\."),
@@ -116,7 +116,7 @@ def _arrange(tensors: Tensors) -> Checkpoint:
     components = {}
     for (network, place), part in parts.items():
         config = _config(network, place, part, speech=any(name == "phonemes" for name, _ in parts), scale=scale)
-        components[_COMPONENT.get(network, network)] = _component(network, place, part, config)
+        components[COMPONENT.get(network, network)] = _component(network, place, part, config)
     _finish(components)
     return Checkpoint(components, schedule, dict(left_out), tuple(notes))
 
@@ -146,11 +146,11 @@ def _cut(tensors: Tensors, places: Mapping[str, str]) -> tuple[dict[tuple[str, s
             parts[places[place], place][key.removeprefix(place)] = value
     # The authors keep the positions of the phonemes with their encoder, diffusers with the projection.
     for (network, _), part in list(parts.items()):
-        if network == "phonemes" and _POSITIONS in part:
+        if network == "phonemes" and POSITIONS in part:
             projection = next((other for (name, _), other in parts.items() if name == "projection_model"), None)
             if projection is None:
-                raise FolderError(f"{_POSITIONS} stands without the projection that it belongs to.")
-            projection[_POSITIONS] = part.pop(_POSITIONS)
+                raise FolderError(f"{POSITIONS} stands without the projection that it belongs to.")
+            projection[POSITIONS] = part.pop(POSITIONS)
     return parts, rest
 
 
@@ -210,9 +210,16 @@ def _component(network: str, place: str, part: Tensors, config: dict[str, Any]) 
 
 def shapes_of(network: str, config: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     """The module of a network (a key of `ORIGINALS`) and the shapes of its variables."""
-    module = build(_COMPONENT.get(network, network), config)
+    module = build(COMPONENT.get(network, network), config)
     inputs = _kind(network, config).inputs(module)
     return module, jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+
+
+def network_of(name: str, config: Mapping[str, Any]) -> str:
+    """The network (a key of `ORIGINALS`) that component `name` of a folder is."""
+    if name != "text_encoder_2":
+        return name
+    return "phonemes" if config.get("model_type") == "vits" else "t5"
 
 
 def original_names(network: str, target: Any, config: Mapping[str, Any]) -> dict[str, str]:
@@ -224,7 +231,7 @@ def original_names(network: str, target: Any, config: Mapping[str, Any]) -> dict
 
 
 def _kind(network: str, config: Mapping[str, Any]) -> Kind:
-    return kind_of(_COMPONENT.get(network, network), config)
+    return kind_of(COMPONENT.get(network, network), config)
 
 
 def _schedule(rest: Tensors) -> NoiseSchedule | None:
