@@ -139,10 +139,12 @@ def _clap(tensors: Tensors) -> dict[str, Any]:
         _shape(tensors, f"audio_branch.layers.{i}.blocks.0.attn.relative_position_bias_table") for i in range(stages)
     ]
     patches = _shape(tensors, "audio_branch.patch_embed.proj.weight")
+    projected = _shape(tensors, "text_projection.0.weight")[0]
     return {
-        "projection_dim": _shape(tensors, "text_projection.0.weight")[0],
+        "projection_dim": projected,
         "logit_scale_init_value": 1 / 0.07,
         "text_config": {
+            "projection_dim": projected,  # for diffusers' AudioLDM 1, which reads the text tower alone
             "vocab_size": words,
             "hidden_size": width,
             "num_hidden_layers": count(tensors, r"text_branch\.encoder\.layer\.(\d+)\."),
