@@ -109,6 +109,7 @@ def _arrange(tensors: Tensors) -> Checkpoint:
     if not places:
         raise FolderError(f"no network of AudioLDM 2 is in it; it begins with {', '.join(list(tensors)[:5])}.")
     parts, rest = _cut(kept, places)
+    _check_whole({network for network, _ in parts}, rest)
     schedule, scale = _schedule(rest), rest.pop("scale_factor", None)
     if rest:
         raise FolderError(_problems([f"unexpected: {key} {value.shape}" for key, value in rest.items()]))
@@ -118,6 +119,10 @@ def _arrange(tensors: Tensors) -> Checkpoint:
         config = _config(network, place, part, speech=any(name == "phonemes" for name, _ in parts), scale=scale)
         components[COMPONENT.get(network, network)] = _component(network, place, part, config)
     _finish(components)
+    if "vae" in components and scale is None:
+        notes.append("The file does not know the scale of the latents: vae/config.json says 1.0.")
+    if "audiomae" in components and components["audiomae"].config["decoder_depth"] == 0:
+        notes.append("AudioMAE's decoder is not of the published form: it is carried along; only the encoder works.")
     return Checkpoint(components, schedule, dict(left_out), tuple(notes))
 
 
@@ -131,6 +136,24 @@ def find_places(tensors: Mapping[str, Any]) -> dict[str, str]:
                 if places.setdefault(match[1], network) != network:
                     raise FolderError(f"two networks, {places[match[1]]} and {network}, share the names {match[1]}*.")
     return places
+
+
+def _check_whole(networks: set[str], rest: Tensors) -> None:
+    """A file with a UNet, or with what belongs to one, is that of a pipeline."""
+    needed = {"unet", "vae", "vocoder"}
+    if "unet" not in networks and not rest.keys() & {"betas", "scale_factor"}:
+        return
+    missing = [f"missing: the {network}" for network in sorted(needed - networks)]
+    missing += [f"missing: {key}" for key in ("betas", "scale_factor") if key not in rest]
+    if not networks & {"text_encoder", "t5"}:
+        missing.append("missing: CLAP and T5")
+    if "language_model" in networks or "projection_model" in networks:
+        wanted = {"language_model", "projection_model", "text_encoder"}
+        missing += [f"missing: the {network}" for network in sorted(wanted - networks)]
+        if not networks & {"t5", "phonemes"}:
+            missing.append("missing: T5, or the encoder of phonemes")
+    if missing:
+        raise FolderError(_problems(missing))
 
 
 def _cut(tensors: Tensors, places: Mapping[str, str]) -> tuple[dict[tuple[str, str], Tensors], Tensors]:
@@ -258,4 +281,4 @@ def _problems(problems: list[str]) -> str:
     listed, more = problems[:20], len(problems) - 20
     if more > 0:
         listed.append(f"... and {more} more")
-    return "\n  ".join([f"{len(problems)} tensors do not fit:", *listed])
+    return "\n  ".join(["these do not fit:", *listed])
