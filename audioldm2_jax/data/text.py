@@ -149,13 +149,18 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
     from transformers import RobertaTokenizerFast, T5TokenizerFast  # a second to import; workers need not
 
     folder = Path(name)
-    # From a folder without any of these, transformers 5 makes an empty tokenizer and says nothing.
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ValueError(f"cannot load the {kind} tokenizer: {name} holds none of {', '.join(_TOKENIZER_FILES)}")
     try:
         loaded = {"clap": RobertaTokenizerFast, "t5": T5TokenizerFast}[kind].from_pretrained(name)
     except Exception as error:
         raise ValueError(f"cannot load the {kind} tokenizer {name!r} (a hub id or a folder): {error}") from error
+    # Where the hub cannot be reached, transformers 5 makes a tokenizer without words and says nothing.
+    if not set(loaded.get_vocab()) - {*loaded.all_special_tokens, "▁"}:
+        raise ValueError(
+            f"cannot load the {kind} tokenizer {name!r}: it is neither a folder here nor in the hub's cache, and the "
+            "hub does not give it (offline?)"
+        )
     with tempfile.TemporaryDirectory() as saved:
         loaded.save_pretrained(saved)
         files = {path.name: path.read_bytes() for path in sorted(Path(saved).iterdir())}

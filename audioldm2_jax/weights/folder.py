@@ -231,7 +231,8 @@ def write_index(folder: str | os.PathLike) -> None:
     if classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
         classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
     pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if KINDS[name].library), "scheduler", *_OTHERS]
-    if classes.get("unet") == ["diffusers", "UNet2DConditionModel"] and "language_model" not in kinds:
+    labelled = "unet" in kinds and read_json(path / "unet/config.json").get("class_embed_type")
+    if labelled and "language_model" not in kinds:
         pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]
         classes["text_encoder"] = ["transformers", "ClapTextModelWithProjection"]
     index = {"_class_name": pipeline, "_diffusers_version": "0.33.0"}

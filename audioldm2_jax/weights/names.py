@@ -97,7 +97,14 @@ NAMES: dict[str, Names] = {
     ),
     "audiomae": Names(
         # The positions are fixed sines and the windows' masks fixed tables: computed, not learnt.
-        passengers=(r"pos_embed$", r"relative_position_index$", r"attn_mask$", r"relative_coords_table$"),
+        passengers=(
+            r"pos_embed$",
+            r"relative_position_index$",
+            r"attn_mask$",
+            r"relative_coords_table$",
+            # Another decoder, which files of the authors hold (weights/original_names.py).
+            r"^plain_decoder_blocks\.",
+        ),
     ),
 }
 

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -142,3 +143,11 @@ def test_no_torch_and_no_jax():
         "text.train_clap(['a'], 300, 8)(['a']); text.train_t5(['a'], 300, 8)(['a'])"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["clap", "t5"])
+def test_a_tokenizer_that_the_hub_does_not_give_is_no_empty_tokenizer(kind, monkeypatch):
+    """transformers 5 makes one without words where the hub cannot be reached."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot load the .* tokenizer 'nobody/nothing'"):
+        text.load("nobody/nothing", kind, 20)

@@ -11,7 +11,6 @@ from audioldm2_jax.training import fine_tuning, run
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
 
-
 # Attention in the middle alone: the UNet is what takes longest to compile.
 UNET = CONFIGS["unet"] | {
     "down_block_types": ("DownBlock2D", "DownBlock2D"),
