@@ -25,13 +25,12 @@ _AUTHORS_MEL = {16000: (1024, 0.0, 8000.0), 48000: (2048, 20.0, 24000.0)}
 class ClipEncoder:
     """What hears a clip: the VAE's encoder, and AudioMAE."""
 
-    def __init__(self, components: Mapping[str, Component], vae: Network, loa_tokens: int):
+    def __init__(self, components: Mapping[str, Component], vae: Network):
         """Args:
         components: those of a model folder.
         vae: the VAE, on the devices.
-        loa_tokens: how many tokens the model's LOA has; 0 for a model without.
         """
-        self.components, self.vae, self.loa_tokens = components, vae, loa_tokens
+        self.components, self.vae = components, vae
         self.sampling_rate: int = components["vocoder"].config["sampling_rate"]
 
     @property
@@ -58,13 +57,16 @@ class ClipEncoder:
         seconds = (np.arange(frames) + 0.5) * self.factor * self.mel.hop_length / self.sampling_rate
         return seconds, self.mel.centres.reshape(-1, self.factor).mean(1)
 
-    def loa(self, waveform: np.ndarray, seconds: float) -> np.ndarray | None:
-        """The LOA tokens of a clip [samples] that lie within so many seconds, [1, tokens, d]; None where none does.
+    def loa(self, waveform: np.ndarray, tokens: int, seconds: float = math.inf) -> np.ndarray | None:
+        """The LOA of a clip [samples], pooled to so many tokens; those of them that lie within so many seconds.
+
+        Returns:
+          [1, tokens or fewer, d]; None where not even one token lies within.
 
         Raises:
-          ValueError: for a model without a LOA, or without AudioMAE.
+          ValueError: for a model without a LOA, or without AudioMAE; for a number of tokens that no pooling gives.
         """
-        if not self.loa_tokens:
+        if "language_model" not in self.components:
             raise ValueError("This model has no language of audio: variation and continuation need one.")
         if "audiomae" not in self.components:
             raise ValueError(
@@ -74,7 +76,7 @@ class ClipEncoder:
         audiomae = self.components["audiomae"]
         frames, bands = audiomae.config["img_size"]
         patch = audiomae.module.patch_size
-        pooling = conditioning.pooling_of(self.loa_tokens, frames // patch, bands // patch)
+        pooling = conditioning.pooling_of(tokens, frames // patch, bands // patch)
         settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
         window = frames * settings.hop_length / settings.sampling_rate  # seconds that AudioMAE hears
         whole = files.segment(files.normalise(waveform), round(window * self.sampling_rate))

@@ -105,11 +105,7 @@ class AudioLDM2:
         Raises:
           FolderError: where the scheduler is one that we have no solver for.
         """
-        if scheduler_class not in SOLVER_OF_CLASS:
-            raise FolderError(
-                f"The scheduler is a {scheduler_class}; supported are {', '.join(SOLVER_OF_CLASS)}. Change "
-                "_class_name in scheduler/scheduler_config.json to one of these."
-            )
+        _check_scheduler(scheduler_class)
         self.components = dict(components)
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
@@ -124,7 +120,7 @@ class AudioLDM2:
         self._hop = math.prod(vocoder["upsample_rates"])
         self._bands: int = vocoder["model_in_dim"]
         self._loa_tokens = _loa_tokens(self.components)
-        self.clip_encoder = ClipEncoder(self.components, self.networks["vae"], self._loa_tokens)
+        self.clip_encoder = ClipEncoder(self.components, self.networks["vae"])
 
     @property
     def own_length(self) -> float | None:
@@ -156,8 +152,9 @@ class AudioLDM2:
         if jax.config.jax_compilation_cache_dir is None:
             use_compilation_cache()
         dtype = jnp.dtype(dtype)
-        components = {name: folder.read_component(path, name, dtype, variant) for name in folder.parts(path)}
         schedule, scheduler_class = folder.read_scheduler(path)
+        _check_scheduler(scheduler_class)  # before gigabytes are read
+        components = {name: folder.read_component(path, name, dtype, variant) for name in folder.parts(path)}
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
         hears = isinstance(components["text_encoder"].module, Clap)
         heard = folder.read_feature_extractor(path) if hears else None
@@ -178,7 +175,8 @@ class AudioLDM2:
         if self.source is not None and Path(self.source).resolve() != Path(path).resolve():
             index = folder.read_index(self.source)
             for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
-                if (index.get(name) or [None])[0]:
+                # AudioLDMPipeline has no feature extractor, but a CLAP that hears needs one.
+                if (index.get(name) or [None])[0] or (Path(self.source) / name).is_dir():
                     folder.copy_part(Path(self.source) / name, path, name)
         folder.write_index(path)
 
@@ -194,6 +192,7 @@ class AudioLDM2:
         seed: int = 0,
         latents: np.ndarray | None = None,
         transcription: str | Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
         *,
         edit: Edit | None = None,
         solver: str | None = None,
@@ -216,6 +215,7 @@ class AudioLDM2:
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
           transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
+          max_new_tokens: length of the LOA; by default that of the language model's config.json.
           edit: what of a given clip is kept (`audioldm2_jax.editing`).
           solver: ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default that of the folder's scheduler.
           uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
@@ -231,7 +231,7 @@ class AudioLDM2:
           ValueError: for bad input; the message names it and says what to do.
         """
         texts = self._texts(prompt, negative_prompt, transcription, emptied=not use_text_states)
-        self._check(guidance_scale, num_waveforms_per_prompt, seed, uncond, use_loa, use_text_states)
+        self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens, uncond, use_loa, use_text_states)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
@@ -240,8 +240,9 @@ class AudioLDM2:
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
-        given = self._given(edit, shape[0]) if edit else _Given()
-        with_prompt, without, meant = self._conditions(texts, uncond, use_loa, use_text_states, given.loa)
+        tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
+        given = self._given(edit, shape[0], tokens) if edit else _Given()
+        with_prompt, without, meant = self._conditions(texts, tokens, uncond, use_loa, use_text_states, given.loa)
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
         noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
         rows = sampling.repeat((with_prompt, without if guidance_scale > 1 else None), num_waveforms_per_prompt)
@@ -267,7 +268,7 @@ class AudioLDM2:
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
         texts = self._texts(prompts, negatives, transcription, emptied=not use_text_states)
-        return self._conditions(texts, uncond, use_loa, use_text_states)[:2]
+        return self._conditions(texts, self._loa_tokens, uncond, use_loa, use_text_states)[:2]
 
     def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
         """What is said and meant, checked and as token ids."""
@@ -281,13 +282,19 @@ class AudioLDM2:
         return _Texts(prompts, self.prompts.encode(prompts, negatives, said, emptied=emptied))
 
     def _conditions(
-        self, texts: _Texts, uncond: str, use_loa: bool, use_text_states: bool, loa: jax.Array | None = None
+        self,
+        texts: _Texts,
+        tokens: int,
+        uncond: str = "language_model",
+        use_loa: bool = True,
+        use_text_states: bool = True,
+        loa: np.ndarray | None = None,
     ) -> tuple[Conditions, Conditions, jax.Array]:
         """The conditions of prompts and of negative prompts, and CLAP's embeddings [prompts, d] of the prompts."""
         count = len(texts.prompts)
         names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
         networks = {name: self.networks[name] for name in names if name in self.networks}
-        every, meant = _encode(networks, texts.ids, loa, count=count, num_tokens=self._loa_tokens)
+        every, meant = _encode(networks, texts.ids, loa, count=count, num_tokens=tokens)
         given, without, emptied = (
             jax.tree.map(lambda x, first=first: x[first : first + count], every) for first in (0, count, 2 * count)
         )
@@ -299,8 +306,8 @@ class AudioLDM2:
             without = without._replace(loa=jnp.zeros_like(without.loa))
         return given, without, meant[:count]
 
-    def _given(self, edit: Edit, frames: int) -> _Given:
-        """What of the given clip goes into the denoising of so many latent frames."""
+    def _given(self, edit: Edit, frames: int, tokens: int) -> _Given:
+        """What of the given clip goes into a LOA of so many tokens, and into the denoising of so many latent frames."""
         latents = keep = loa = None
         waveform = edit.waveform(self.sampling_rate)
         if edit.starts_from_latents:
@@ -311,7 +318,7 @@ class AudioLDM2:
                 raise ValueError("All of the given clip would be kept: make more of it anew, or ask for a longer one.")
             keep = keep[None, :, :, None].astype(np.float32)
         if edit.heard:
-            loa = self.clip_encoder.loa(waveform, edit.heard)
+            loa = self.clip_encoder.loa(waveform, tokens, edit.heard)
         return _Given(latents, keep, loa)
 
     def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
@@ -398,7 +405,7 @@ class AudioLDM2:
         channels = self.components["unet"].config["in_channels"]
         return (time, self._bands // factor, channels), int(seconds * self.sampling_rate)
 
-    def _check(self, guidance_scale, clips, seed, uncond, use_loa, use_text_states) -> None:
+    def _check(self, guidance_scale, clips, seed, tokens, uncond, use_loa, use_text_states) -> None:
         if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
             raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
         if clips < 1:
@@ -407,9 +414,13 @@ class AudioLDM2:
             raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
         if not isinstance(seed, int | np.integer):
             raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
-        usual = uncond == UNCONDITIONAL[0] and use_loa and use_text_states
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1.")
+        usual = tokens is None and uncond == UNCONDITIONAL[0] and use_loa and use_text_states
         if "language_model" not in self.components and not usual:
-            raise ValueError("This model has no language of audio: leave out uncond, use_loa and use_text_states.")
+            raise ValueError(
+                "This model has no language of audio: leave out max_new_tokens, uncond, use_loa and use_text_states."
+            )
 
 
 def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
@@ -462,6 +473,14 @@ _prepare = jax.jit(sampling.prepare)
 _begin = jax.jit(sampling.begin, static_argnames="solver")
 _step = jax.jit(sampling.step, static_argnames="solver", donate_argnums=2)
 _decode = jax.jit(sampling.decode)
+
+
+def _check_scheduler(name: str) -> None:
+    if name not in SOLVER_OF_CLASS:
+        raise FolderError(
+            f"The scheduler is a {name}; supported are {', '.join(SOLVER_OF_CLASS)}. Change _class_name in "
+            "scheduler/scheduler_config.json to one of these."
+        )
 
 
 def _loa_tokens(components: Mapping[str, Component]) -> int:

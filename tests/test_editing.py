@@ -75,15 +75,15 @@ def test_a_band_is_made_anew(model, clip, latents):
 
 def test_variation_has_the_clips_loa(model, clip):
     """All of it, or its beginning, and GPT-2 writes the rest."""
-    whole = model.clip_encoder.loa(clip, math.inf)
+    whole = model.clip_encoder.loa(clip, 8)
     assert whole.shape == (1, 8, 24)
-    half = model.clip_encoder.loa(clip, 0.33)  # two tokens of each 0.16 s
+    half = model.clip_encoder.loa(clip, 8, 0.33)  # two tokens of each 0.16 s
     np.testing.assert_array_equal(half, whole[:, :4])
     texts = model._texts([PROMPT, "drums"], "", None, emptied=False)
-    given, without, _ = model._conditions(texts, "language_model", True, True, half)
+    given, without, _ = model._conditions(texts, 8, loa=half)
     np.testing.assert_allclose(given.loa[:, :4], np.repeat(half, 2, 0), rtol=1e-6)
     assert distance(given.loa[0, 4:], given.loa[1, 4:]) > 1e-3  # the prompts go on differently
-    plain, same, _ = model._conditions(texts, "language_model", True, True)
+    plain, same, _ = model._conditions(texts, 8)
     np.testing.assert_allclose(without.loa, same.loa, atol=1e-5)
     assert distance(given.loa[0, 4:], plain.loa[0, 4:]) > 1e-3
     made = model(PROMPT, **STEPS, edit=Variation(clip, RATE))

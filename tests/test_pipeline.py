@@ -196,6 +196,7 @@ def test_named_choices_of_the_conditions(ours):
         ({"solver": "heun"}, "solver is 'heun'; choose among ddim, "),
         ({"solver": "euler", "eta": 1.0}, "eta is 1.0, but euler has none"),
         ({"seed": 0.5}, "seed is 0.5"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"uncond": "nothing"}, "uncond is 'nothing'"),
         ({"latents": np.zeros((1, 8, 8, 4))}, r"latents have the shape \(1, 8, 8, 4\); needed is \(1, 4, 8, 8\)"),
     ],
@@ -219,6 +220,20 @@ def test_other_scripts(ours):
     assert np.isfinite(made.audios).all()
 
 
+def test_nothing_compiles_anew_for_another_request(model):
+    """Another prompt, number of steps, length within a sixteenth of the model's own, guidance or seed."""
+    pipe = AudioLDM2.from_pretrained(model)
+    pipe.components["unet"].config["sample_size"] = 32 * 8  # a bucket is 16 latent frames then
+    jitted = [pipeline_module._encode, pipeline_module._prepare, pipeline_module._step, pipeline_module._decode]
+    pipe("a low organ drone", num_inference_steps=2, audio_length_in_s=0.3)
+    compiled = [each._cache_size() for each in jitted]
+    pipe("drums", "violin", num_inference_steps=3, audio_length_in_s=0.31, guidance_scale=2.0, seed=9)
+    pipe("bright drums", num_inference_steps=40, audio_length_in_s=0.17)
+    assert [each._cache_size() for each in jitted] == compiled
+    pipe("drums", num_inference_steps=2, audio_length_in_s=0.34)
+    assert pipeline_module._step._cache_size() == compiled[2] + 1
+
+
 @pytest.mark.slow
 def test_half_precision(model, ours, noise):
     half = AudioLDM2.from_pretrained(model, dtype=jnp.bfloat16)
@@ -230,6 +245,16 @@ def test_half_precision(model, ours, noise):
 def test_unknown_scheduler(ours):
     with pytest.raises(FolderError, match="HeunDiscreteScheduler; supported are DDIMScheduler"):
         AudioLDM2(ours.components, ours.schedule, ours.prompts, ours.clap_mel, scheduler_class="HeunDiscreteScheduler")
+
+
+def test_unknown_scheduler_of_a_folder(model, tmp_path):
+    """Refused before a weight is read."""
+    for name in ("model_index.json", "tokenizer"):
+        (tmp_path / name).symlink_to(model / name)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "HeunDiscreteScheduler"}')
+    with pytest.raises(FolderError, match="The scheduler is a HeunDiscreteScheduler"):
+        AudioLDM2.from_pretrained(tmp_path)
 
 
 def test_folder_without_tokenizer(model, tmp_path):

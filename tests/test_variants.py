@@ -9,7 +9,15 @@ import pytest
 import torch
 import transformers
 from test_pipeline import GUIDANCE, SHAPE, STEPS, close
-from tiny_folder import CAPTIONS, CONFIGS, random_variables, write_film_model, write_model, write_speech_model
+from tiny_folder import (
+    CAPTIONS,
+    CONFIGS,
+    FILM_CONFIGS,
+    random_variables,
+    write_film_model,
+    write_model,
+    write_speech_model,
+)
 
 from audioldm2_jax.audio.mel import ClapMelSettings
 from audioldm2_jax.data import phonemes
@@ -31,9 +39,18 @@ def speech(tmp_path_factory):
     return write_speech_model(tmp_path_factory.mktemp("speech"))
 
 
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    return write_film_model(tmp_path_factory.mktemp("film"))
+@pytest.fixture(scope="module", params=["AudioLDM 1", "48k"])
+def film(tmp_path_factory, request):
+    """The UNet of AudioLDM 1, and that of the authors' 48 kHz model, which attends twice as often."""
+    path = write_film_model(tmp_path_factory.mktemp("film"))
+    if request.param == "48k":
+        config = FILM_CONFIGS["unet"] | {
+            "_class_name": "AudioLDM2UNet2DConditionModel",
+            "cross_attention_dim": ((None, None), (None, None)),
+        }
+        folder.write_component(path, "unet", config, random_variables("unet", config, 9))
+        folder.write_index(path)
+    return path
 
 
 def theirs(path):
@@ -56,6 +73,9 @@ def test_speech(speech, noise, tmp_path):
         arguments = CALL | {"transcription": said, "negative_prompt": negative}
         clip = pipe(speaker, latents=torch.tensor(noise[row : row + 1]), **arguments).audios[0]
         close(made.audios[row], clip)
+    shorter = ours(SPEAKERS[0], transcription=SAID[0], max_new_tokens=5, latents=noise[:1], **CALL)
+    arguments = CALL | {"transcription": SAID[0], "max_new_tokens": 5}
+    close(shorter.audios, pipe(SPEAKERS[0], latents=torch.tensor(noise[:1]), **arguments).audios)
     ours.save_pretrained(tmp_path / "saved")
     again = theirs(tmp_path / "saved")
     np.testing.assert_array_equal(
@@ -94,7 +114,7 @@ def test_class_labels_alone(film, noise, tmp_path):
     close(several.latents[0], alone.latents[0], 1e-4)
     with pytest.raises(ValueError, match="transcription is for models of speech"):
         ours(SPEAKERS[0], transcription="hello")
-    with pytest.raises(ValueError, match="no language of audio: leave out uncond"):
+    with pytest.raises(ValueError, match="no language of audio: leave out max_new_tokens, uncond"):
         ours(SPEAKERS[0], uncond="zeros")
 
 
