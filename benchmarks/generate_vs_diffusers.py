@@ -165,8 +165,8 @@ def _encode(networks: list[Network], text: dict[str, jax.Array]) -> tuple[jax.Ar
 
 
 def _flops(function: Callable, *arguments: Any) -> float:
-    """Multiplications and additions of what XLA is given, before it is compiled."""
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    """Multiplications and additions of the plain formulas, which are those of a GPU, before XLA compiles them."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).cost_analysis()["flops"]
 
 
 def theirs(job: Job, compiled: bool = False) -> Work:
