@@ -110,11 +110,13 @@ class AudioLDM2:
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
         self._mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        self.networks: dict[str, Network] = {
-            name: self._everywhere(sampling.cast_kernels(part.network))
-            for name, part in components.items()
-            if name != "audiomae"
-        }
+        self.networks: dict[str, Network] = {}
+        for name, part in components.items():
+            if name == "audiomae":
+                continue
+            self.networks[name] = self._everywhere(sampling.cast_kernels(part.network))
+            if part.module.dtype == jnp.float32:  # the same numbers: one copy is enough
+                self.components[name] = part._replace(variables=self.networks[name].variables)
         vocoder = self.components["vocoder"].config
         self.sampling_rate: int = vocoder["sampling_rate"]
         self._hop = math.prod(vocoder["upsample_rates"])
@@ -170,7 +172,7 @@ class AudioLDM2:
           FolderError: where it cannot be written, or the tokenizers' source is gone.
         """
         for name, part in self.components.items():
-            folder.write_component(path, name, part.config, part.variables, part.passengers)
+            folder.write_component(path, name, part.config, jax.device_get(part.variables), part.passengers)
         folder.write_scheduler(path, self.schedule, self.scheduler_class)
         if self.source is not None and Path(self.source).resolve() != Path(path).resolve():
             index = folder.read_index(self.source)
