@@ -43,8 +43,6 @@ from audioldm2_jax.weights.components import LOA_TOKENS
 from audioldm2_jax.weights.folder import Component, FolderError
 
 UNCONDITIONAL = ("language_model", "zeros")
-# Rows of the solver's table come in multiples of this, so that another number of steps compiles nothing anew.
-_ROWS = 64
 # Lengths come in multiples of this part of the model's own, so that another length seldom does.
 _LENGTHS = 16
 
@@ -324,21 +322,15 @@ class AudioLDM2:
         return _Given(latents, keep, loa)
 
     def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
-        """Clean latents [clips, ...]: `sampling.denoise`, one call of the UNet at a time."""
-        unet, count, calls = self.networks["unet"], len(noise), len(table["timestep"])
+        """Clean latents [clips, ...], computed on all devices."""
         keys = keys if table["to_noise"].any() else None
-        noise, conditions, uncond, keys = self._spread((noise, conditions, uncond, keys))
-        rows = -(-calls // _ROWS) * _ROWS
-        table = {name: np.pad(x, [(0, rows - calls)] + [(0, 0)] * (x.ndim - 1), "edge") for name, x in table.items()}
-        scale = np.float32(guidance_scale)
-        task = _prepare(unet, table, noise, conditions, uncond, scale, keys, given.latents, given.keep)
-        carry = _begin(task, solver=solver)
-        for call in range(calls):
-            carry = _step(unet, task, carry, np.int32(call), solver=solver)
-            if progress:
-                jax.block_until_ready(carry)
-                progress(call + 1, calls)
-        return sharding.to_host(carry[1])[:count]
+        start, conditions, uncond, keys = self._spread((noise, conditions, uncond, keys))
+        clip = {"clip": given.latents, "keep": given.keep}
+        how = {"solver": solver, "progress": progress}
+        latents = sampling.denoise_by_steps(
+            self.networks["unet"], table, start, conditions, uncond, guidance_scale, keys, **clip, **how
+        )
+        return sharding.to_host(latents)[: len(noise)]
 
     def _everywhere(self, tree: Any) -> Any:
         """A tree of arrays, whole on every device."""
@@ -471,9 +463,6 @@ def _similarity(clap: Network, audios, meant: jax.Array, *, sampling_rate: int, 
     return (clap(mel, method="audio_features") * meant).sum(-1)
 
 
-_prepare = jax.jit(sampling.prepare)
-_begin = jax.jit(sampling.begin, static_argnames="solver")
-_step = jax.jit(sampling.step, static_argnames="solver", donate_argnums=2)
 _decode = jax.jit(sampling.decode)
 
 

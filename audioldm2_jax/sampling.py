@@ -1,10 +1,13 @@
 """Guided denoising of given conditions, and decoding; shared by the training stages and the pipeline.
 
-All functions are pure and may be jitted. Whatever is random comes from one key a clip, so a clip is the same
-in every batch.
+    denoise             the whole of it as one function, to be jitted
+    denoise_by_steps    the same from Python, a jitted call at a time, which tells of its progress
+
+Both are `prepare`, `begin`, and `step` for each row of the solver's table; these are pure and may be jitted. Whatever
+is random comes from one key a clip, so a clip is the same in every batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,6 +99,48 @@ def denoise(
     return jax.lax.scan(one, begin(task, solver=solver), jnp.arange(len(table["timestep"])))[0][1]
 
 
+def denoise_by_steps(
+    unet: Network,
+    table: Mapping[str, np.ndarray],
+    noise: jax.Array,
+    conditions: Conditions,
+    uncond: Conditions | None,
+    guidance_scale: float,
+    keys: jax.Array | None,
+    *,
+    solver: str,
+    clip: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> jax.Array:
+    """Denoises as `denoise` does, one compiled call of the UNet after the other.
+
+    Another number of steps compiles nothing anew: the table is filled up to a multiple of 64 rows.
+
+    Args:
+      unet: with its kernels cast (`cast_kernels`).
+      table: the solver's plan.
+      noise, conditions, uncond, guidance_scale, keys, clip, keep: as in `Denoising`.
+      solver: a name in `diffusion.solvers.SOLVERS`.
+      progress: called after each call, with how many are done and how many there are.
+
+    Returns:
+      clean latents [b, t, f, c].
+    """
+    calls = len(table["timestep"])
+    rows = -(-calls // _ROWS) * _ROWS
+    table = {name: np.pad(x, [(0, rows - calls)] + [(0, 0)] * (x.ndim - 1), "edge") for name, x in table.items()}
+    scale = np.float32(guidance_scale)  # one type, whatever the caller has
+    task = _prepare(unet, table, noise, conditions, uncond, scale, keys, clip, keep)
+    carry = _begin(task, solver=solver)
+    for call in range(calls):
+        carry = _step(unet, task, carry, np.int32(call), solver=solver)
+        if progress:
+            jax.block_until_ready(carry)
+            progress(call + 1, calls)
+    return carry[1]
+
+
 class Denoising(NamedTuple):
     """One task of denoising: all that stays the same from step to step.
 
@@ -176,6 +221,12 @@ def step(unet: Network, task: Denoising, carry: Carry, index: jax.Array, *, solv
     if task.keep is not None:
         latents = task.keep * _noisy(task, row["level_after"]) + (1 - task.keep) * latents
     return state, latents
+
+
+_ROWS = 64
+_prepare = jax.jit(prepare)
+_begin = jax.jit(begin, static_argnames="solver")
+_step = jax.jit(step, static_argnames="solver", donate_argnums=2)
 
 
 def cast_kernels(network: Network) -> Network:

@@ -37,6 +37,7 @@ import torch
 from audioldm2_jax import conditioning, recipes, sampling
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.diffusion.solvers import SOLVERS
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.prompts import Prompts
 from audioldm2_jax.sampling import Conditions
@@ -140,16 +141,16 @@ def ours(job: Job) -> Work:
         return _work(lambda vae, latents: vae(latents, method="decode")[..., 0], network("vae"), job.latents())
     if job.part == "vocoder":
         return _work(lambda vocoder, mel: vocoder(mel), network("vocoder"), job.mel())
-    unet, (schedule, _) = network("unet"), folder.read_scheduler(job.folder)
+    unet, (schedule, _) = sampling.cast_kernels(network("unet")), folder.read_scheduler(job.folder)
+    table = SOLVERS["ddim"].plan(schedule, job.steps, 0.0, 0)
+    inputs = jax.device_put((job.latents(), job.conditions(1), job.conditions(2)))
 
-    def denoise(unet: Network, latents: jax.Array, given: Conditions, uncond: Conditions) -> jax.Array:
-        return sampling.denoise(unet, schedule, latents, given, uncond, GUIDANCE, job.steps)
+    def denoise() -> jax.Array:
+        latents = sampling.denoise_by_steps(unet, table, *inputs, GUIDANCE, None, solver="ddim")
+        return jax.block_until_ready(latents)
 
-    given, uncond = job.conditions(1), job.conditions(2)
-    work = _work(denoise, unet, job.latents(), given, uncond, counted=False)
-    # XLA counts the body of a loop once, whatever its length: the steps are counted as calls of the network.
-    doubled = [np.concatenate([part, part]) for part in (job.latents(), np.zeros(job.batch), *given[:2])]
-    return work._replace(flops=job.steps * _flops(lambda unet, *given: unet(*given), unet, *doubled))
+    doubled = [np.concatenate([part, part]) for part in (job.latents(), np.zeros(job.batch), *job.conditions(1)[:2])]
+    return Work(denoise, job.steps * _flops(lambda unet, *given: unet(*given), unet, *doubled))
 
 
 def _work(function: Callable, *arguments: Any, counted: bool = True) -> Work:

@@ -16,6 +16,7 @@ from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, CONFIGS, write_model
 
 from audioldm2_jax import pipeline as pipeline_module
+from audioldm2_jax import sampling
 from audioldm2_jax.pipeline import AudioLDM2
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
@@ -224,14 +225,14 @@ def test_nothing_compiles_anew_for_another_request(model):
     """Another prompt, number of steps, length within a sixteenth of the model's own, guidance or seed."""
     pipe = AudioLDM2.from_pretrained(model)
     pipe.components["unet"].config["sample_size"] = 32 * 8  # a bucket is 16 latent frames then
-    jitted = [pipeline_module._encode, pipeline_module._prepare, pipeline_module._step, pipeline_module._decode]
+    jitted = [pipeline_module._encode, sampling._prepare, sampling._step, pipeline_module._decode]
     pipe("a low organ drone", num_inference_steps=2, audio_length_in_s=0.3)
     compiled = [each._cache_size() for each in jitted]
     pipe("drums", "violin", num_inference_steps=3, audio_length_in_s=0.31, guidance_scale=2.0, seed=9)
     pipe("bright drums", num_inference_steps=40, audio_length_in_s=0.17)
     assert [each._cache_size() for each in jitted] == compiled
     pipe("drums", num_inference_steps=2, audio_length_in_s=0.34)
-    assert pipeline_module._step._cache_size() == compiled[2] + 1
+    assert sampling._step._cache_size() == compiled[2] + 1
 
 
 @pytest.mark.slow
