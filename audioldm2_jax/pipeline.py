@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from audioldm2_jax import conditioning, sampling
 from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
@@ -107,12 +106,12 @@ class AudioLDM2:
         self.components = dict(components)
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
-        self._mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        self._mesh = sharding.all_devices()
         self.networks: dict[str, Network] = {}
         for name, part in components.items():
             if name == "audiomae":
                 continue
-            self.networks[name] = self._everywhere(sampling.cast_kernels(part.network))
+            self.networks[name] = sharding.replicate(sampling.cast_kernels(part.network), self._mesh)
             if part.module.dtype == jnp.float32:  # the same numbers: one copy is enough
                 self.components[name] = part._replace(variables=self.networks[name].variables)
         vocoder = self.components["vocoder"].config
@@ -324,31 +323,13 @@ class AudioLDM2:
     def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
         """Clean latents [clips, ...], computed on all devices."""
         keys = keys if table["to_noise"].any() else None
-        start, conditions, uncond, keys = self._spread((noise, conditions, uncond, keys))
+        start, conditions, uncond, keys = sharding.spread((noise, conditions, uncond, keys), self._mesh)
         clip = {"clip": given.latents, "keep": given.keep}
         how = {"solver": solver, "progress": progress}
         latents = sampling.denoise_by_steps(
             self.networks["unet"], table, start, conditions, uncond, guidance_scale, keys, **clip, **how
         )
         return sharding.to_host(latents)[: len(noise)]
-
-    def _everywhere(self, tree: Any) -> Any:
-        """A tree of arrays, whole on every device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
-
-    def _spread(self, tree: Any) -> Any:
-        """A tree of arrays [rows, ...], their rows shared out among the devices; the last one fills up."""
-
-        def place(x: jax.Array | np.ndarray) -> jax.Array:
-            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(place(jax.random.key_data(x)))
-            if jax.process_count() > 1:
-                x = np.asarray(x)  # every host has all of it
-            missing = -len(x) % self._mesh.size
-            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x
-            return jax.device_put(x, sharding.batch_sharding(self._mesh))
-
-        return jax.tree.map(place, tree)
 
     def _best_first(self, audios: np.ndarray, meant: jax.Array) -> np.ndarray:
         """The order of clips [prompts * n, samples] that sorts those of each prompt by CLAP's cosine with it.
@@ -369,7 +350,7 @@ class AudioLDM2:
     def decode(self, latents: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scaled latents [b, t, f, c] to mels [b, frames, bands] and waveforms [b, samples]."""
         scale = np.float32(self.components["vae"].config["scaling_factor"])
-        made = _decode(self.networks["vae"], self.networks["vocoder"], self._spread(latents), scale)
+        made = _decode(self.networks["vae"], self.networks["vocoder"], sharding.spread(latents, self._mesh), scale)
         mels, audios = sharding.to_host(made)
         return mels[: len(latents)], audios[: len(latents)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -32,6 +33,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
             "-1 on one axis takes what is left"
         )
     return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def all_devices() -> Mesh:
+    """Returns the mesh of one axis, `data`, over all devices of all hosts."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
@@ -67,6 +73,29 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     """Returns the global batch that this host's contiguous slots are a part of."""
     sharding = batch_sharding(mesh)
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays [rows, ...] with the rows shared out among the devices; the last row fills up.
+
+    Every host has all rows.
+    """
+
+    def place(x: jax.Array | np.ndarray) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        if jax.process_count() > 1:
+            x = np.asarray(x)
+        missing = -len(x) % mesh.size
+        x = np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x
+        return jax.device_put(x, batch_sharding(mesh))
+
+    return jax.tree.map(place, tree)
 
 
 def to_host(tree: Any) -> Any:
