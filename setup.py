@@ -28,6 +28,7 @@ setup(
         "ml-collections>=1.0",
         "absl-py>=2.1",
         "numpy>=2.0",
+        "scipy>=1.14",
         "transformers>=4.46",  # tokenizers only; PyTorch is not needed
         "tokenizers>=0.20",
         "safetensors>=0.4.5",

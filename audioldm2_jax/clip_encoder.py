@@ -46,10 +46,10 @@ class ClipEncoder:
     def latents(self, waveform: np.ndarray, frames: int) -> np.ndarray:
         """Scaled latents [1, frames, frequencies, channels] of a clip [samples]: their mean, without noise.
 
-        The clip is normalised, then cut or padded to the length, as those of the training were.
+        The clip is cut or padded to the length and normalised, as those of the training were.
         """
         scale = np.float32(self.components["vae"].config["scaling_factor"])
-        whole = files.segment(files.normalise(waveform), frames * self.factor * self.mel.hop_length)
+        whole = _clip(waveform, frames * self.factor * self.mel.hop_length)
         return np.asarray(_latents(self.vae, whole[None], scale, mel=self.mel))
 
     def places(self, frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ class ClipEncoder:
         pooling = conditioning.pooling_of(tokens, frames // patch, bands // patch)
         settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
         window = frames * settings.hop_length / settings.sampling_rate  # seconds that AudioMAE hears
-        whole = files.segment(files.normalise(waveform), round(window * self.sampling_rate))
+        whole = _clip(waveform, round(window * self.sampling_rate))
         network = jax.device_put(audiomae.network)
         loa = _loa(network, whole[None], sampling_rate=self.sampling_rate, settings=settings, pooling=pooling)
         steps = frames // patch // pooling
@@ -102,6 +102,11 @@ def mel_settings(vocoder: Mapping[str, Any]) -> MelSettings:
         )
     n_fft, fmin, fmax = (vocoder.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
     return MelSettings(rate, n_fft, math.prod(vocoder["upsample_rates"]), vocoder["model_in_dim"], fmin, fmax)
+
+
+def _clip(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """The beginning of a sound [...] as a clip of training: cut, normalised and then padded, [samples]."""
+    return files.segment(files.normalise(waveform[:samples]), samples)
 
 
 @partial(jax.jit, static_argnames="mel")

@@ -28,7 +28,7 @@ class Edit:
     """A given clip. Its loudness is given back to what is made of it.
 
     Attributes:
-      audio: [samples], any loudness.
+      audio: [samples], floats of any loudness.
       sampling_rate: Hz; other rates than the model's are resampled.
     """
 
@@ -39,9 +39,13 @@ class Edit:
         audio = np.asarray(self.audio)
         if audio.ndim != 1 or not audio.size:
             raise ValueError(f"The given clip has the shape {audio.shape}; needed is one channel: [samples].")
+        if not np.issubdtype(audio.dtype, np.floating):
+            raise ValueError(
+                f"The given clip has samples of {audio.dtype}; needed are floats, -1 to 1 (16-bit integers / 32768)."
+            )
         if not np.isfinite(audio).all():
             raise ValueError(f"The given clip has {(~np.isfinite(audio)).sum()} samples that are NaN or infinite.")
-        if self.sampling_rate < 1:
+        if not self.sampling_rate >= 1:
             raise ValueError(f"The given clip's sampling rate is {self.sampling_rate} Hz; it has to be positive.")
 
     @property
@@ -50,8 +54,16 @@ class Edit:
         return len(self.audio) / self.sampling_rate
 
     def waveform(self, sampling_rate: int) -> np.ndarray:
-        """The clip at a rate, float32 [samples] at its own loudness."""
-        return soxr.resample(np.asarray(self.audio, np.float32), self.sampling_rate, sampling_rate, quality="HQ")
+        """The clip at a rate, float32 [samples] at its own loudness.
+
+        Raises:
+          ValueError: where it is too short to have a sample at that rate.
+        """
+        audio = np.asarray(self.audio, np.float32)
+        waveform = soxr.resample(audio, self.sampling_rate, sampling_rate, quality="HQ")
+        if not waveform.size:
+            raise ValueError(f"The given clip's {audio.size} samples at {self.sampling_rate} Hz are too few.")
+        return waveform
 
     def length(self, own: float | None) -> float:
         """Seconds of the clip to be made where the caller names none; `own` is the model's own length."""
@@ -200,7 +212,7 @@ def join(edit: Edit, made: np.ndarray, sampling_rate: int) -> np.ndarray:
 
     Args:
       edit: what was asked for.
-      made: [clips, samples], normalised as the model has them.
+      made: [clips, samples], normalised as the model has them; what of the given clip lies behind that is ignored.
       sampling_rate: Hz.
 
     Returns:
@@ -208,17 +220,17 @@ def join(edit: Edit, made: np.ndarray, sampling_rate: int) -> np.ndarray:
     """
     if not edit.starts_from_latents:
         return made
-    given = edit.waveform(sampling_rate)
+    samples = made.shape[-1]
+    given = edit.waveform(sampling_rate)[:samples]
     made = made * loudness(given)
-    window = 2 * int(_FADE_WINDOW * sampling_rate / 2)
+    window = 2 * int(min(_FADE_WINDOW * sampling_rate, samples) / 2)
     transform = dict(fs=sampling_rate, nperseg=window, noverlap=window // 2)
     hertz = np.fft.rfftfreq(window, 1 / sampling_rate)
-    samples = made.shape[-1]
     times = np.arange(samples // (window // 2) + 3) * (window // 2) / sampling_rate
     kept = edit.kept(times, hertz)
     if kept is None:
         return made
-    given = np.pad(given[:samples], (0, max(0, samples - len(given))))
+    given = np.pad(given, (0, samples - len(given)))
     _, _, kept_spectrum = scipy.signal.stft(given, **transform)
     _, _, made_spectrum = scipy.signal.stft(made, **transform)
     mask = kept[: kept_spectrum.shape[-1]].T

@@ -230,7 +230,7 @@ class AudioLDM2:
           ValueError: for bad input; the message names it and says what to do.
         """
         texts = self._texts(prompt, negative_prompt, transcription, emptied=not use_text_states)
-        self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens, uncond, use_loa, use_text_states)
+        self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
             raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
@@ -240,7 +240,7 @@ class AudioLDM2:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
         tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
-        given = self._given(edit, shape[0], tokens) if edit else _Given()
+        given = self._given(edit, shape[0], samples, tokens) if edit else _Given()
         with_prompt, without, meant = self._conditions(texts, tokens, uncond, use_loa, use_text_states, given.loa)
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
         noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
@@ -272,7 +272,7 @@ class AudioLDM2:
     def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
         """What is said and meant, checked and as token ids."""
         prompts = prompt_list(prompt)
-        negatives = one_each(negative or "", len(prompts), "negative prompts")
+        negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
         if self.prompts.speaks and transcription is None:
             raise ValueError("This is a model of speech: give a transcription, what is to be said.")
         if not self.prompts.speaks and transcription is not None:
@@ -290,6 +290,11 @@ class AudioLDM2:
         loa: np.ndarray | None = None,
     ) -> tuple[Conditions, Conditions, jax.Array]:
         """The conditions of prompts and of negative prompts, and CLAP's embeddings [prompts, d] of the prompts."""
+        if uncond not in UNCONDITIONAL:
+            raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
+        usual = uncond == UNCONDITIONAL[0] and use_loa and use_text_states
+        if "language_model" not in self.components and not usual:
+            raise ValueError("This model has no language of audio: leave out uncond, use_loa and use_text_states.")
         count = len(texts.prompts)
         names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
         networks = {name: self.networks[name] for name in names if name in self.networks}
@@ -305,12 +310,12 @@ class AudioLDM2:
             without = without._replace(loa=jnp.zeros_like(without.loa))
         return given, without, meant[:count]
 
-    def _given(self, edit: Edit, frames: int, tokens: int) -> _Given:
-        """What of the given clip goes into a LOA of so many tokens, and into the denoising of so many latent frames."""
+    def _given(self, edit: Edit, frames: int, samples: int, tokens: int) -> _Given:
+        """What of the given clip goes into so many latent frames, of which so many samples stay, and LOA tokens."""
         latents = keep = loa = None
         waveform = edit.waveform(self.sampling_rate)
         if edit.starts_from_latents:
-            latents = self.clip_encoder.latents(waveform, frames)
+            latents = self.clip_encoder.latents(waveform[:samples], frames)
             keep = edit.kept(*self.clip_encoder.places(frames))
         if keep is not None:
             if keep.all():
@@ -337,6 +342,10 @@ class AudioLDM2:
         diffusers (`score_waveforms`) ranks in a batch of prompts over all clips; here each prompt keeps its own.
         """
         clips = len(audios) // len(meant)
+        # Cut, or repeated and padded, as CLAP would have it: so clips of any length have the same shape.
+        heard = -(-self.clap_mel.samples * self.sampling_rate // self.clap_mel.sampling_rate)
+        audios = np.tile(audios[:, :heard], (1, max(1, heard // audios.shape[1])))
+        audios = np.pad(audios, ((0, 0), (0, heard - audios.shape[1])))
         scores = _similarity(
             self.networks["text_encoder"],
             audios,
@@ -372,30 +381,25 @@ class AudioLDM2:
         shortest = factor * self._hop / self.sampling_rate
         if not (math.isfinite(seconds) and seconds >= shortest):
             raise ValueError(f"audio_length_in_s is {seconds}; it has to be at least {shortest} s.")
-        frames = int(seconds / (self._hop / self.sampling_rate))
+        samples = int(seconds * self.sampling_rate + 1e-6)  # seconds of so many samples may be a rounding error less
+        # diffusers leaves out the samples of a last mel frame that is not full.
+        frames = int(seconds / (self._hop / self.sampling_rate)) if exact else -(-samples // self._hop)
         time = -(-frames // factor)
         if own and not exact:
             bucket = max(1, round(own / shortest) // _LENGTHS)
             time = -(-time // bucket) * bucket
         channels = self.components["unet"].config["in_channels"]
-        return (time, self._bands // factor, channels), int(seconds * self.sampling_rate)
+        return (time, self._bands // factor, channels), samples
 
-    def _check(self, guidance_scale, clips, seed, tokens, uncond, use_loa, use_text_states) -> None:
+    def _check(self, guidance_scale, clips, seed, tokens) -> None:
         if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
             raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
         if clips < 1:
             raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
-        if uncond not in UNCONDITIONAL:
-            raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
         if not isinstance(seed, int | np.integer):
             raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1.")
-        usual = tokens is None and uncond == UNCONDITIONAL[0] and use_loa and use_text_states
-        if "language_model" not in self.components and not usual:
-            raise ValueError(
-                "This model has no language of audio: leave out max_new_tokens, uncond, use_loa and use_text_states."
-            )
+        if tokens is not None and (tokens < 1 or "language_model" not in self.components):
+            raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1, and the model to have a LOA.")
 
 
 def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
@@ -403,7 +407,7 @@ def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
 
     A prompt that is listed again goes on counting, so it does not give the same clips.
     """
-    base, seen, keys = jax.random.key(seed % 2**32), Counter(), []
+    base, seen, keys = jax.random.key(int(seed) % 2**32), Counter(), []
     for prompt in prompts:
         own = jax.random.fold_in(base, zlib.crc32(prompt.encode()))
         keys += [jax.random.fold_in(own, seen[prompt] + number) for number in range(clips)]
@@ -478,4 +482,6 @@ def _given_latents(latents: np.ndarray, clips: int, shape: tuple[int, int, int])
             f"latents have the shape {np.shape(latents)}; needed is {(clips, channels, time, frequency)}: "
             "clips, channels, time, frequency."
         )
+    if not np.isfinite(latents).all():
+        raise ValueError("latents have values that are NaN or infinite.")
     return jnp.asarray(latents, jnp.float32).transpose(0, 2, 3, 1)

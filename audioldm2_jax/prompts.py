@@ -76,9 +76,9 @@ class Prompts:
     ) -> dict[str, np.ndarray]:
         """Token ids and masks of prompts and negative prompts, one after the other in one batch.
 
-        A negative prompt is padded, or cut, to the length that T5's tokens of its prompt have, as in diffusers; a
-        transcription has no negative, and its phonemes are padded to the longest there can be.
-        What does not fit is cut, and a warning quotes it.
+        A negative prompt is padded, or cut without a word, to the length that T5's tokens of its prompt have, as in
+        diffusers; a transcription has no negative, and its phonemes are padded to the longest there can be.
+        What the networks cannot take is cut, and a warning quotes it.
 
         Args:
           prompts, negatives: as many of the one as of the other.
@@ -161,11 +161,14 @@ def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
     """Texts beside `count` prompts, given once for all or one each; `name` is what the error calls them.
 
     Raises:
-      ValueError: where there are neither one nor `count`.
+      ValueError: where there are neither one nor `count`, or one is no text.
     """
     texts = [texts] * count if isinstance(texts, str) else list(texts)
     if len(texts) != count:
         raise ValueError(f"{len(texts)} {name} for {count} prompts: give one for all, or one each.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"Among the {name} is a {type(text).__name__}, not a text.")
     return [_valid(text) for text in texts]
 
 

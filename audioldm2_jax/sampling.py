@@ -150,7 +150,7 @@ class Denoising(NamedTuple):
       table: the solver's, as arrays [calls].
       guidance_scale: None for no guidance.
       keys: [b], where the solver adds noise.
-      clip: a given clip's clean latents [1, t, f, c], with whose noisy form the first step begins.
+      clip: a given clip's clean latents [1, t, f, c], with whose noisy form the first step begins (`begin`).
       keep: [1, t, f, 1], 1 where the given clip stays; 0 where it is denoised.
     """
 
@@ -194,11 +194,15 @@ def prepare(
 
 
 def begin(task: Denoising, *, solver: str) -> Carry:
-    """What the first step starts from: noise, or the given clip with as much noise as that step expects."""
-    if task.clip is None:
-        latents = task.noise * task.table["rescale"][0]
-    else:
-        latents = _noisy(task, task.table["level"][0])
+    """What the first step starts from: noise, or the given clip with as much noise as that step expects.
+
+    Where a part of the clip is kept, the rest starts from noise alone: nothing of what was there, be it the silence
+    behind its end, goes into what is made in its place.
+    """
+    latents = task.noise * task.table["rescale"][0]
+    if task.clip is not None:
+        keep = 1 if task.keep is None else task.keep
+        latents = keep * _noisy(task, task.table["level"][0]) + (1 - keep) * latents
     return SOLVERS[solver].init(latents), latents
 
 

@@ -32,6 +32,13 @@ AUTHORS_NAMES = {
     "audioldm_48k": None,
     "audioldm_16k_crossattn_t5": None,
 }
+#: Flags, by their names in the options, that only some modes of starting from a file (-f) have.
+OF_MODES = {
+    "transfer_strength": ("transfer",),
+    "span": ("sr_inpainting",),
+    "band": ("sr_inpainting",),
+    "until": ("generation", "continuation"),
+}
 #: The authors' speaker where a transcription comes without a description.
 SPEAKER = "A female reporter is speaking full of emotion"
 #: The authors' span that is made anew where none is named: parts of the clip.
@@ -60,7 +67,7 @@ def flags() -> argparse.ArgumentParser:
     clip.add_argument(
         "--mode", choices=("generation", "transfer", "sr_inpainting", "continuation"), default="generation"
     )
-    clip.add_argument("-ts", "--transfer_strength", type=float, default=0.5, help="transfer: 0 to 1, a little to much")
+    clip.add_argument("-ts", "--transfer_strength", type=float, help="transfer: 0 to 1, a little to much; 0.5")
     clip.add_argument(
         "--span", type=float, nargs=2, metavar=("FROM", "TO"), help="sr_inpainting: seconds to be made anew"
     )
@@ -104,12 +111,12 @@ class Request(NamedTuple):
 
 
 def read_requests(options: argparse.Namespace) -> list[Request]:
-    """The prompts of `-t` and of the lines of the file `-tl`, each once.
+    """The prompts of `-t` and of the lines of the file `-tl`, each once: the same prompt gives the same sound.
 
-    A line may name its sound behind a bar, as in the authors' lists. A transcription names it elsewhere.
+    A prompt may name its sound behind a bar, as with the authors' command. A transcription names it elsewhere.
 
     Raises:
-      ValueError: where there is none, or the file cannot be read.
+      ValueError: where there is none, one has two names, or the file cannot be read.
     """
     prompts = [options.text] if options.text.strip() else []
     if options.text_list:
@@ -124,11 +131,18 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
         prompts = [SPEAKER]
     if not prompts:
         raise ValueError('Nothing to generate: give -t "a prompt", or -tl with a file of prompts.')
-    requests = []
-    for prompt in dict.fromkeys(prompts):
+    names = {}
+    for prompt in prompts:
         prompt, bar, name = prompt.rpartition("|") if prompt.count("|") == 1 else (prompt, "", "")
-        requests.append(Request(prompt.strip(), name.strip() if bar else options.transcription or prompt))
-    return requests
+        prompt = prompt.strip()
+        name = name.strip() if bar else options.transcription or prompt
+        if not prompt:
+            raise ValueError(f'There is no prompt before the bar of "|{name}": write prompt|file name.')
+        if names.setdefault(prompt, name) != name:
+            raise ValueError(
+                f'"{prompt}" is listed as {names[prompt]} and as {name}, but gives one sound: name it once.'
+            )
+    return [Request(prompt, name) for prompt, name in names.items()]
 
 
 def model_folder(model: str) -> str:
@@ -153,8 +167,9 @@ def model_folder(model: str) -> str:
 
 
 def file_stem(prompt: str) -> str:
-    """The prompt as a file name: its letters and digits, of any script, and dashes; at most 60 characters."""
-    return re.sub(r"\W+", "-", prompt)[:60].strip("-") or "clip"
+    """The prompt as a file name: its letters and digits, of any script, and dashes; at most 60, and 180 bytes."""
+    stem = re.sub(r"\W+", "-", prompt)[:60].encode()[:180]  # a file name has 255 bytes at most
+    return stem.decode(errors="ignore").strip("-") or "clip"
 
 
 def free_path(folder: Path, stem: str, ending: str) -> Path:
@@ -185,13 +200,16 @@ def given_clip(options: argparse.Namespace, sampling_rate: int):
     from audioldm2_jax import editing
     from audioldm2_jax.audio import files
 
+    for flag, modes in OF_MODES.items():
+        if getattr(options, flag) is not None and not (options.file_path and options.mode in modes):
+            raise ValueError(f"--{flag} is for a sound file (-f) with --mode {' or '.join(modes)}: leave it out.")
     if not options.file_path:
         if options.mode != "generation":
             raise ValueError(f"--mode {options.mode} starts from a sound file: give one with -f.")
         return None
     clip = files.read(options.file_path, sampling_rate), sampling_rate
     if options.mode == "transfer":
-        return editing.Transfer(*clip, options.transfer_strength)
+        return editing.Transfer(*clip, 0.5 if options.transfer_strength is None else options.transfer_strength)
     if options.mode == "continuation":
         return editing.Continuation(*clip, options.until)
     if options.mode == "generation":
@@ -274,7 +292,9 @@ def write_record(path: Path, content: dict) -> None:
     """Writes a JSON file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        # Halves of characters become "?", as in what the tokenizers read.
+        partial.write_text(text, encoding="utf-8", errors="replace")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -121,6 +121,25 @@ def test_nothing_is_joined_where_nothing_is_kept(clip):
     np.testing.assert_array_equal(join(Variation(clip, RATE), made, RATE), made)
 
 
+def test_what_lies_behind_the_length_is_not_heard(model, clip):
+    """As in training, where clips are normalised after cropping: a loud end does not make the beginning quiet."""
+    longer = np.concatenate([0.1 * clip, clip])
+    np.testing.assert_array_equal(*(model.clip_encoder.latents(each, SHAPE[1]) for each in (0.1 * clip, longer)))
+    window = np.tile(0.1 * clip, 4)  # AudioMAE of the tiny folder hears 0.64 s
+    np.testing.assert_array_equal(
+        *(model.clip_encoder.loa(each, math.inf) for each in (window, np.concatenate([window, clip])))
+    )
+    cut = [join(Inpainting(each, RATE, span=(0.1, 0.12)), np.ones((1, SAMPLES)), RATE) for each in (0.1 * clip, longer)]
+    np.testing.assert_array_equal(*cut)
+
+
+def test_a_clip_shorter_than_the_window_of_joining(clip):
+    """Nearly all of it is kept, so it comes back."""
+    short = clip[:401]
+    made = join(Inpainting(short, RATE, band=(7900, math.inf)), np.zeros((1, 401), np.float32), RATE)
+    assert made.shape == (1, 401) and distance(made[0], short) < 0.1
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -128,6 +147,9 @@ def test_nothing_is_joined_where_nothing_is_kept(clip):
         (lambda clip: Transfer(np.zeros(0), RATE), r"shape \(0,\)"),
         (lambda clip: Transfer(np.full(9, np.nan), RATE), "9 samples that are NaN"),
         (lambda clip: Transfer(clip, 0), "sampling rate is 0 Hz"),
+        (lambda clip: Transfer(clip, math.nan), "sampling rate is nan Hz"),
+        (lambda clip: Transfer((clip * 32767).astype(np.int16), RATE), "samples of int16; needed are floats"),
+        (lambda clip: Variation(clip[:1], 192000), "1 samples at 192000 Hz are too few"),
         (lambda clip: Transfer(clip, RATE, 0.0), "strength of the transfer is 0.0"),
         (lambda clip: Transfer(clip, RATE, 0.2), "strength 0.2 does none of 4 denoising steps"),
         (lambda clip: Inpainting(clip, RATE), "needs a span in seconds, a band in Hz"),

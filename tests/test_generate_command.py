@@ -123,11 +123,30 @@ def test_speech(command, tmp_path):
         (["-t", "x", "--mode", "transfer"], "starts from a sound file"),
         (["-t", "x", "-f", "/nowhere/none.wav"], "does not exist"),
         (["-t", "x", "--transcription", "hello"], "does not speak"),
+        (["-t", "x", "--until", "1"], "--until is for a sound file (-f) with --mode generation or continuation"),
+        (["-t", "x", "-f", "x.wav", "--span", "0", "1"], "--span is for a sound file (-f) with --mode sr_inpainting"),
+        (["-t", "x", "-f", "x.wav", "-ts", "0.5"], "--transfer_strength is for a sound file (-f) with --mode transfer"),
+        (["-t", "|name"], "no prompt before the bar"),
     ],
 )
 def test_errors(command, arguments, message):
     said = command(*arguments)
     assert message in said and said.count("\n") == 1
+
+
+def test_one_sound_has_one_name(command, tmp_path):
+    """In one batch they would be two clips, in two the same; and the record of the second would give the first."""
+    (tmp_path / "list.txt").write_text("drums|a\nbells\ndrums|b\n")
+    assert '"drums" is listed as a and as b' in command("-tl", tmp_path / "list.txt")
+
+
+def test_names_and_records_of_strange_prompts(generate, tmp_path):
+    for prompt in ("𝓭" * 80, "小" * 80, "?!", "drums \udcff"):  # the last: a byte that is no UTF-8, on the command line
+        path = generate.free_path(tmp_path, generate.file_stem(prompt), ".wav")
+        files.write(path, np.zeros(9, np.float32), RATE)
+        generate.write_record(path.with_suffix(".json"), {"prompt": prompt})
+        recorded = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["prompt"]
+        assert recorded == prompt.replace("\udcff", "?")
 
 
 def test_an_empty_list(command, tmp_path):

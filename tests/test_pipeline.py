@@ -17,7 +17,7 @@ from tiny_folder import CAPTIONS, CONFIGS, write_model
 
 from audioldm2_jax import pipeline as pipeline_module
 from audioldm2_jax import sampling
-from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.pipeline import AudioLDM2, clip_keys
 from audioldm2_jax.weights import folder
 from audioldm2_jax.weights.folder import FolderError
 
@@ -185,6 +185,8 @@ def test_named_choices_of_the_conditions(ours):
         ({"prompt": ["drums", " "]}, "Prompt 2 is empty"),
         ({"prompt": ["drums", 3]}, "Prompt 2 is a int"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1"),
+        ({"negative_prompt": []}, "0 negative prompts for 1"),
+        ({"negative_prompt": [None]}, "Among the negative prompts is a NoneType"),
         ({"num_inference_steps": 0}, "0 denoising steps"),
         ({"num_inference_steps": -5}, "-5 denoising steps"),
         ({"num_inference_steps": 10**6}, "between 1 and 1000"),
@@ -200,11 +202,43 @@ def test_named_choices_of_the_conditions(ours):
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"uncond": "nothing"}, "uncond is 'nothing'"),
         ({"latents": np.zeros((1, 8, 8, 4))}, r"latents have the shape \(1, 8, 8, 4\); needed is \(1, 4, 8, 8\)"),
+        ({"latents": np.full((1, 4, 8, 8), np.nan)}, "latents have values that are NaN"),
     ],
 )
 def test_bad_input(ours, arguments, message):
     with pytest.raises(ValueError, match=message):
         ours(**{"prompt": "drums", "num_inference_steps": 1} | arguments)
+
+
+def test_conditions_of_an_unknown_kind(ours):
+    with pytest.raises(ValueError, match="uncond is 'nothing'"):
+        ours.encode(["drums"], [""], "nothing")
+
+
+def test_seeds_of_any_width(ours):
+    """Whatever NumPy draws them as; a negative one is one like any other."""
+    keys = [jax.random.key_data(clip_keys(seed, ["drums"], 1)) for seed in (3, np.uint8(3), np.int64(3), -3)]
+    np.testing.assert_array_equal(keys[0], keys[1])
+    np.testing.assert_array_equal(keys[0], keys[2])
+    assert (keys[0] != keys[3]).any()
+
+
+def test_a_clip_is_as_long_as_was_asked_for(ours):
+    """Also where that is no whole number of mel frames; what is asked for in latents is what diffusers makes of it."""
+    (time, *_), samples = ours.latent_shape(0.165)
+    assert samples == 2640 <= time * 2 * 160
+    assert ours.latent_shape(0.165, exact=True)[0][0] == 8
+    # 1001 / 16000 × 16000 is below 1001.
+    assert [ours.latent_shape(n / 16000)[1] for n in range(1001, 1010)] == list(range(1001, 1010))
+
+
+def test_another_length_does_not_compile_the_ranking_anew(ours):
+    rng = np.random.default_rng(0)
+    meant = jnp.asarray(rng.standard_normal((1, 12)), jnp.float32)
+    before = pipeline_module._similarity._cache_size()
+    for samples in (2560, 2559, 1000, 20000):
+        ours._best_first(rng.standard_normal((3, samples), np.float32), meant)
+    assert pipeline_module._similarity._cache_size() - before <= 1
 
 
 def test_an_overlong_prompt_warns_and_quotes_what_was_cut(ours, caplog):

@@ -69,13 +69,13 @@ def _take_component(config: ConfigDict, name: str, path: Path) -> None:
 
 
 def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:
-    """Sets what the section has; one number for all levels stays as many where the recipe has one each."""
+    """Sets what the section has; one number for all levels becomes as many where the recipe has one each."""
     for key in section:
         if isinstance(section[key], ConfigDict):
             _fill(section[key], fields[key])
         elif key in fields:
             several = isinstance(section[key], tuple) and isinstance(fields[key], int)
-            section[key] = (fields[key],) * len(section[key]) if several else fields[key]
+            section[key] = (fields[key],) * len(fields["block_out_channels"]) if several else fields[key]
 
 
 def _take_front_ends(config: ConfigDict, path: Path) -> None:

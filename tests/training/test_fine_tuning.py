@@ -44,6 +44,19 @@ def test_the_recipe_becomes_that_of_the_folder(model):
     assert fine_tuning.take_over(recipes.get("base")) == []
 
 
+def test_one_number_of_heads_for_all_levels(model, tmp_path):
+    """As in diffusers' converted folders; the recipe has one for each of its levels, which are not the folder's."""
+    for part in model.iterdir():
+        if part.name != "unet":
+            (tmp_path / part.name).symlink_to(part)
+    unet = UNET | {"attention_head_dim": 2}
+    folder.write_component(tmp_path, "unet", unet, random_variables("unet", unet, 9))
+    config = recipes.get("base")
+    config.init_from.model = str(tmp_path)
+    fine_tuning.take_over(config)
+    assert config.models.unet.attention_head_dim == (2, 2)
+
+
 def test_what_the_folder_lacks_stays(model, tmp_path):
     """diffusers' folders have no AudioMAE; it is named beside."""
     for part in model.iterdir():
