@@ -216,7 +216,8 @@ class AudioLDM2:
           transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
           max_new_tokens: length of the LOA; by default that of the language model's config.json.
           edit: what of a given clip is kept (`audioldm2_jax.editing`).
-          solver: ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default that of the folder's scheduler.
+          solver: ddim, ddpm, plms, euler, euler_ancestral, dpmsolver++ or unipc; by default that of the folder's
+            scheduler.
           uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
             authors' tool).
           use_loa: False zeroes the LOA, to hear what the text states do alone.

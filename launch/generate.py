@@ -78,7 +78,7 @@ def flags() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--ddim_steps", type=int, default=200, help="denoising steps")
     how.add_argument(
-        "--solver", help="ddim, ddpm, plms, euler, euler_ancestral or dpmsolver++; by default the model folder's"
+        "--solver", help="ddim, ddpm, plms, euler, euler_ancestral, dpmsolver++ or unipc; by default the model folder's"
     )
     how.add_argument("--eta", type=float, default=0.0, help="randomness of the sampler; the authors' tool has 1")
     how.add_argument("-gs", "--guidance_scale", type=float, default=3.5, help="how strongly to follow the text")

@@ -89,6 +89,7 @@ def test_against_diffusers_prompt_by_prompt(ours, theirs, noise):
         ("plms", "PNDMScheduler"),
         ("euler", "EulerDiscreteScheduler"),
         ("dpmsolver++", "DPMSolverMultistepScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
     ],
 )
 def test_another_solver(ours, model, noise, solver, scheduler, tmp_path):

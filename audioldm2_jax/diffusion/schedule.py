@@ -44,6 +44,7 @@ _DEFAULTS_OF = {
     "EulerDiscreteScheduler": {"timestep_spacing": "linspace"},
     "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
     "DPMSolverMultistepScheduler": {"timestep_spacing": "linspace"},
+    "UniPCMultistepScheduler": {"timestep_spacing": "linspace"},
 }
 # Keys that change the result and that we do not follow.
 _UNSUPPORTED = (
@@ -70,6 +71,15 @@ _FOLLOWED = {
         "final_sigmas_type": ("zero",),
         "variance_type": (None,),
     },
+    "UniPCMultistepScheduler": {
+        "predict_x0": (True,),
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # diffusers takes the others' names for bh2
+        "solver_order": (2,),
+        "lower_order_final": (True,),
+        "disable_corrector": ([],),
+        "solver_p": (None,),
+        "final_sigmas_type": ("zero",),
+    },
 }
 
 
@@ -89,7 +99,7 @@ class NoiseSchedule:
       clip_sample, clip_sample_range: whether the predicted clean sample is clipped, and to what magnitude.
       rescale_betas_zero_snr: whether the last level is made pure noise (arXiv 2305.08891, alg. 1).
       trained_betas: betas that replace the formula.
-      use_karras_sigmas: whether Euler and DPM-Solver++ space their steps as arXiv 2206.00364, eq. 5, does.
+      use_karras_sigmas: whether Euler, DPM-Solver++ and UniPC space their steps as arXiv 2206.00364, eq. 5, does.
     """
 
     num_train_timesteps: int

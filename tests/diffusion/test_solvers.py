@@ -5,6 +5,7 @@ we round double-precision coefficients once.
 """
 
 import importlib
+import re
 
 import diffusers
 import jax
@@ -86,7 +87,7 @@ def test_is_diffusers(name, prediction_type, spacing, num_steps, monkeypatch):
     agree(name, config | {"_class_name": name, "skip_prk_steps": True}, num_steps, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("num_steps", [3, 20])
 def test_karras_spacing(name, spacing, num_steps, monkeypatch):
@@ -94,7 +95,7 @@ def test_karras_spacing(name, spacing, num_steps, monkeypatch):
     agree(name, config, num_steps, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["DDPMScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 def test_predicted_samples(name, monkeypatch):
     config = CONFIG | {"_class_name": name, "prediction_type": "sample", "clip_sample": False}
     agree(name, config, 5, monkeypatch)
@@ -104,7 +105,7 @@ def test_ddpm_clips(monkeypatch):
     agree("DDPMScheduler", CONFIG | {"clip_sample": True, "clip_sample_range": 0.7}, 5, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 def test_from_pure_noise(name, monkeypatch):
     config = {
         "_class_name": name,
@@ -126,6 +127,10 @@ def test_plms_ends_where_the_folder_says(to_one, monkeypatch):
         ("PNDMScheduler", {"skip_prk_steps": False}),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("UniPCMultistepScheduler", {"solver_order": 3}),
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+        ("UniPCMultistepScheduler", {"predict_x0": False}),
+        ("UniPCMultistepScheduler", {"disable_corrector": [0]}),
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),
         ("EulerDiscreteScheduler", {"use_beta_sigmas": True}),
         ("DDPMScheduler", {"variance_type": "learned"}),
@@ -175,14 +180,15 @@ def test_absurd_steps(name, spacing, num_steps):
         SOLVERS[name].plan(NoiseSchedule.from_config(CONFIG | {"timestep_spacing": spacing}), num_steps, 0.0)
 
 
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
-def test_dpm_solver_visits_no_timestep_twice(spacing):
+def test_no_timestep_twice(name, spacing):
     """There its step would be of length 0, and the next one divided by it."""
     schedule = NoiseSchedule.from_config(CONFIG | {"timestep_spacing": spacing, "steps_offset": 0})
-    with pytest.raises(ValueError, match="1000 denoising steps are too many"):
-        SOLVERS["dpmsolver++"].plan(schedule, 1000, 0.0)
-    table = SOLVERS["dpmsolver++"].plan(schedule, 499, 0.0)
-    assert all(np.isfinite(column).all() for name, column in table.items() if name != "x0_limit")
+    with pytest.raises(ValueError, match=f"1000 denoising steps are too many for {re.escape(name)}"):
+        SOLVERS[name].plan(schedule, 1000, 0.0)
+    table = SOLVERS[name].plan(schedule, 499, 0.0)
+    assert all(np.isfinite(column).all() for key, column in table.items() if key != "x0_limit")
 
 
 @pytest.mark.parametrize("name", sorted(set(SOLVER_OF_CLASS) - {"PNDMScheduler"}))
