@@ -168,15 +168,21 @@ class AudioLDM2:
         Raises:
           FolderError: where it cannot be written, or the tokenizers' source is gone.
         """
+        if self.source is None:
+            raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
+        source, index = Path(self.source), folder.read_index(self.source)
+        others = ("tokenizer", "tokenizer_2", "feature_extractor")
+        # AudioLDMPipeline has no feature extractor, but a CLAP that hears needs one.
+        others = [name for name in others if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        missing = [name for name in others if not (source / name).is_dir()]
+        if missing:
+            raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
         for name, part in self.components.items():
             folder.write_component(path, name, part.config, jax.device_get(part.variables), part.passengers)
         folder.write_scheduler(path, self.schedule, self.scheduler_class)
-        if self.source is not None and Path(self.source).resolve() != Path(path).resolve():
-            index = folder.read_index(self.source)
-            for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
-                # AudioLDMPipeline has no feature extractor, but a CLAP that hears needs one.
-                if (index.get(name) or [None])[0] or (Path(self.source) / name).is_dir():
-                    folder.copy_part(Path(self.source) / name, path, name)
+        if source.resolve() != Path(path).resolve():
+            for name in others:
+                folder.copy_part(source / name, path, name)
         folder.write_index(path)
 
     def __call__(

@@ -226,6 +226,8 @@ def generate(options: argparse.Namespace):
     if options.batchsize < 1:
         raise ValueError(f"-b is {options.batchsize}; it has to be at least 1.")
     model, target = model_folder(options.model), Path(options.save_path)
+    if Path(model).exists():
+        model = os.path.abspath(model)  # for the record
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -243,12 +245,14 @@ def generate(options: argparse.Namespace):
     join_hosts()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
     edit = given_clip(options, pipeline.sampling_rate)
+    # A CLAP that only reads has no favourite.
+    candidates = options.n_candidate_gen_per_text if pipeline.clap_mel else 1
     settings = {
         "negative_prompt": options.negative_prompt,
         "num_inference_steps": options.ddim_steps,
         "guidance_scale": options.guidance_scale,
         "audio_length_in_s": options.duration,
-        "num_waveforms_per_prompt": options.n_candidate_gen_per_text,
+        "num_waveforms_per_prompt": candidates,
         "solver": options.solver,
         "eta": options.eta,
         "seed": options.seed,
@@ -256,8 +260,10 @@ def generate(options: argparse.Namespace):
         "transcription": options.transcription,
     }
     ending, subtype = FORMATS[options.format]
-    for first in range(0, len(requests), options.batchsize):
-        batch = requests[first : first + options.batchsize]
+    # Batches of one size, as far as that goes: another size compiles anew.
+    size = -(-len(requests) // -(-len(requests) // options.batchsize))
+    for first in range(0, len(requests), size):
+        batch = requests[first : first + size]
         with tqdm(desc=batch[0].name[:30], unit="step", leave=False, disable=None) as bar:
 
             def show(done: int, total: int, bar=bar) -> None:
@@ -268,7 +274,7 @@ def generate(options: argparse.Namespace):
         if jax.process_index():
             continue  # all hosts compute, the first one writes
         # The first of a prompt's clips is CLAP's favourite.
-        for request, audio in zip(batch, output.audios[:: options.n_candidate_gen_per_text], strict=True):
+        for request, audio in zip(batch, output.audios[::candidates], strict=True):
             path = free_path(target, file_stem(request.name), ending)
             files.write(path, audio, output.sampling_rate, subtype)
             write_record(path.with_suffix(".json"), record(options, request, model, settings, edit))

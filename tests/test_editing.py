@@ -127,7 +127,7 @@ def test_what_lies_behind_the_length_is_not_heard(model, clip):
     np.testing.assert_array_equal(*(model.clip_encoder.latents(each, SHAPE[1]) for each in (0.1 * clip, longer)))
     window = np.tile(0.1 * clip, 4)  # AudioMAE of the tiny folder hears 0.64 s
     np.testing.assert_array_equal(
-        *(model.clip_encoder.loa(each, math.inf) for each in (window, np.concatenate([window, clip])))
+        *(model.clip_encoder.loa(each, 8) for each in (window, np.concatenate([window, clip])))
     )
     cut = [join(Inpainting(each, RATE, span=(0.1, 0.12)), np.ones((1, SAMPLES)), RATE) for each in (0.1 * clip, longer)]
     np.testing.assert_array_equal(*cut)

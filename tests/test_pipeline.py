@@ -283,6 +283,18 @@ def test_unknown_scheduler(ours):
         AudioLDM2(ours.components, ours.schedule, ours.prompts, ours.clap_mel, scheduler_class="HeunDiscreteScheduler")
 
 
+def test_nothing_is_saved_without_tokenizers(ours, model, tmp_path):
+    parts = (ours.components, ours.schedule, ours.prompts, ours.clap_mel)
+    for source, message in ((None, "was not read from a folder"), (tmp_path / "source", "no longer has tokenizer_2")):
+        if source:
+            for name in ("model_index.json", "tokenizer", "feature_extractor"):
+                source.mkdir(exist_ok=True)
+                (source / name).symlink_to(model / name)
+        with pytest.raises(FolderError, match=message):
+            AudioLDM2(*parts, source=source).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_unknown_scheduler_of_a_folder(model, tmp_path):
     """Refused before a weight is read."""
     for name in ("model_index.json", "tokenizer"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from audioldm2_jax import recipes
 from audioldm2_jax.clip_encoder import mel_settings
 from audioldm2_jax.conditioning import pooling_of
 from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
@@ -32,8 +33,9 @@ _TRAINED = ("AudioMAE", "ClapModel", "T5EncoderModel", "AudioLDM2UNet2DCondition
 def take_over(config: ConfigDict) -> list[str]:
     """Makes the recipe that of the model in `config.init_from.model`, where one is named.
 
-    Every component that the folder has is what training starts from; sizes, tokenizers, front ends, noise schedule and
-    the pooling of the LOA are the folder's. What it lacks, AudioMAE for instance, stays as the recipe says.
+    Every component that the folder has is what training starts from, unless `config.init_from` names another source
+    than the recipe does; sizes, tokenizers, front ends, noise schedule and the pooling of the LOA are the folder's.
+    What it lacks, AudioMAE for instance, stays as the recipe says.
 
     Returns:
       which sizes and settings were changed, a line each.
@@ -46,8 +48,14 @@ def take_over(config: ConfigDict) -> list[str]:
     path = folder.locate_model(config.init_from.model)
     before = config.to_dict()
     with config.unlocked(), config.ignore_type():
-        for name in folder.parts(path):
-            _take_component(config, name, path)
+        usual = recipes.get(config.recipe).init_from
+        for name in folder.PARTS:
+            named = config.init_from[name]
+            if named and named != usual[name]:
+                _take_component(config, name, folder.locate(named, name))
+            elif name in folder.parts(path):
+                _take_component(config, name, path / name)
+                config.init_from[name] = str(path)
         config.text.update(clap_tokenizer=str(path / CLAP_FOLDER), t5_tokenizer=str(path / T5_FOLDER))
         schedule, scheduler_class = folder.read_scheduler(path)
         known = schedule.to_config(scheduler_class)
@@ -59,13 +67,12 @@ def take_over(config: ConfigDict) -> list[str]:
 
 
 def _take_component(config: ConfigDict, name: str, path: Path) -> None:
-    said = read_json(path / name / "config.json")
+    said = read_json(path / "config.json")
     kind = kind_of(name, said)
     if name in ("text_encoder", "text_encoder_2", "unet", "audiomae") and kind.class_name not in _TRAINED:
-        raise FolderError(f"{path / name} is a {kind.class_name}: such a model can be played, but no stage trains it.")
+        raise FolderError(f"{path} is a {kind.class_name}: such a model can be played, but no stage trains it.")
     if name in SECTIONS:
         _fill(config.models[SECTIONS[name]], vars(folder.build(name, said)))
-    config.init_from[name] = str(path)
 
 
 def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:

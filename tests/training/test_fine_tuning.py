@@ -63,9 +63,12 @@ def test_what_the_folder_lacks_stays(model, tmp_path):
         if part.name != "audiomae":
             (tmp_path / part.name).symlink_to(part)
     config = get_config()
-    config.init_from.update(model=str(tmp_path), audiomae=str(model))
+    other = tmp_path / "other"
+    folder.write_component(other, "vae", CONFIGS["vae"], random_variables("vae", CONFIGS["vae"], 5))
+    config.init_from.update(model=str(tmp_path), audiomae=str(model), vae=str(other))
     fine_tuning.take_over(config)
     assert config.init_from.audiomae == str(model) and config.init_from.unet == str(tmp_path)
+    assert config.init_from.vae == str(other)  # named beside the model, though that has one
 
 
 def test_training_goes_on(model, tmp_path):
