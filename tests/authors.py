@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from audioldm2_jax.models.audiomae import positions_2d
+
 PIPELINES = (
     "audioldm2-full",
     "audioldm2-full-large-1150k",
@@ -48,6 +50,8 @@ def tensor(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return (np.linspace(0.0015**0.5, 0.0195**0.5, *shape) ** 2).astype(np.float32)
     if key == "scale_factor":
         return np.float32(SCALE)
+    if key.endswith("pos_embed"):  # 8 bands before 64 frames, as their class computes it
+        return np.pad(positions_2d(shape[2], (8, 64)), ((1, 0), (0, 0)))[None]
     if key == "model_ema.num_updates":
         return np.int32(0)
     if key.endswith(("num_batches_tracked", "relative_position_index", "position_ids")):

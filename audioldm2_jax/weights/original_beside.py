@@ -44,6 +44,7 @@ _AUDIOMAE = {
     "decoder_embed_dim": 512,
     "decoder_depth": 0,
     "decoder_num_heads": 16,
+    "positions": [8, 64],
 }
 _DECODER_BLOCKS = 8  # of AudioMAE's decoder of plain blocks
 _GPT2_WORDS = 50257

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from audioldm2_jax.models.audiomae import positions_2d
 from audioldm2_jax.weights import folder, originals
 from audioldm2_jax.weights.folder import FolderError
 from audioldm2_jax.weights.original_configs import CONFIGS
@@ -112,7 +113,10 @@ def full(tmp_path_factory):
 )
 def test_every_name_of_the_published_file_is_explained(name):
     """At base size, without its numbers: found, configured, and its names those of our network, one for one."""
-    empty = {key: np.broadcast_to(np.float32(1), shape) for key, shape in authors.shapes(name, "base").items()}
+    empty = {
+        key: authors.tensor(key, shape) if key.endswith("pos_embed") else np.broadcast_to(np.float32(1), shape)
+        for key, shape in authors.shapes(name, "base").items()
+    }
     kept = {key: value for key, value in empty.items() if not any(re.match(p, key) for _, p in originals.LEFT_OUT)}
     parts, rest = originals._cut(kept, originals.find_places(kept))
     assert rest.keys() == ({"betas", "scale_factor"} if name in authors.PIPELINES else set())
@@ -138,6 +142,22 @@ def test_the_tensors_are_those_of_diffusers_converter(name, full, tmp_path):
     for part, expected in DIFFUSERS[name].items():
         write(tmp_path, part, read.components[part])
         assert digest(read_tensors(tmp_path / part)) == expected, part
+
+
+def test_audiomae_takes_the_positions_of_its_file(tmp_path):
+    """Theirs count bands before frames, though the patches come frame by frame."""
+    state = authors.checkpoint("audiomae")
+    read = read_original(save(tmp_path / "x.pth", state)).components["audiomae"]
+    np.testing.assert_array_equal(read.module.table(64), state["pos_embed"][0, 1:])
+    own = torch.from_numpy(positions_2d(64, (64, 8)))  # as a folder trained here has them
+    state["pos_embed"] = torch.nn.functional.pad(own, (0, 0, 1, 0))[None]
+    again = read_original(save(tmp_path / "y.pth", state)).components["audiomae"]
+    np.testing.assert_array_equal(again.module.table(64), own)
+    fbank = np.random.default_rng(0).standard_normal((1, 1024, 128), np.float32)
+    first, second = (part.module.apply(part.variables, fbank, method="encode_features") for part in (read, again))
+    assert np.abs(first - second).max() > 0.01 * np.abs(first).max()
+    with pytest.raises(FolderError, match="pos_embed is not of fixed sines"):
+        read_original(save(tmp_path / "z.pth", state | {"pos_embed": torch.ones(1, 513, 64)}))
 
 
 def test_what_the_file_says_beside_its_weights(full):
