@@ -28,7 +28,7 @@ _xavier = nn.initializers.xavier_uniform()
 class AudioMAE(nn.Module):
     """Encoder and decoder. img_size: (frames, bands) of the fbank; patch_size: side of a patch; depth: encoder blocks.
 
-    positions: the grid whose positions the patches take, one after the other; by default their own, (frames, bands).
+    positions: the grid whose positions the patches take, one after the other; () is their own, (frames, bands).
     Published: (1024, 128), 16, 768, 12, 12, a decoder of 512, 16, 16 and positions (8, 64): the tables there count
     bands before frames, the patches frames before bands (facebookresearch/AudioMAE, util/patch_embed.py, `patch_hw`).
     """
@@ -41,7 +41,7 @@ class AudioMAE(nn.Module):
     decoder_embed_dim: int
     decoder_depth: int
     decoder_num_heads: int
-    positions: Sequence[int] | None = None
+    positions: Sequence[int] = ()
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
