@@ -6,6 +6,7 @@ What is written appears whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,27 +22,17 @@ from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.weights import folder, hub
 from audioldm2_jax.weights.components import kind_of
 from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.weights.original_beside import CLAP_MEL
 from audioldm2_jax.weights.original_files import write_original
 from audioldm2_jax.weights.originals import read_original
 from audioldm2_jax.weights.pickles import ENDINGS
 from audioldm2_jax.weights.store import FolderError, copy_part, new_folder, read_json, replace_folder, write_json
 
-# What CLAP hears, in all variants (haoheliu/AudioLDM2: clap/open_clip/model_configs/HTSAT-base.json).
-_CLAP_FRONT_END = {
-    "sampling_rate": 48000,
-    "seconds": 10,
-    "n_fft": 1024,
-    "hop_length": 480,
-    "n_mels": 64,
-    "fmin": 50.0,
-    "fmax": 14000.0,
-}
 _HUB_TOKENIZERS = {"tokenizer": ("roberta-base", "clap", 512), "tokenizer_2": ("google/flan-t5-large", "t5", 128)}
 """Where the authors have their tokenizers from, their kind, and the most tokens that they take."""
 
 
 _FILES = (".pth", ".pt", ".ckpt")
-_STRICT = "The authors' classes compute what the file leaves out (CLAP's filters): load it with strict=False."
 
 
 class Report(NamedTuple):
@@ -100,8 +91,8 @@ def convert(
     model = _from_file(path) if is_file else _from_folder(source)
     notes = model.notes
     if target.suffix in _FILES:
-        write_original(target, model.components, model.schedule and model.schedule[0])
-        written, notes = (target.name,), (*notes, _STRICT)
+        notes = (*notes, *write_original(target, model.components, model.schedule and model.schedule[0]))
+        written = (target.name,)
     else:
         with _replacing(target) as partial:
             _write(model, partial, tokenizers)
@@ -181,7 +172,8 @@ def _write(model: _Model, path: Path, tokenizers: str | os.PathLike | None) -> N
         for name in ("tokenizer", "tokenizer_2"):
             if {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}[name] in model.components:
                 _write_tokenizer(path, name, model.components, tokenizers)
-        folder.write_feature_extractor(path, **_CLAP_FRONT_END)
+        hears = dataclasses.asdict(CLAP_MEL)
+        folder.write_feature_extractor(path, seconds=hears.pop("samples") / CLAP_MEL.sampling_rate, **hears)
     elif model.schedule:
         for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
             if (model.folder / name).is_dir():

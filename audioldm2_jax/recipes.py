@@ -116,6 +116,7 @@ def base() -> ConfigDict:
                     "decoder_embed_dim": 512,
                     "decoder_depth": 16,
                     "decoder_num_heads": 16,
+                    "positions": (),  # grid of the position tables; (): the patches' own; published weights: (8, 64)
                 },
                 "clap": {
                     "projection_dim": 512,

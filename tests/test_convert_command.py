@@ -158,7 +158,7 @@ def test_bad_sources(tmp_path, capsys):
 def test_a_folder_goes_to_the_authors_and_comes_back_bit_by_bit(model, tmp_path, capsys):
     assert run(save(tmp_path / "x.pth", "audioldm2-full"), tmp_path / "first", "--tokenizers", model) == 0
     assert run(tmp_path / "first", tmp_path / "back.pth") == 0
-    assert "strict=False" in capsys.readouterr().out
+    assert "The authors' build_model loads the file" in capsys.readouterr().out
     assert run(tmp_path / "first", tmp_path / "back.pth") == 1
     assert "back.pth exists" in capsys.readouterr().err
     assert run(tmp_path / "back.pth", tmp_path / "second", "--tokenizers", model) == 0

@@ -137,7 +137,7 @@ def log_mel(waveform: jax.Array, settings: MelSettings) -> jax.Array:
     padded = jnp.pad(waveform, ((0, 0), (padding, padding)), mode="reflect")
     windows = frame(padded, settings.n_fft, settings.hop_length, frames)
     magnitude = _safe_sqrt(_power(windows * _hann(settings.n_fft), settings.n_fft))
-    mel = _project(magnitude, _slaney_filters(settings))
+    mel = _project(magnitude, slaney_filters(settings))
     return jnp.log(jnp.maximum(mel, _LOG_MEL_FLOOR))
 
 
@@ -200,7 +200,7 @@ def clap_mel(waveform: jax.Array, settings: ClapMelSettings) -> jax.Array:
     half = settings.n_fft // 2
     padded = jnp.pad(waveform, ((0, 0), (half, half)), mode="reflect")
     windows = frame(padded, settings.n_fft, settings.hop_length, settings.frames)
-    mel = _project(_power(windows * _hann(settings.n_fft), settings.n_fft), _slaney_filters(settings))
+    mel = _project(_power(windows * _hann(settings.n_fft), settings.n_fft), slaney_filters(settings))
     return (10 / np.log(10)) * jnp.log(jnp.maximum(mel, _CLAP_FLOOR))
 
 
@@ -279,14 +279,14 @@ def _fourier_basis(length: int, n_fft: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _slaney_filters(settings: MelSettings | ClapMelSettings) -> np.ndarray:
+def slaney_filters(settings: MelSettings | ClapMelSettings) -> np.ndarray:
     """Triangles of area one (in Hz) on Slaney's Auditory Toolbox mel scale: [n_fft // 2 + 1, n_mels].
 
     The defaults of `librosa.filters.mel`. The triangles are straight over Hz.
     """
     edges = _slaney_edges(settings)
     bins = np.linspace(0, settings.sampling_rate / 2, settings.n_fft // 2 + 1)
-    filters = _triangles(bins, edges) * (2 / (edges[2:] - edges[:-2]))
+    filters = triangles(bins, edges) * (2 / (edges[2:] - edges[:-2]))
     return filters.astype(np.float32)
 
 
@@ -306,12 +306,12 @@ def _kaldi_filters(settings: FbankSettings) -> np.ndarray:
     nyquist = settings.sampling_rate / 2
     edges = np.linspace(_hz_to_htk(_KALDI_LOWEST_HZ), _hz_to_htk(nyquist), settings.n_mels + 2)
     bins = _hz_to_htk(np.linspace(0, nyquist, settings.n_fft // 2 + 1))
-    filters = _triangles(bins, edges)
+    filters = triangles(bins, edges)
     filters[-1] = 0  # Kaldi leaves out the bin at half the sampling rate
     return filters.astype(np.float32)
 
 
-def _triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def triangles(bins: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Triangle m rises from edges[m] to one at edges[m + 1], falls to edges[m + 2]: [bins, triangles]."""
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = bins[:, None]

@@ -28,7 +28,9 @@ _xavier = nn.initializers.xavier_uniform()
 class AudioMAE(nn.Module):
     """Encoder and decoder. img_size: (frames, bands) of the fbank; patch_size: side of a patch; depth: encoder blocks.
 
-    Published: (1024, 128), 16, 768, 12, 12 and a decoder of 512, 16, 16.
+    positions: the grid whose positions the patches take, one after the other; () is their own, (frames, bands).
+    Published: (1024, 128), 16, 768, 12, 12, a decoder of 512, 16, 16 and positions (8, 64): the tables there count
+    bands before frames, the patches frames before bands (facebookresearch/AudioMAE, util/patch_embed.py, `patch_hw`).
     """
 
     img_size: Sequence[int]
@@ -39,6 +41,7 @@ class AudioMAE(nn.Module):
     decoder_embed_dim: int
     decoder_depth: int
     decoder_num_heads: int
+    positions: Sequence[int] = ()
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -65,6 +68,10 @@ class AudioMAE(nn.Module):
     def grid(self) -> tuple[int, int]:
         """Patches along time and along frequency."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    def table(self, dim: int) -> np.ndarray:
+        """The positions of the patches, [patches, dim] float32."""
+        return positions_2d(dim, tuple(self.positions or self.grid))
 
     def __call__(
         self, fbank: jax.Array, mask_ratio: float, rng: jax.Array, *, deterministic: bool = True
@@ -97,7 +104,7 @@ class AudioMAE(nn.Module):
         mask = (rank >= kept).astype(jnp.float32)
 
         seen = order[:, :kept]
-        positions = jnp.asarray(positions_2d(self.embed_dim, self.grid))[seen]
+        positions = jnp.asarray(self.table(self.embed_dim))[seen]
         tokens = self._blocks(jnp.take_along_axis(patches, seen[..., None], axis=1), positions)[-1][:, 1:]
         prediction = self._decode(tokens, rank, mask, deterministic)
 
@@ -112,7 +119,7 @@ class AudioMAE(nn.Module):
         fbank [batch, *img_size], normalised → [batch, time, frequency, embed_dim] on the grid of patches: the mean of
         the normed outputs of the last three blocks, without the class token. Raises ValueError for another size.
         """
-        positions = jnp.asarray(positions_2d(self.embed_dim, self.grid))
+        positions = jnp.asarray(self.table(self.embed_dim))
         outputs = self._blocks(self._patchify(fbank), positions, last=_LOA_BLOCKS)
         return (sum(outputs) / len(outputs))[:, 1:].reshape(-1, *self.grid, self.embed_dim)
 
@@ -143,7 +150,7 @@ class AudioMAE(nn.Module):
         x = self.decoder_embed(tokens)
         # Each token back to its place, as a product: the gradient of a gather is a scatter, slow on accelerators.
         x = jax.nn.one_hot(rank, x.shape[1], dtype=x.dtype) @ x + mask[..., None].astype(x.dtype) * self.mask_token
-        x = x.astype(self.dtype) + jnp.asarray(positions_2d(self.decoder_embed_dim, self.grid), self.dtype)
+        x = x.astype(self.dtype) + jnp.asarray(self.table(self.decoder_embed_dim), self.dtype)
         for block in self.decoder_blocks:
             x = block(x, deterministic=deterministic)
         return self.decoder_pred(self.decoder_norm(x)).astype(jnp.float32)
@@ -318,7 +325,7 @@ def positions_2d(dim: int, grid: tuple[int, int]) -> np.ndarray:
 def passengers(model: AudioMAE) -> dict[str, np.ndarray]:
     """The fixed position tables of a PyTorch file, [1, 1 + patches, dim] with zeros for the class token."""
     tables = {"pos_embed": model.embed_dim, "decoder_pos_embed": model.decoder_embed_dim}
-    return {name: np.pad(positions_2d(dim, model.grid), ((1, 0), (0, 0)))[None] for name, dim in tables.items()}
+    return {name: np.pad(model.table(dim), ((1, 0), (0, 0)))[None] for name, dim in tables.items()}
 
 
 def _across_the_end(grid: tuple[int, int], window: tuple[int, int], shift: int) -> np.ndarray:

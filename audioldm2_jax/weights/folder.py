@@ -15,6 +15,8 @@ by others have none. A subfolder appears whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -99,6 +101,22 @@ def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.
     return kind.network(**values, dtype=dtype)
 
 
+def variable_shapes(name: str, config: Mapping[str, Any]) -> Any:
+    """The variables of component `name` as its config.json describes it, as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      FolderError: as `build`.
+    """
+    return _traced(name, json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _traced(name: str, config: str) -> Any:
+    """Remembered, since to trace a network takes seconds, and converting one needs its shapes several times."""
+    module, kind = build(name, json.loads(config)), kind_of(name, json.loads(config))
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *kind.inputs(module)))
+
+
 def write_component(
     folder: str | os.PathLike,
     name: str,
@@ -155,7 +173,7 @@ def read_component(
     config = read_json(path / "config.json")
     module = build(name, config, dtype)
     kind = kind_of(name, config)
-    target = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind.inputs(module)))
+    target = variable_shapes(name, config)
     tensors = read_tensors(path, variant)
     try:
         variables, passengers = to_flax(tensors, target, kind.names)

@@ -178,6 +178,16 @@ def to_torch(variables: Any, names: Names, passengers: Mapping[str, np.ndarray] 
     return tensors | {key: np.asarray(value) for key, value in passengers.items()}
 
 
+def torch_shapes(target: Any, names: Names) -> dict[str, tuple[int, ...]]:
+    """PyTorch names and shapes of variables, or of their `jax.ShapeDtypeStruct`s."""
+    made = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]:
+        path = tuple(str(part.key) for part in path)
+        key = torch_key(path, names)
+        made[key] = _torch_shape(leaf, path, key, names)
+    return made
+
+
 def _split_index(part: str, literal: Iterable[Pattern]) -> str:
     """`resnets_1` → `resnets.1`, `list_0_1` → `list.0.1`; `linear_1` stays where the table says so."""
     if any(re.fullmatch(pattern, part) for pattern in literal):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from audioldm2_jax.models.audiomae import positions_2d
 from audioldm2_jax.weights.store import FolderError
 
 Tensors = Mapping[str, np.ndarray]
@@ -238,9 +239,16 @@ def _audiomae(tensors: Tensors) -> dict[str, Any]:
     patch = _shape(tensors, "patch_embed.proj.weight")[2]
     if (tokens - 1) % (_FBANK_BANDS // patch):
         raise FolderError(f"{tokens - 1} patches of {patch} do not make a spectrogram of {_FBANK_BANDS} bands.")
+    bands = _FBANK_BANDS // patch
+    # Files of the authors count bands before frames; one written from a folder trained here has the patches' order.
+    grids = ((bands, (tokens - 1) // bands), ((tokens - 1) // bands, bands))
+    table = tensors["pos_embed"][0, 1:]
+    positions = next((grid for grid in grids if np.allclose(table, positions_2d(width, grid), atol=1e-5)), None)
+    if positions is None:
+        raise FolderError("pos_embed is not of fixed sines and cosines, which are the only positions that are played.")
     swin = "decoder_blocks.0.attn.tau" in tensors
     return {
-        "img_size": [(tokens - 1) // (_FBANK_BANDS // patch) * patch, _FBANK_BANDS],
+        "img_size": [(tokens - 1) // bands * patch, _FBANK_BANDS],
         "patch_size": patch,
         "embed_dim": width,
         "depth": count(tensors, r"blocks\.(\d+)\."),
@@ -248,6 +256,7 @@ def _audiomae(tensors: Tensors) -> dict[str, Any]:
         "decoder_embed_dim": _shape(tensors, "mask_token")[2],
         "decoder_depth": count(tensors, r"decoder_blocks\.(\d+)\.") if swin else 0,
         "decoder_num_heads": _shape(tensors, "decoder_blocks.0.attn.tau")[0] if swin else 16,
+        "positions": list(positions),
     }
 
 

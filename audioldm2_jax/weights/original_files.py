@@ -1,4 +1,7 @@
-"""A model folder's networks as a checkpoint file of the authors: the way back from `originals.py`."""
+"""A model folder's networks as a checkpoint file of the authors: the way back from `originals.py`.
+
+The authors' classes load strictly, so a file holds all that they do (`original_beside`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.weights import beside, original_beside
 from audioldm2_jax.weights.components import kind_of
 from audioldm2_jax.weights.folder import Component
 from audioldm2_jax.weights.names import to_torch
@@ -34,21 +39,36 @@ _PLACES = {
 _LABELS = {**_PLACES, "text_encoder": (f"{_CONDITIONS}model.", "clap.model.")}
 _TEXT = {**_PLACES, "text_encoder": ("clap.model.",), "t5": (f"{_CONDITIONS}model.",)}
 _AVERAGE = 0.9999  # the decay that the authors train with
+_VERSION = (
+    "The authors' build_model loads the file, as it does theirs, with the transformers that their setup.py asks for "
+    "(4.30.2); from 4.31 on it refuses both for position_ids."
+)
+_NO_AUDIOMAE = (
+    "There is no audiomae/: in its place the file holds zeros, which the authors' build_model takes. Sound from text "
+    "does not use it; what hears a clip does."
+)
+_NO_DECODER = (
+    "AudioMAE's encoder goes over; its decoder is of another form than in the authors' pipelines, which do not use it: "
+    "zeros stand in its place."
+)
+_NO_CLAP = "There is no audio tower of CLAP: in its place the file holds zeros, so clips cannot be ranked with it."
 
 
 def write_original(
     path: str | os.PathLike, components: Mapping[str, Component], schedule: NoiseSchedule | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Writes a checkpoint file, whole or not at all: of a pipeline, or of one network.
 
-    A pipeline's file holds what its folder holds, the betas, the latent scale, and as moving averages the weights
-    themselves. What the authors' classes compute when they are made, or never use (CLAP's filters and its classifier),
-    is not in it, so their `load_state_dict` needs strict=False.
+    A pipeline's file holds what its folder holds, the noise schedule, the latent scale, as moving averages the weights
+    themselves, and all else that the authors' classes load (`original_beside`).
 
     Args:
       path: the file.
       components: by their names in a model folder.
       schedule: the noise schedule of a pipeline; None for one network.
+
+    Returns:
+      what the user should know of the file.
 
     Raises:
       FolderError: where PyTorch is missing, the schedule or several networks have no place in such a file, or the file
@@ -58,7 +78,7 @@ def write_original(
         import torch
     except ImportError:
         raise FolderError(f"Writing {path} takes PyTorch: pip install torch (the build for CPU will do).") from None
-    tensors = _pipeline(components, schedule) if schedule else _single(components)
+    tensors, notes = original_pipeline(components, schedule) if schedule else (_single(components), ())
     # One storage for all copies of a tensor.
     shared = {id(value): torch.from_numpy(value) for value in tensors.values()}
     state = {key: shared[id(value)] for key, value in tensors.items()}
@@ -72,6 +92,7 @@ def write_original(
         raise FolderError(f"{path} cannot be written: {error}. Make room or choose another place.") from error
     finally:
         partial.unlink(missing_ok=True)
+    return notes
 
 
 def _single(components: Mapping[str, Component]) -> Tensors:
@@ -81,37 +102,74 @@ def _single(components: Mapping[str, Component]) -> Tensors:
     return _authors(network_of(name, part.config), part)
 
 
-def _pipeline(components: Mapping[str, Component], schedule: NoiseSchedule) -> Tensors:
+def original_pipeline(components: Mapping[str, Component], schedule: NoiseSchedule) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a pipeline's file, and what the user should know of them; see `write_original`."""
     if schedule.prediction_type != "epsilon":
         raise FolderError(f"The authors' files predict epsilon, not {schedule.prediction_type}.")
     places = _PLACES if "language_model" in components else _TEXT if "text_encoder_2" in components else _LABELS
+    components, notes = _completed(components)
     tensors: Tensors = {
-        "betas": np.asarray(schedule.betas, np.float32),
+        **original_beside.schedule_tables(schedule.betas),
         "scale_factor": np.array(components["vae"].config["scaling_factor"], np.float32),
         "model_ema.decay": np.array(_AVERAGE, np.float32),
         "model_ema.num_updates": np.array(0, np.int32),
     }
+    filters = original_beside.clap_filters()
     for name, part in components.items():
         network = network_of(name, part.config)
         own = _authors(network, part)
+        if network == "audiomae" and not _has_plain_decoder(part):
+            own = {key: value for key, value in own.items() if not key.startswith("decoder_blocks.")}
+            own |= original_beside.plain_decoder(part.module.decoder_embed_dim)
         for place in places[network]:
             tensors |= {place + key: value for key, value in own.items()}
+            if network == "text_encoder":
+                wrapper = place.removesuffix("model.") + "mel_transform."
+                tensors |= {wrapper + key: value for key, value in filters.items()}
     # diffusers keeps the positions of the phonemes with the projection, the authors with their encoder.
     if _CONDITIONS + POSITIONS in tensors:
         tensors[f"{places['phonemes'][0]}{POSITIONS}"] = tensors.pop(_CONDITIONS + POSITIONS)
     weights = {key: value for key, value in tensors.items() if key.startswith("model.")}
     averages = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": value for key, value in weights.items()}
-    return tensors | averages
+    return tensors | averages, notes
+
+
+def _completed(components: Mapping[str, Component]) -> tuple[dict[str, Component], tuple[str, ...]]:
+    """With zeros for the networks that a folder may lack and the authors' classes load, and what to say of that."""
+    components, notes = dict(components), [_VERSION]
+    clap = components.get("text_encoder")
+    if clap is None or not isinstance(clap.module, Clap):
+        components["text_encoder"] = original_beside.whole_clap(clap)
+        notes.append(_NO_CLAP)
+    if "language_model" not in components:
+        components.pop("audiomae", None)
+    elif "audiomae" not in components:
+        components["audiomae"] = original_beside.no_audiomae()
+        notes.append(_NO_AUDIOMAE)
+    elif not _has_plain_decoder(components["audiomae"]):
+        notes.append(_NO_DECODER)
+    return components, tuple(notes)
+
+
+def _has_plain_decoder(audiomae: Component) -> bool:
+    return any(key.startswith("plain_decoder_blocks.") for key in audiomae.passengers)
 
 
 def _authors(network: str, part: Component) -> Tensors:
     """A network's tensors by the authors' names, without their place."""
     original, kind = ORIGINALS[network], kind_of(COMPONENT.get(network, network), part.config)
-    names = original_names(network, shapes_of(network, part.config)[1], part.config)
+    module, shapes = shapes_of(network, part.config)
     ours = to_torch(part.variables, kind.names)
-    tensors = {theirs: ours[key] for theirs, key in names.items()}
+    tensors = {theirs: ours[key] for theirs, key in original_names(network, shapes, part.config).items()}
+    made = original_beside.BESIDE[network](module, ours) if network in original_beside.BESIDE else {}
     for key, value in part.passengers.items():
         theirs = original.name(key, part.config)
-        if original.passenger(theirs) == key:  # else a table that the authors compute, or a network of another class
+        if original.passenger(theirs) != key:  # a table that the authors compute, or a network of another class
+            continue
+        if key == beside.WORD_TABLE:
+            stands_for_nothing = len(value) == beside.EMPTY_VOCABULARY
+        else:
+            stands_for_nothing = theirs in made and made[theirs].shape != value.shape
+        if not stands_for_nothing:
             tensors[theirs] = np.array(value)
-    return original.close(tensors)
+    return made | original.close(tensors)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from audioldm2_jax.models.unet import contexts_per_level
+
 Config = Mapping[str, Any]
 Tensors = dict[str, np.ndarray]
 Rule = tuple[str, str | Callable[[re.Match, Config], str]]
@@ -60,7 +62,7 @@ def contexts_at(config: Config, level: int) -> int:
     """How many transformers follow each ResNet block of a level of the UNet."""
     if config["down_block_types"][level] != "CrossAttnDownBlock2D":
         return 0
-    return len(config["cross_attention_dim"][level])
+    return len(contexts_per_level(config["cross_attention_dim"], len(config["block_out_channels"]))[level])
 
 
 def _input_block(match: re.Match, config: Config) -> str:
@@ -120,7 +122,7 @@ def _vocoder_open(tensors: Tensors) -> Tensors:
     made = {key: value for key, value in spelt.items() if not re.search(r"\.weight_[gv]$", key)}
     for key, length in spelt.items():
         direction = spelt.get(re.sub("_g$", "_v", key)) if key.endswith(".weight_g") else None
-        if direction is not None:
+        if direction is not None and length.size == len(direction):
             norm = np.sqrt(np.square(direction, dtype=np.float32).sum(tuple(range(1, direction.ndim)), keepdims=True))
             made[key.removesuffix("_g")] = direction * (length / norm)
     lone = {key for key in spelt if re.search(r"\.weight_[gv]$", key) and key[:-2] not in made}
@@ -135,7 +137,7 @@ def _clap_open(tensors: Tensors) -> Tensors:
     made = {}
     for key, value in tensors.items():
         if ".attn.qkv." in key:
-            for part, rows in zip(_PARTS, np.split(value, 3)):
+            for part, rows in zip(_PARTS, np.array_split(value, 3)):
                 made[key.replace(".qkv.", f".{part}.")] = rows
         else:
             made[key] = value
@@ -163,7 +165,7 @@ def _projection_open(tensors: Tensors) -> Tensors:
     made = {}
     for key, value in tensors.items():
         if re.match(_MARKS, key):
-            made |= {f"{key}.{row}": value[row] for row in range(2)}
+            made |= {f"{key}.{row}": vector for row, vector in enumerate(value[:2])}
         else:
             made[key] = value
     return made

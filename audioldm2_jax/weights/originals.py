@@ -20,8 +20,8 @@ from flax import linen as nn
 
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.weights.components import Kind, kind_of
-from audioldm2_jax.weights.folder import Component, build
-from audioldm2_jax.weights.names import to_flax, torch_key
+from audioldm2_jax.weights.folder import Component, build, variable_shapes
+from audioldm2_jax.weights.names import to_flax, torch_key, torch_shapes
 from audioldm2_jax.weights.original_configs import CONFIGS, SPEECH_TOKENS
 from audioldm2_jax.weights.original_names import ORIGINALS
 from audioldm2_jax.weights.pickles import read_pickle
@@ -227,15 +227,30 @@ def _component(network: str, place: str, part: Tensors, config: dict[str, Any]) 
     try:
         variables, passengers = to_flax(tensors, target, _kind(network, config).names)
     except ValueError as error:
-        raise FolderError(f"the {network} at {place}*: {error}") from None
+        problems = _misshapen(network, place, part, torch_shapes(target, _kind(network, config).names), ours)
+        raise FolderError(_problems(problems) if problems else f"the {network} at {place}*: {error}") from None
     return Component(module, variables, config, passengers)
+
+
+def _misshapen(
+    network: str, place: str, part: Tensors, wanted: Mapping[str, tuple[int, ...]], ours: Mapping[str, str]
+) -> list[str]:
+    """What of a part has not the shape that it should have in the authors' form, by the names in the file."""
+    empty = {theirs: np.broadcast_to(np.float32(0), wanted[key]) for theirs, key in ours.items()}
+    problems = []
+    for key, value in ORIGINALS[network].close(empty).items():
+        # A vocoder's weights may be there as length and direction; the latter has the shape of the whole.
+        spellings = (key, f"{key}_v", re.sub("weight$", "parametrizations.weight.original1", key))
+        found = next((name for name in spellings if name in part), None)
+        if found and part[found].shape != value.shape:
+            problems.append(f"shape: {place}{found} is {part[found].shape} and should be {value.shape}")
+    return problems
 
 
 def shapes_of(network: str, config: Mapping[str, Any]) -> tuple[nn.Module, Any]:
     """The module of a network (a key of `ORIGINALS`) and the shapes of its variables."""
-    module = build(COMPONENT.get(network, network), config)
-    inputs = _kind(network, config).inputs(module)
-    return module, jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+    name = COMPONENT.get(network, network)
+    return build(name, config), variable_shapes(name, config)
 
 
 def network_of(name: str, config: Mapping[str, Any]) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,9 @@ _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 _SETTINGS = re.compile(r"^(argparse\.Namespace|(pytorch_)?lightning(_fabric)?\..+|omegaconf\..+|typing\.Any)$")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+# How PyTorch's format before version 1.6 begins: a number in a pickle of its own. Four more follow, then the tensors.
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_PICKLES = 4
 
 
 class _Inert:
@@ -87,12 +92,25 @@ def _load(path: Path) -> Any:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
+            if _is_cut(path):
+                raise FolderError(_cut_short(path)) from None
             name = _named_in(error)
             if name is None or not _SETTINGS.match(name) or any(name in pair for pair in allowed):
                 raise FolderError(_refusal(path, name)) from None
             # A class each, since the reader tells them apart by the class.
             allowed.append((type("Inert", (_Inert,), {}), name))
-        except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+        except (
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            OSError,
+            struct.error,
+        ) as error:
+            if _is_cut(path) or "unexpected EOF" in str(error):
+                raise FolderError(_cut_short(path)) from None
             raise FolderError(f"{path} is damaged or cut short; copy or download it again. ({error})") from None
 
 
@@ -101,9 +119,26 @@ def _check_beginning(path: Path) -> None:
     with path.open("rb") as file:
         beginning = file.read(len(_ZIP))
     if beginning == _ZIP:
-        raise FolderError(f"{path} is cut short ({path.stat().st_size} bytes); copy or download it again.")
+        raise FolderError(_cut_short(path))
     if not beginning.startswith(_PICKLE):
         raise FolderError(f"{path} is no PyTorch file: it begins with {beginning!r}.")
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file of PyTorch's old format ends within its pickles, of which nothing is run here."""
+    with path.open("rb") as file:
+        beginning = file.read(len(_LEGACY))
+        try:
+            for _ in range(_LEGACY_PICKLES if beginning == _LEGACY else 0):
+                for _ in pickletools.genops(file):
+                    pass
+        except ValueError:
+            return True
+    return len(beginning) < len(_LEGACY) and _LEGACY.startswith(beginning)
+
+
+def _cut_short(path: Path) -> str:
+    return f"{path} is cut short ({path.stat().st_size} bytes); copy or download it again."
 
 
 def _numpy_names() -> list[tuple[Any, str]]:

@@ -100,11 +100,21 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, how):
 
 
 def test_a_file_that_is_cut_short_is_named(tmp_path):
-    for zipped, rest in ((True, 0.3), (True, 0.99), (False, 0.1), (False, 0.99)):
-        whole = save(tmp_path / "whole.pth", state_dict(), zipped).read_bytes()
+    for rest in (0.3, 0.99):
+        whole = save(tmp_path / "whole.pth", state_dict()).read_bytes()
         path = tmp_path / "cut.pth"
         path.write_bytes(whole[: int(len(whole) * rest)])
         with pytest.raises(FolderError, match=r"cut\.pth is .*cut short"):
+            read_pickle(path)
+
+
+def test_an_old_file_is_told_to_be_cut_short_wherever_it_is(tmp_path):
+    """Also within the name of a function, which by itself looks like one that is refused."""
+    whole = save(tmp_path / "whole.pth", state_dict() | {"epoch": np.float64(3)}, zipped=False).read_bytes()
+    path = tmp_path / "cut.pth"
+    for rest in range(1, len(whole)):
+        path.write_bytes(whole[:rest])
+        with pytest.raises(FolderError, match=rf"cut\.pth is cut short \({rest} bytes\)"):
             read_pickle(path)
 
 
