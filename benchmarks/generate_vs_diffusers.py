@@ -176,6 +176,8 @@ def theirs(job: Job, compiled: bool = False) -> Work:
     from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DConditionModel
 
     dtype = getattr(torch, job.dtype)
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
     def load(cls: Any, name: str) -> Any:
         model = cls.from_pretrained(Path(job.folder) / name, torch_dtype=dtype).to(DEVICE).eval()
