@@ -50,10 +50,10 @@ class Output(NamedTuple):
     """What a call returns; all float32.
 
     Attributes:
-      audios: [clips, samples], -1 to 1; the clips of a prompt stand together, in the order of the prompts, and the one
-        that CLAP finds nearest to the prompt stands first.
+      audios: [clips, samples], -1 to 1, or as loud as a given clip; the clips of a prompt stand together, in the order
+        of the prompts, and the one that CLAP finds nearest to the prompt stands first.
       sampling_rate: Hz.
-      mels: natural-log mel spectrograms [clips, frames, bands].
+      mels: natural-log mel spectrograms [clips, frames, bands] of the VAE, also where a recording took their place.
       latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them.
     """
 
