@@ -52,6 +52,7 @@ setup(
         # The twins and the reference implementations that tests and benchmarks compare with.
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "torch>=2.6,<2.14",
             "diffusers>=0.33",
