@@ -34,15 +34,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from audioldm2_jax import conditioning, recipes, sampling
+from audioldm2_jax import recipes
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.components import SPECS
+from audioldm2_jax.conditioning.conditions import Conditions
+from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
+from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVERS
+from audioldm2_jax.generation.prompts import Prompts
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.prompts import Prompts
-from audioldm2_jax.sampling import Conditions
-from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.components import KINDS
 
 PARTS = ("encoders", "denoising", "vae", "vocoder")
 ENCODERS = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
@@ -77,14 +79,14 @@ def write_random_model(path: Path) -> None:
         return random.standard_normal(leaf.shape, np.float32) / np.float32(np.sqrt(fan_in))
 
     for name, fields in configs.items():
-        module = folder.build(name, fields)
-        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[name].inputs(module)))  # noqa: B023
-        folder.write_component(path, name, fields, jax.tree_util.tree_map_with_path(draw, shapes))
-    folder.write_scheduler(path, NoiseSchedule(**config.scheduler.to_dict()))
+        module = model_folder.build(name, fields)
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *SPECS[name].dummy_inputs(module)))  # noqa: B023
+        model_folder.write_component(path, name, fields, jax.tree_util.tree_map_with_path(draw, shapes))
+    model_folder.write_scheduler(path, NoiseSchedule(**config.scheduler.to_dict()))
     heard = config.audio.clap.to_dict()
-    folder.write_feature_extractor(path, **heard)
+    model_folder.write_feature_extractor(path, **heard)
     Tokenizers(train_clap([PROMPT], 300, 77), train_t5([PROMPT], 300, 128)).save(path)
-    folder.write_index(path)
+    model_folder.write_index(path)
 
 
 class Job(NamedTuple):
@@ -130,7 +132,7 @@ class Work(NamedTuple):
 
 def ours(job: Job) -> Work:
     def network(name: str) -> Network:
-        return jax.device_put(folder.read_component(job.folder, name, jnp.dtype(job.dtype)).network)
+        return jax.device_put(model_folder.read_component(job.folder, name, jnp.dtype(job.dtype)).network)
 
     if job.part == "encoders":
         prompts = Prompts.from_folder(Path(job.folder), clap_limit=77, t5_limit=128)
@@ -141,7 +143,7 @@ def ours(job: Job) -> Work:
         return _work(lambda vae, latents: vae(latents, method="decode")[..., 0], network("vae"), job.latents())
     if job.part == "vocoder":
         return _work(lambda vocoder, mel: vocoder(mel), network("vocoder"), job.mel())
-    unet, (schedule, _) = sampling.cast_kernels(network("unet")), folder.read_scheduler(job.folder)
+    unet, (schedule, _) = sampling.cast_kernels(network("unet")), model_folder.read_scheduler(job.folder)
     table = SOLVERS["ddim"].plan(schedule, job.steps, 0.0, 0)
     inputs = jax.device_put((job.latents(), job.conditions(1), job.conditions(2)))
 
@@ -161,8 +163,8 @@ def _work(function: Callable, *arguments: Any, counted: bool = True) -> Work:
 
 def _encode(networks: list[Network], text: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     *encoders, gpt2 = networks
-    prefix, states, _ = conditioning.encode_prompt(*encoders, text)
-    return jnp.roll(conditioning.generate_loa(gpt2, prefix, LOA_TOKENS), len(states) // 2, axis=0), states
+    prefix, states, _ = encode_prompt(*encoders, text)
+    return jnp.roll(generate_loa(gpt2, prefix, LOA_TOKENS), len(states) // 2, axis=0), states
 
 
 def _flops(function: Callable, *arguments: Any) -> float:

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = flags().parse_args(arguments)
 
-    from audioldm2_jax.convert import convert
+    from audioldm2_jax.checkpoints.convert import convert
 
     try:
         report = convert(

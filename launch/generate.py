@@ -192,13 +192,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def given_clip(options: argparse.Namespace, sampling_rate: int):
-    """What of the file `-f` is kept, as an `audioldm2_jax.editing.Edit`; None without a file.
+    """What of the file `-f` is kept, as an `audioldm2_jax.generation.editing.Edit`; None without a file.
 
     Raises:
       ValueError: for a file that cannot be read, or flags that do not fit together.
     """
-    from audioldm2_jax import editing
     from audioldm2_jax.audio import files
+    from audioldm2_jax.generation import editing
 
     for flag, modes in OF_MODES.items():
         if getattr(options, flag) is not None and not (options.file_path and options.mode in modes):
@@ -239,8 +239,8 @@ def generate(options: argparse.Namespace):
     from tqdm import tqdm
 
     from audioldm2_jax.audio import files
-    from audioldm2_jax.pipeline import AudioLDM2
-    from audioldm2_jax.training.setup import join_hosts
+    from audioldm2_jax.generation.pipeline import AudioLDM2
+    from audioldm2_jax.runtime.start import join_hosts
 
     join_hosts()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from smallest import Said, batches, build, get_config
 
-from audioldm2_jax.training import loop, sharding
+from audioldm2_jax.runtime import sharding
+from audioldm2_jax.training import loop
 
 
 def train(name: str, folder: Path, data: int, fsdp: int) -> loop.Trained:

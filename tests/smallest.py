@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from tiny_folder import CONFIGS, VOCABULARY, random_variables
 
 from audioldm2_jax import recipes
+from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.stages import STAGES, Stage
-from audioldm2_jax.weights import folder
 
 SAMPLES = 10240
 TOKENS = 12
@@ -64,14 +64,16 @@ def get_config() -> ConfigDict:
     return config
 
 
-def components(stage: type[Stage], config: ConfigDict) -> dict[str, folder.Component]:
+def components(stage: type[Stage], config: ConfigDict) -> dict[str, model_folder.Component]:
     """What `stage` reads, with random weights."""
     found = {}
     sections = {name: section for section, name in NETWORKS.items()}
     for number, name in enumerate((*stage.needs(config), *stage.continues(config))):
         own = config.models[sections[name]].to_dict() if name in sections else {}
         fields = CONFIGS[name] | own
-        found[name] = folder.Component(folder.build(name, fields), random_variables(name, fields, number), fields)
+        found[name] = model_folder.Component(
+            model_folder.build(name, fields), random_variables(name, fields, number), fields
+        )
     return found
 
 
@@ -107,8 +109,8 @@ def batches(stage: Stage):
 
     def start(step: int) -> Iterator[dict[str, np.ndarray]]:
         while True:
-            made = batch(stage.knobs.batch_size, step)
-            yield {key: made[key] for key in stage.keys}
+            made = batch(stage.hparams.batch_size, step)
+            yield {key: made[key] for key in stage.batch_fields}
             step += 1
 
     return start

@@ -13,10 +13,10 @@ from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, random_variables
 
 from audioldm2_jax import recipes
+from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.pipeline import AudioLDM2
-from audioldm2_jax.weights import folder
+from audioldm2_jax.generation.pipeline import AudioLDM2
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +59,11 @@ def model(tmp_path_factory):
     """A model folder of random weights, and tokenizers that know a few hundred of the words."""
     path, recipe = tmp_path_factory.mktemp("base"), recipes.get("base")
     for number, (name, config) in enumerate(configs().items()):
-        folder.write_component(path, name, config, drawn(name, config, number))
-    folder.write_scheduler(path, NoiseSchedule.from_config(recipe.scheduler.to_dict()))
-    folder.write_feature_extractor(path, **recipe.audio.clap)
+        model_folder.write_component(path, name, config, drawn(name, config, number))
+    model_folder.write_scheduler(path, NoiseSchedule.from_config(recipe.scheduler.to_dict()))
+    model_folder.write_feature_extractor(path, **recipe.audio.clap)
     Tokenizers(train_clap(CAPTIONS, 300, 512), train_t5(CAPTIONS, 300, 128)).save(path)
-    folder.write_index(path)
+    model_folder.write_index(path)
     return path
 
 

@@ -9,7 +9,7 @@ import pytest
 from tiny_folder import CAPTIONS, write_model, write_speech_model
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.generation.pipeline import AudioLDM2
 
 STEPS, RATE = 4, 16000
 

@@ -11,7 +11,7 @@ import pytest
 from tiny_folder import CAPTIONS, write_model
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.generation.pipeline import AudioLDM2
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,10 +13,10 @@ from diffusers import AudioLDM2Pipeline
 from test_pipeline import GUIDANCE, NEGATIVES, PROMPTS, SHAPE, STEPS, close
 from tiny_folder import CONFIGS, random_variables, write_model
 
-from audioldm2_jax import pipeline as pipeline_module
-from audioldm2_jax import sampling
-from audioldm2_jax.pipeline import AudioLDM2
-from audioldm2_jax.weights import folder
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.diffusion import sampling
+from audioldm2_jax.generation import pipeline as pipeline_module
+from audioldm2_jax.generation.pipeline import AudioLDM2
 
 CALL = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 LARGE = {"cross_attention_dim": (None, 24, 16, None), "transformer_layers_per_block": 2}
@@ -59,7 +59,7 @@ def their_clip(pipe, row, noise, **arguments):
 def replace_unet(path, changes):
     """A UNet with other fields, None for left out, in the place of the folder's."""
     config = {key: value for key, value in (CONFIGS["unet"] | changes).items() if value is not None}
-    folder.write_component(path, "unet", config, random_variables("unet", config, 9))
+    model_folder.write_component(path, "unet", config, random_variables("unet", config, 9))
 
 
 @pytest.mark.parametrize(

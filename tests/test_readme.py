@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from audioldm2_jax import recipes
-from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.components import KINDS
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.components import SPECS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,8 +56,8 @@ def test_sizes_of_the_small_recipe(row, component, section):
     fields = config.models[section].to_dict()
     if component == "vocoder":
         fields |= {"model_in_dim": config.audio.mel.n_mels, "sampling_rate": config.audio.sampling_rate}
-    module = folder.build(component, fields)
-    made = jax.eval_shape(lambda: module.init(jax.random.key(0), *KINDS[component].inputs(module)))["params"]
+    module = model_folder.build(component, fields)
+    made = jax.eval_shape(lambda: module.init(jax.random.key(0), *SPECS[component].dummy_inputs(module)))["params"]
     if component == "audiomae":
         made = {name: leaf for name, leaf in made.items() if not name.startswith(("decoder", "mask_token"))}
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(made))

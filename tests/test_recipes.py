@@ -13,8 +13,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
+from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.stages import STAGES, diffusion, language_model
-from audioldm2_jax.stages.base import front_ends, module_fields
+from audioldm2_jax.stages.base import module_fields
 from audioldm2_jax.training import optim
 
 NAMES = ("tiny", "base", "large", "48k")

@@ -1,4 +1,4 @@
-"""The house is as docs/design.md draws it: every file is listed, and imports go down."""
+"""The package is as docs/design.md draws it: every file is listed, and imports go down."""
 
 import ast
 import re
@@ -8,18 +8,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "audioldm2_jax"
 
 
-def listed_floors() -> dict[str, int]:
-    """{file: floor} from the list in docs/design.md."""
-    floors, floor = {}, 0
+def listed_layers() -> dict[str, int]:
+    """{file: layer} from the list in docs/design.md."""
+    layers, layer = {}, 0
     for line in (ROOT / "docs/design.md").read_text(encoding="utf-8").splitlines():
-        if heading := re.match(r"── floor (\d+)", line):
-            floor = int(heading[1])
-        elif floor and (entry := re.match(r"([\w/]+\.py)(\s|$)", line)):
-            assert entry[1] not in floors, f"{entry[1]} is listed twice"
-            floors[entry[1]] = floor
+        if heading := re.match(r"── layer (\d+)", line):
+            layer = int(heading[1])
+        elif layer and (entry := re.match(r"([\w/]+\.py)(\s|$)", line)):
+            assert entry[1] not in layers, f"{entry[1]} is listed twice"
+            layers[entry[1]] = layer
         elif line == "```":
-            floor = 0
-    return floors
+            layer = 0
+    return layers
 
 
 def imports(file: str) -> set[str]:
@@ -56,35 +56,35 @@ def reachable(files: set[str]) -> set[str]:
     return found
 
 
-FLOORS = listed_floors()
+LAYERS = listed_layers()
 
 
 def test_every_file_is_listed_and_every_listed_file_exists():
     there = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")}
     code = {file for file in there if imports(file) or not file.endswith("__init__.py")} - {"__init__.py"}
-    assert code - FLOORS.keys() == set(), "give these a line in docs/design.md"
-    assert FLOORS.keys() - there == set(), "docs/design.md lists what is not there"
+    assert code - LAYERS.keys() == set(), "give these a line in docs/design.md"
+    assert LAYERS.keys() - there == set(), "docs/design.md lists what is not there"
 
 
 def test_imports_go_down():
-    for file, floor in FLOORS.items():
+    for file, layer in LAYERS.items():
         for other in (name for name in imports(file) if name.endswith(".py")):
-            same_room = "/" in file and file.split("/")[0] == other.split("/")[0]
-            below = FLOORS[other] < floor or (same_room and FLOORS[other] == floor)
-            assert below, f"{file} (floor {floor}) imports {other} (floor {FLOORS[other]})"
+            same_folder = "/" in file and file.split("/")[0] == other.split("/")[0]
+            below = LAYERS[other] < layer or (same_folder and LAYERS[other] == layer)
+            assert below, f"{file} (layer {layer}) imports {other} (layer {LAYERS[other]})"
 
 
 def test_there_are_no_circles():
-    for file in FLOORS:
+    for file in LAYERS:
         ours = {name for name in imports(file) if name.endswith(".py")}
         assert file not in reachable(ours), f"{file} imports itself through others"
 
 
 def test_data_needs_no_jax():
-    data = {file for file in FLOORS if file.startswith("data/")}
+    data = {file for file in LAYERS if file.startswith("data/")}
     assert not reachable(data) & {"jax", "flax", "optax", "orbax", "torch"}
 
 
 def test_the_package_imports_nothing_from_outside_it():
     outside = {path.name for path in ROOT.iterdir() if path.is_dir()} - {PACKAGE.name}
-    assert not reachable(set(FLOORS)) & outside
+    assert not reachable(set(LAYERS)) & outside

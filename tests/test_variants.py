@@ -20,9 +20,9 @@ from tiny_folder import (
 )
 
 from audioldm2_jax.audio.mel import ClapMelSettings
+from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import phonemes
-from audioldm2_jax.pipeline import AudioLDM2
-from audioldm2_jax.weights import folder
+from audioldm2_jax.generation.pipeline import AudioLDM2
 
 CALL = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 SAID = ["hello world", "a good day to you"]
@@ -48,8 +48,8 @@ def film(tmp_path_factory, request):
             "_class_name": "AudioLDM2UNet2DConditionModel",
             "cross_attention_dim": ((None, None), (None, None)),
         }
-        folder.write_component(path, "unet", config, random_variables("unet", config, 9))
-        folder.write_index(path)
+        model_folder.write_component(path, "unet", config, random_variables("unet", config, 9))
+        model_folder.write_index(path)
     return path
 
 
@@ -127,15 +127,15 @@ def alone(tmp_path_factory):
             file.unlink()
         (path / name).rmdir()
     config = CONFIGS["unet"] | {"cross_attention_dim": ((None, 16), (None, 16))}
-    folder.write_component(path, "unet", config, random_variables("unet", config, 9))
-    folder.write_index(path)
+    model_folder.write_component(path, "unet", config, random_variables("unet", config, 9))
+    model_folder.write_index(path)
     return path
 
 
 def test_t5_alone(alone, noise, tmp_path):
     """There is no pipeline of diffusers' for it, but its UNet, its T5 and its DDIM."""
     ours = AudioLDM2.from_pretrained(alone)
-    index = folder.read_index(alone)
+    index = model_folder.read_index(alone)
     assert index["language_model"] == [None, None] and index["projection_model"] == [None, None]
     made = ours(SPEAKERS, ["", "drums"], latents=noise, **CALL)
     unet = diffusers.pipelines.audioldm2.AudioLDM2UNet2DConditionModel.from_pretrained(alone / "unet")

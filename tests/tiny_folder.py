@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.components import spec_of
 from audioldm2_jax.data import phonemes
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.components import kind_of
 
 VOCABULARY = 300
 CAPTIONS = [
@@ -159,8 +159,8 @@ def random_variables(name: str, config: dict, seed: int = 0, vocoder_gain: float
 
     vocoder_gain: such that a waveform depends on its mel, and does not yet saturate.
     """
-    module = folder.build(name, config)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *kind_of(name, config).inputs(module)))
+    module = model_folder.build(name, config)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *spec_of(name, config).dummy_inputs(module)))
     rng = np.random.default_rng(seed)
     gain = vocoder_gain if name == "vocoder" else 1  # elsewhere it would make rounding errors grow
 
@@ -179,9 +179,9 @@ def random_variables(name: str, config: dict, seed: int = 0, vocoder_gain: float
 def write_networks(path: Path, configs: Mapping[str, dict] = CONFIGS) -> Path:
     """Writes networks, the scheduler and CLAP's front end."""
     for number, (name, config) in enumerate(configs.items()):
-        folder.write_component(path, name, config, random_variables(name, config, number))
-    folder.write_scheduler(path, SCHEDULE)
-    folder.write_feature_extractor(
+        model_folder.write_component(path, name, config, random_variables(name, config, number))
+    model_folder.write_scheduler(path, SCHEDULE)
+    model_folder.write_feature_extractor(
         path, sampling_rate=48000, seconds=0.64, n_fft=1024, hop_length=480, n_mels=16, fmin=50.0, fmax=14000.0
     )
     return path
@@ -192,7 +192,7 @@ def write_model(path: Path) -> Path:
     write_networks(path)
     tokenizers = Tokenizers(train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40))
     tokenizers.save(path)
-    folder.write_index(path)
+    model_folder.write_index(path)
     return path
 
 
@@ -201,7 +201,7 @@ def write_speech_model(path: Path) -> Path:
     write_networks(path, SPEECH_CONFIGS)
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
     phonemes.write_tokenizer(path / "tokenizer_2", length=SPEECH_CONFIGS["projection_model"]["max_seq_length"])
-    folder.write_index(path)
+    model_folder.write_index(path)
     return path
 
 
@@ -209,5 +209,5 @@ def write_film_model(path: Path) -> Path:
     """Writes a whole model folder of AudioLDM 1."""
     write_networks(path, FILM_CONFIGS)
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
-    folder.write_index(path)
+    model_folder.write_index(path)
     return path

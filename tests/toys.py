@@ -29,9 +29,9 @@ class Line(Stage):
     def objectives(self, variant):
         return (Objective("fit", ("line",), lambda *given: self._loss(variant, *given)),)
 
-    def _loss(self, variant, params, outputs, state, frozen, batch, keys):
+    def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
         self.traced.append(variant)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(keys.examples)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(rngs.examples)
         made = batch["waveform"] @ params["line"]["kernel"] + params["line"]["bias"]
         return jnp.mean((made - noise) ** 2), ({}, state)
 
@@ -59,33 +59,35 @@ class Duel(Stage):
             "critic": {"kernel": jax.random.normal(second, (WIDTH, WIDTH)), "bias": jnp.zeros(WIDTH)},
         }, {"critic": {"updates": jnp.zeros(())}}
 
-    def forward(self, params, state, frozen, batch, keys, variant):
+    def forward(self, params, state, frozen, batch, rngs, variant):
         self.forwards += 1
-        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(keys.examples)
+        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(rngs.examples)
         return jnp.tanh((batch["waveform"] + noise) @ params["generator"]["kernel"])
 
     def objectives(self, variant):
         return (Objective("critic", ("critic",), self.critic), Objective("generator", ("generator",), self.generator))
 
-    def judge(self, params, made):
+    def discriminator(self, params, made):
         return jnp.tanh(made @ params["critic"]["kernel"] + params["critic"]["bias"])
 
-    def critic(self, params, outputs, state, frozen, batch, keys):
+    def critic(self, params, outputs, state, frozen, batch, rngs):
         fake = jax.lax.stop_gradient(outputs)
-        loss = jnp.mean((self.judge(params, batch["waveform"]) - 1) ** 2) + jnp.mean(self.judge(params, fake) ** 2)
+        loss = jnp.mean((self.discriminator(params, batch["waveform"]) - 1) ** 2) + jnp.mean(
+            self.discriminator(params, fake) ** 2
+        )
         return loss, ({"fake": fake.mean()}, {**state, "critic": {"updates": state["critic"]["updates"] + 1}})
 
-    def generator(self, params, outputs, state, frozen, batch, keys):
+    def generator(self, params, outputs, state, frozen, batch, rngs):
         # The generator's own parameters appear beside what flows through the outputs: both have to count.
         penalty = jnp.mean(params["generator"]["kernel"] ** 2)
-        return jnp.mean((self.judge(params, outputs) - 1) ** 2) + penalty, ({}, state)
+        return jnp.mean((self.discriminator(params, outputs) - 1) ** 2) + penalty, ({}, state)
 
 
-def config(**knobs: object) -> ConfigDict:
-    """The smallest recipe with `knobs` on both toys."""
+def config(**hparams: object) -> ConfigDict:
+    """The smallest recipe with `hparams` on both toys."""
     config = get_config()
     for stage in (Line, Duel):
-        config.train[stage.name].update({"batch_size": 8, **knobs})
+        config.train[stage.name].update({"batch_size": 8, **hparams})
     return config
 
 

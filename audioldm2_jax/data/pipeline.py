@@ -31,7 +31,7 @@ _ATTEMPTS = 20  # records drawn for a slot before the source counts as broken
 _STEPS = 2**40  # more than any run has
 
 
-class Slots:
+class ExampleIndex:
     """All examples of a run on one host, in order: element k is slot k mod b of the (k div b)th step from `start_step`.
 
     Random access, and picklable for worker processes; arguments as of `batches`.
@@ -146,7 +146,7 @@ def batches(
         ValueError: unknown keys, or sizes that do not fit.
         UnreadableRecord: from the iterator, where 20 records drawn for one slot cannot be read.
     """
-    slots = Slots(source, tokenizers, keys, batch_size, samples, seed, start_step, host_index, host_count)
+    slots = ExampleIndex(source, tokenizers, keys, batch_size, samples, seed, start_step, host_index, host_count)
     steps = grain.MapDataset.source(slots).batch(slots.local)
     if not workers:
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

@@ -8,10 +8,10 @@ from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.tables import (
     Row,
     Table,
+    alpha_bar_at,
     deterministic,
     karras,
     left,
-    level_at,
     make_table,
     predicted,
     prediction_table,
@@ -85,18 +85,21 @@ def unipc_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int =
     """Coefficients of UniPC of order 2 with B(h) = exp(h) - 1 (Zhao et al. 2023, arXiv 2302.04867, alg. 1 and 2).
 
     Its predictor is DPM-Solver++ 2M. Once the network has seen where a step led, the corrector makes that step again
-    with the x0 predicted there, so that the network is called no more often. The corrected sample is `fix_present *
-    latents + fix_began * (the corrected sample before) + fix_clean * x0 + fix_former * (the x0 before) + fix_earlier *
-    (the x0 before that)`. Timesteps are those of diffusers' UniPCMultistepScheduler, the same as of `dpm_plan`.
+    with the x0 predicted there, so that the network is called no more often. The corrected sample is
+
+        corrector_latents * latents + corrector_sample * (the corrected sample before)
+        + corrector_x0 * x0 + corrector_x0_1 * (the x0 before) + corrector_x0_2 * (the x0 before that)
+
+    Timesteps are those of diffusers' UniPCMultistepScheduler, the same as of `dpm_plan`.
 
     Raises:
       ValueError: for an eta, or a number of steps that the schedule does not have.
     """
     deterministic("unipc", eta)
     timesteps, sigmas = _visited("unipc", schedule, num_steps, first)
-    level = 1 / (1 + sigmas[:-1] ** 2)
+    alpha_bar = 1 / (1 + sigmas[:-1] ** 2)
     shrink = sigmas[1:-1] / sigmas[:-2]  # exp(-h) of the steps that are corrected: all but the last
-    step, gain = -np.log(shrink), np.sqrt(level[1:]) * (1 - shrink)
+    step, gain = -np.log(shrink), np.sqrt(alpha_bar[1:]) * (1 - shrink)
     # The paper's R rho = b / B(h) with two unknowns: the shares of x0's change over the step (`near`) and of its change
     # over the step before, drawn out to the length of this one (`far`). The first step has half of the former
     # alone, as in diffusers.
@@ -107,15 +110,15 @@ def unipc_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int =
     rho = (mean - slope)[1:] / (1 + ratio)
     near[1:], far[1:] = mean[1:] - rho, rho / ratio
     corrector = {
-        "fix_began": np.sqrt(level[1:] / level[:-1]) * shrink,
-        "fix_clean": gain * near,
-        "fix_former": gain * (1 - near + far),
-        "fix_earlier": -gain * far,
+        "corrector_sample": np.sqrt(alpha_bar[1:] / alpha_bar[:-1]) * shrink,
+        "corrector_x0": gain * near,
+        "corrector_x0_1": gain * (1 - near + far),
+        "corrector_x0_2": -gain * far,
     }
     # Nothing led to the first call.
     corrector = {name: np.append(0.0, column) for name, column in corrector.items()}
-    corrector["fix_present"] = np.where(np.arange(len(timesteps)) == 0, 1.0, 0.0)
-    return make_table(timesteps, level, **_second_order(schedule, sigmas), **corrector)
+    corrector["corrector_latents"] = np.where(np.arange(len(timesteps)) == 0, 1.0, 0.0)
+    return make_table(timesteps, alpha_bar, **_second_order(schedule, sigmas), **corrector)
 
 
 def unipc_init(latents: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -134,8 +137,8 @@ def unipc_step(
     del noise
     began, former, earlier = state
     clean, _ = predicted(row, latents, output)
-    corrected = row["fix_present"] * latents + row["fix_began"] * began + row["fix_clean"] * clean
-    corrected += row["fix_former"] * former + row["fix_earlier"] * earlier
+    corrected = row["corrector_latents"] * latents + row["corrector_sample"] * began + row["corrector_x0"] * clean
+    corrected += row["corrector_x0_1"] * former + row["corrector_x0_2"] * earlier
     after = row["to_present"] * corrected + row["to_clean"] * clean + row["to_former"] * former
     return (corrected, clean, former), after
 
@@ -160,11 +163,11 @@ def plms_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 
     timesteps = np.insert(visited, 1, visited[1])
     source, target = timesteps.copy(), timesteps - stride
     source[1], target[1] = timesteps[1] + stride, timesteps[1]
-    level, after = schedule.alphas_cumprod[source], level_at(schedule, target)
-    keep = np.sqrt(after / level)
-    push = (after - level) / (level * np.sqrt(1 - after) + np.sqrt(level * (1 - level) * after))
+    alpha_bar, after = schedule.alphas_cumprod[source], alpha_bar_at(schedule, target)
+    keep = np.sqrt(after / alpha_bar)
+    push = (after - alpha_bar) / (alpha_bar * np.sqrt(1 - after) + np.sqrt(alpha_bar * (1 - alpha_bar) * after))
     if schedule.prediction_type == "v_prediction":  # its noise is signal * output + sigma * sample
-        keep, push = keep - push * np.sqrt(1 - level), push * np.sqrt(level)
+        keep, push = keep - push * np.sqrt(1 - alpha_bar), push * np.sqrt(alpha_bar)
     calls = len(timesteps)
     weights = np.zeros((calls, 4))  # of the present output and the three before
     weights[:] = np.array([55, -59, 37, -9]) / 24

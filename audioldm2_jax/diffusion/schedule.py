@@ -168,8 +168,8 @@ class NoiseSchedule:
         elif self.beta_schedule == "scaled_linear":
             betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, steps) ** 2
         else:  # Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 17, betas capped at 0.999.
-            level = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
-            betas = np.minimum(1 - level[1:] / level[:-1], 0.999)
+            alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+            betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
         return _zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas
 
     @functools.cached_property
@@ -184,8 +184,8 @@ class NoiseSchedule:
     def sigmas(self) -> np.ndarray:
         """Noise over signal at each timestep, float64 [num_train_timesteps], growing; a level of pure noise counts as
         a signal power of 2^-24, as in diffusers' schedulers."""
-        level = np.maximum(self.alphas_cumprod, 2.0**-24)
-        return np.sqrt((1 - level) / level)
+        alpha_bar = np.maximum(self.alphas_cumprod, 2.0**-24)
+        return np.sqrt((1 - alpha_bar) / alpha_bar)
 
     @property
     def final_alpha_cumprod(self) -> float:
@@ -255,5 +255,5 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     """Shifts and scales sqrt(a_t): its last value becomes 0, its first stays. arXiv 2305.08891, alg. 1."""
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    level = root**2
-    return 1 - np.concatenate([level[:1], level[1:] / level[:-1]])
+    alpha_bar = root**2
+    return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])

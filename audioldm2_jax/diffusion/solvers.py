@@ -7,12 +7,12 @@ A solver is a triple of functions, so that one `lax.scan` runs any of them:
     state, latents = solver.step(row, state, latents, output, noise)
 
 A table is a dictionary of arrays with the leading axis [calls]. It always has `timestep` (what the network is told),
-`level` (the share of signal power in the latents that it sees), `level_after` (the same at the next call; 1 at the
-end), `rescale` (what noise is multiplied by to start with) and `to_noise` (how much of `noise` the step adds). The
+`alpha_bar` (the share of signal power in the latents that it sees), `alpha_bar_after` (the same at the next call; 1 at
+the end), `rescale` (what noise is multiplied by to start with) and `to_noise` (how much of `noise` the step adds). The
 coefficients are computed in double precision, so a step is a few multiply-adds whatever the network predicts.
 
-`first` leaves out so many of the steps at the noisy end, for latents that are a clip with the noise of `level[0]` and
-not noise alone.
+`first` leaves out so many of the steps at the noisy end, for latents that are a clip with the noise of `alpha_bar[0]`
+and not noise alone.
 
 Latents are those of a variance-preserving process at every step: signal and noise of `NoiseSchedule`. diffusers' Euler
 schedulers keep them divided by the signal's share; it is the same process in another unit.
@@ -44,10 +44,10 @@ from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.tables import (
     Row,
     Table,
+    alpha_bar_at,
     deterministic,
     karras,
     left,
-    level_at,
     make_table,
     predicted,
     prediction_table,
@@ -93,17 +93,17 @@ def ddim_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; DDIM takes values from 0 (deterministic) to 1 (as DDPM).")
     timesteps = left(schedule.timesteps(num_steps), first)
-    level = schedule.alphas_cumprod[timesteps]
-    after = level_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
-    sigma = eta * np.sqrt((1 - after) / (1 - level) * (1 - level / after))
+    alpha_bar = schedule.alphas_cumprod[timesteps]
+    after = alpha_bar_at(schedule, timesteps - schedule.num_train_timesteps // num_steps)
+    sigma = eta * np.sqrt((1 - after) / (1 - alpha_bar) * (1 - alpha_bar / after))
     return make_table(
         timesteps,
-        level,
-        **prediction_table(schedule, level),
+        alpha_bar,
+        **prediction_table(schedule, alpha_bar),
         to_clean=np.sqrt(after),
         # Rounding must not make a root of what is 0 in exact arithmetic.
         to_direction=np.sqrt(np.maximum(1 - after - sigma**2, 0)),
-        to_present=np.zeros_like(level),
+        to_present=np.zeros_like(alpha_bar),
         to_noise=sigma,
     )
 
@@ -118,17 +118,17 @@ def ddpm_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int = 
     """
     deterministic("ddpm", eta)
     timesteps = left(schedule.timesteps(num_steps), first)
-    level = schedule.alphas_cumprod[timesteps]
-    after = np.append(level[1:], 1.0)
-    beta = 1 - level / after
+    alpha_bar = schedule.alphas_cumprod[timesteps]
+    after = np.append(alpha_bar[1:], 1.0)
+    beta = 1 - alpha_bar / after
     return make_table(
         timesteps,
-        level,
-        **prediction_table(schedule, level),
-        to_clean=np.sqrt(after) * beta / (1 - level),
-        to_direction=np.zeros_like(level),
-        to_present=np.sqrt(level / after) * (1 - after) / (1 - level),
-        to_noise=np.sqrt((1 - after) / (1 - level) * beta),
+        alpha_bar,
+        **prediction_table(schedule, alpha_bar),
+        to_clean=np.sqrt(after) * beta / (1 - alpha_bar),
+        to_direction=np.zeros_like(alpha_bar),
+        to_present=np.sqrt(alpha_bar / after) * (1 - after) / (1 - alpha_bar),
+        to_noise=np.sqrt((1 - after) / (1 - alpha_bar) * beta),
     )
 
 
@@ -165,14 +165,14 @@ def euler_plan(schedule: NoiseSchedule, num_steps: int, eta: float, first: int =
     """
     deterministic("euler", eta)
     timesteps, sigmas = _sigma_timesteps(schedule, num_steps, first)
-    level, after = 1 / (1 + sigmas[:-1] ** 2), 1 / (1 + sigmas[1:] ** 2)
+    alpha_bar, after = 1 / (1 + sigmas[:-1] ** 2), 1 / (1 + sigmas[1:] ** 2)
     return make_table(
         timesteps.astype(np.float32),
-        level,
-        **prediction_table(schedule, level, clipped=False),
+        alpha_bar,
+        **prediction_table(schedule, alpha_bar, clipped=False),
         to_clean=np.sqrt(after),
         to_direction=np.sqrt(1 - after),
-        to_present=np.zeros_like(level),
+        to_present=np.zeros_like(alpha_bar),
         rescale=_euler_rescale(schedule, sigmas),
     )
 
@@ -190,14 +190,14 @@ def euler_ancestral_plan(schedule: NoiseSchedule, num_steps: int, eta: float, fi
     here, there = sigmas[:-1], sigmas[1:]
     up = np.sqrt(there**2 * (here**2 - there**2) / here**2)
     share = 1 / np.sqrt(1 + there**2)  # of the signal after the step
-    level = 1 / (1 + here**2)
+    alpha_bar = 1 / (1 + here**2)
     return make_table(
         timesteps.astype(np.float32),
-        level,
-        **prediction_table(schedule, level, clipped=False),
+        alpha_bar,
+        **prediction_table(schedule, alpha_bar, clipped=False),
         to_clean=share,
         to_direction=np.sqrt(np.maximum(there**2 - up**2, 0)) * share,
-        to_present=np.zeros_like(level),
+        to_present=np.zeros_like(alpha_bar),
         to_noise=up * share,
         rescale=_euler_rescale(schedule, sigmas),
     )

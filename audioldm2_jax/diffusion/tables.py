@@ -10,14 +10,14 @@ Table = dict[str, np.ndarray]
 Row = dict[str, jax.Array]
 
 
-def prediction_table(schedule: NoiseSchedule, level: np.ndarray, clipped: bool = True) -> Table:
+def prediction_table(schedule: NoiseSchedule, alpha_bar: np.ndarray, clipped: bool = True) -> Table:
     """Coefficients that turn a noisy sample and the network's output into the clean sample and the noise.
 
     `x0 = x0_noisy * noisy + x0_output * output` and `eps = eps_noisy * noisy + eps_output * output`, one row
-    per level (share of signal power) [calls], for each of the three prediction types (`NoiseSchedule.predicted` has
+    per alpha_bar (share of signal power) [calls], for each of the three prediction types (`NoiseSchedule.predicted` has
     the formulas). `clipped`: whether the solver heeds the schedule's `clip_sample`.
     """
-    signal, sigma = np.sqrt(level), np.sqrt(1 - level)
+    signal, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     zeros, ones = np.zeros_like(signal), np.ones_like(signal)
     if schedule.prediction_type == "epsilon":
         if not signal.all():
@@ -42,12 +42,12 @@ def predicted(row: Row, noisy: jax.Array, output: jax.Array) -> tuple[jax.Array,
     return jnp.clip(clean, -row["x0_limit"], row["x0_limit"]), noise
 
 
-def make_table(timesteps: np.ndarray, level: np.ndarray, **columns: np.ndarray) -> Table:
+def make_table(timesteps: np.ndarray, alpha_bar: np.ndarray, **columns: np.ndarray) -> Table:
     """A table of float32 columns; without a column of its own, `rescale` is 1 and `to_noise` 0."""
     calls = len(timesteps)
     columns = {
-        "level": level,
-        "level_after": np.append(level[1:], 1.0),
+        "alpha_bar": alpha_bar,
+        "alpha_bar_after": np.append(alpha_bar[1:], 1.0),
         "rescale": np.ones(calls),
         "to_noise": np.zeros(calls),
         **columns,
@@ -77,6 +77,6 @@ def karras(sigmas: np.ndarray, largest: float, smallest: float, num_steps: int) 
     return np.interp(np.log(chosen), np.log(sigmas), np.arange(len(sigmas))), chosen
 
 
-def level_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
+def alpha_bar_at(schedule: NoiseSchedule, timesteps: np.ndarray) -> np.ndarray:
     """The share of signal power at timesteps [n]; below 0 that after the last step."""
     return np.where(timesteps >= 0, schedule.alphas_cumprod[np.maximum(timesteps, 0)], schedule.final_alpha_cumprod)

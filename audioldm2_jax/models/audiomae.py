@@ -3,7 +3,8 @@
 The network of "Masked Autoencoders that Listen" (Huang et al. 2022, arXiv 2207.06405, section 3) as released in
 facebookresearch/AudioMAE (models_mae.py with decoder_mode 1; timm_patch/swin_transformer.py), with its parameter
 names. The encoder is a ViT that sees the unmasked patches alone; the decoder is a Swin v2 (arXiv 2111.09883) over the
-whole grid, which only pretraining needs. Positions are fixed sines and cosines: computed here, passengers in a file.
+whole grid, which only pretraining needs. Positions are fixed sines and cosines, computed here; those
+of a file are unused tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -322,7 +323,7 @@ def positions_2d(dim: int, grid: tuple[int, int]) -> np.ndarray:
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 
-def passengers(model: AudioMAE) -> dict[str, np.ndarray]:
+def unused_tensors(model: AudioMAE) -> dict[str, np.ndarray]:
     """The fixed position tables of a PyTorch file, [1, 1 + patches, dim] with zeros for the class token."""
     tables = {"pos_embed": model.embed_dim, "decoder_pos_embed": model.decoder_embed_dim}
     return {name: np.pad(model.table(dim), ((1, 0), (0, 0)))[None] for name, dim in tables.items()}

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from audioldm2_jax.models.attention import mask_bias
-from audioldm2_jax.models.clap_layers import Attention, Dense, Output, Style, check_gelu, normal
+from audioldm2_jax.models.clap_layers import Attention, Dense, LayerConfig, Output, check_gelu, normal
 from audioldm2_jax.models.htsat import ClapAudioTower
 from audioldm2_jax.models.layers import gelu
 
@@ -44,7 +44,7 @@ class Clap(nn.Module):
         self.text_model = ClapTextTower(**_fields_of(ClapTextTower, text), dtype=self.dtype)
         self.audio_model = ClapAudioTower(**_fields_of(ClapAudioTower, audio), dtype=self.dtype)
         layers = text["num_hidden_layers"] + len(audio["depths"])
-        style = Style((2 * layers * text["hidden_size"]) ** -0.5, dtype=self.dtype)
+        style = LayerConfig((2 * layers * text["hidden_size"]) ** -0.5, dtype=self.dtype)
         self.text_projection = _Projection(style, self.projection_dim)
         self.audio_projection = _Projection(style, self.projection_dim)
         log_scale = nn.initializers.constant(math.log(self.logit_scale_init_value))
@@ -105,7 +105,7 @@ class ClapTextTower(nn.Module):
         room = self.max_position_embeddings - self.pad_token_id - 1
         if input_ids.shape[1] > room:
             raise ValueError(f"{input_ids.shape[1]} tokens; max_position_embeddings leaves room for {room}: cut them")
-        style = Style(
+        style = LayerConfig(
             (2 * self.num_hidden_layers * self.hidden_size) ** -0.5,
             self.hidden_dropout_prob,
             self.attention_probs_dropout_prob,
@@ -132,7 +132,7 @@ class ClapText(ClapTextTower):
     def setup(self) -> None:
         fields = {field.name for field in dataclasses.fields(ClapTextTower)} - {"parent", "name"}
         self.text_model = ClapTextTower(**{name: getattr(self, name) for name in fields})
-        style = Style((2 * self.num_hidden_layers * self.hidden_size) ** -0.5, dtype=self.dtype)
+        style = LayerConfig((2 * self.num_hidden_layers * self.hidden_size) ** -0.5, dtype=self.dtype)
         self.text_projection = _Projection(style, self.projection_dim)
 
     def __call__(self, input_ids: Array, attention_mask: Array, *, deterministic: bool = True) -> Array:
@@ -143,7 +143,7 @@ class ClapText(ClapTextTower):
 
 
 class _TextEmbeddings(nn.Module):
-    style: Style
+    style: LayerConfig
     vocab_size: int
     max_position_embeddings: int
     type_vocab_size: int
@@ -165,7 +165,7 @@ class _TextEmbeddings(nn.Module):
 
 
 class _TextEncoder(nn.Module):
-    style: Style
+    style: LayerConfig
     num_layers: int
     num_heads: int
     intermediate_size: int
@@ -182,7 +182,7 @@ class _TextEncoder(nn.Module):
 class _TextLayer(nn.Module):
     """Attention and MLP, each followed by the sum with its input and a norm."""
 
-    style: Style
+    style: LayerConfig
     num_heads: int
     intermediate_size: int
 
@@ -194,7 +194,7 @@ class _TextLayer(nn.Module):
 
 
 class _Projection(nn.Module):
-    style: Style
+    style: LayerConfig
     features: int
 
     @nn.compact

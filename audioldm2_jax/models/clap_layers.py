@@ -16,7 +16,7 @@ normal = nn.initializers.normal
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
+class LayerConfig:
     """What all layers of a tower have in common."""
 
     stddev: float
@@ -38,7 +38,7 @@ class Style:
 class Attention(nn.Module):
     """Self-attention of [..., n, channels] and its output layer; with post_norm, their norm and sum with the input."""
 
-    style: Style
+    style: LayerConfig
     num_heads: int
     post_norm: bool = False
     window: int | None = None
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 class SelfAttention(nn.Module):
     """With a window, its n = window² tokens have a learned bias for each relative position (Swin, equation 4)."""
 
-    style: Style
+    style: LayerConfig
     num_heads: int
     window: int | None
     qkv_bias: bool
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    style: Style
+    style: LayerConfig
     post_norm: bool
 
     @nn.compact
@@ -88,7 +88,7 @@ class Output(nn.Module):
 class Dense(nn.Module):
     """A linear layer that PyTorch's names put one level down, in `dense`."""
 
-    style: Style
+    style: LayerConfig
     features: int
 
     @nn.compact

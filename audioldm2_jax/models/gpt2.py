@@ -1,8 +1,8 @@
 """GPT-2 over continuous vectors: projected text embeddings in, the language of audio out.
 
 Radford et al. 2019, names and initial values as in transformers' `GPT2Model`. AudioLDM 2 feeds embeddings and
-reads the hidden states after `ln_f` (paper section 3.3), so there is no word table here: `wte` in a file is a
-passenger (`weights/names.py`).
+reads the hidden states after `ln_f` (paper section 3.3), so there is no word table here: `wte` in a file is
+an unused tensor (`checkpoints/parameter_names.py`).
 """
 
 from functools import partial

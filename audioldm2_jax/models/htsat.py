@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from audioldm2_jax.models.clap_layers import Attention, Dense, Output, Style, check_gelu, normal
+from audioldm2_jax.models.clap_layers import Attention, Dense, LayerConfig, Output, check_gelu, normal
 from audioldm2_jax.models.layers import gelu
 
 
@@ -48,7 +48,7 @@ class _HTSAT(nn.Module):
         self._check_sizes()
         norm = nn.BatchNorm(use_running_average, momentum=0.9, dtype=jnp.float32, name="batch_norm")
         image = mel_to_image(norm(mel), self.spec_size, self.num_mel_bins)[..., None]
-        style = Style(
+        style = LayerConfig(
             (2 * len(self.depths) * self.hidden_size) ** -0.5,
             self.hidden_dropout_prob,
             self.attention_probs_dropout_prob,
@@ -102,7 +102,7 @@ class ClapAudioTower(_HTSAT):
 
 
 class _PatchEmbed(nn.Module):
-    style: Style
+    style: LayerConfig
     features: int
     patch: tuple[int, int]
     stride: tuple[int, int]
@@ -126,7 +126,7 @@ class _PatchEmbed(nn.Module):
 class _Stage(nn.Module):
     """Swin layers, every second one with shifted windows; then, except in the last stage, half the resolution."""
 
-    style: Style
+    style: LayerConfig
     drop_path: tuple[float, ...]
     num_heads: int
     window: int
@@ -154,7 +154,7 @@ class _Stage(nn.Module):
 
 
 class _SwinLayer(nn.Module):
-    style: Style
+    style: LayerConfig
     num_heads: int
     window: int
     shift: int
@@ -182,7 +182,7 @@ class _SwinLayer(nn.Module):
 class _PatchMerging(nn.Module):
     """Four neighbours become one of twice the channels: [batch, h, w, c] → [batch, h / 2, w / 2, 2c]."""
 
-    style: Style
+    style: LayerConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

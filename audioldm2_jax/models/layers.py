@@ -236,7 +236,7 @@ class Attention(nn.Module):
 class ResnetBlock(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut: [batch, time, frequency, in] → [..., channels].
 
-    Between the convolutions a shift is added, which `shift` projects from an embedding of the timestep.
+    Between the convolutions a projection of the timestep's embedding is added, which `timestep_projection` makes.
     last_init starts the second convolution; zeros make the block begin as its shortcut.
     """
 
@@ -254,15 +254,15 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = conv1x1(self.channels, self.dtype)
         self.time_emb_proj = Dense(self.channels, self.dtype)
 
-    def shift(self, time_embedding: Array) -> Array:
+    def timestep_projection(self, time_embedding: Array) -> Array:
         """An embedding that went through its SiLU, [batch, dim] → [batch, channels]."""
         return self.time_emb_proj(time_embedding)
 
-    def __call__(self, x: Array, shift: Array | None = None) -> Array:
-        """shift [batch, channels], or [1, channels] for the same in the whole batch."""
+    def __call__(self, x: Array, timestep_projection: Array | None = None) -> Array:
+        """timestep_projection [batch, channels], or [1, channels] for the same in the whole batch."""
         h = self.conv1(nn.silu(self.norm1(x)))
-        if shift is not None:
-            h = h + shift[:, None, None, :]
+        if timestep_projection is not None:
+            h = h + timestep_projection[:, None, None, :]
         h = self.conv2(nn.silu(self.norm2(h)))
         if x.shape[-1] != self.channels:
             x = self.conv_shortcut(x)

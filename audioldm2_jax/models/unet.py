@@ -132,10 +132,10 @@ class UNet(nn.Module):
         to look at, and None for all. Returns float32 [batch, time, frequency, out_channels].
         Raises ValueError for a condition that is missing or of another width than the fields say.
         """
-        attended = self.attended(loa, text_states, loa_mask, text_mask)
-        return self.predict(latents, self.shifts(timesteps, class_labels), attended)
+        cross_attention_kv = self.cross_attention_kv(loa, text_states, loa_mask, text_mask)
+        return self.predict(latents, self.timestep_projections(timesteps, class_labels), cross_attention_kv)
 
-    def attended(
+    def cross_attention_kv(
         self,
         loa: Array | None = None,
         text_states: Array | None = None,
@@ -145,19 +145,22 @@ class UNet(nn.Module):
         """The contexts as `predict` takes them, for each block: the same at all timesteps. Arguments: `__call__`."""
         loa_context = self._context("loa", loa, loa_mask, slice(0, 2))
         text_context = self._context("text_states", text_states, text_mask, slice(2, None))
-        return [block.attended(loa_context, text_context) for block in self._blocks()]
+        return [block.cross_attention_kv(loa_context, text_context) for block in self._blocks()]
 
-    def shifts(self, timesteps: Array, class_labels: Array | None = None) -> list[list[Array]]:
+    def timestep_projections(self, timesteps: Array, class_labels: Array | None = None) -> list[list[Array]]:
         """Timesteps and class labels as `predict` takes them, for each block: whatever the latents are.
 
         Arguments: `__call__`; timesteps [1] without class labels hold for a whole batch.
         """
         time = nn.silu(self._embed(timesteps, class_labels))
-        return [block.shifts(time) for block in self._blocks()]
+        return [block.timestep_projections(time) for block in self._blocks()]
 
-    def predict(self, latents: Array, shifts: list[list[Array]], attended: list[list]) -> Array:
-        """`__call__` with what `shifts` and `attended` made of the other arguments, which may serve many calls."""
-        given = list(zip(shifts, attended))
+    def predict(self, latents: Array, timestep_projections: list[list[Array]], cross_attention_kv: list[list]) -> Array:
+        """`__call__` with what `timestep_projections` and `cross_attention_kv` made of the other arguments.
+
+        These may serve many calls.
+        """
+        given = list(zip(timestep_projections, cross_attention_kv))
         depth = len(self.down_blocks)
         x = self.conv_in(latents)
         skips = [x]

@@ -1,7 +1,8 @@
 """The blocks of the UNet: ResNet blocks, each with the transformers after it, at one resolution.
 
-What a block takes beside the latents comes prepared, so that it is computed once for many calls: `shifts`, which the
-timestep adds in the ResNet blocks, and `attended`, the keys and values of the contexts.
+What a block takes beside the latents comes prepared, so that it is computed once for many calls:
+`timestep_projections`, which are added in the ResNet blocks, and `cross_attention_kv`, the keys and values of the
+contexts.
 """
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from audioldm2_jax.models.layers import (
 # What a transformer attends to: states [batch, tokens, dim] and bias [batch, tokens]; None: the latents themselves.
 Context = tuple[Array, Array | None] | None
 # The same as an attention takes it: keys and values [batch, tokens, heads, dim], and the bias.
-Attended = tuple[tuple[Array, Array], Array | None] | None
+CrossAttentionKV = tuple[tuple[Array, Array], Array | None] | None
 
 # The authors' UNet starts the last layer of every residual branch, and of the network, at zero (A2:
 # latent_diffusion/modules/diffusionmodules/openaimodel.py, zero_module).
@@ -71,12 +72,12 @@ class TransformerBlock(nn.Module):
         self.attn2 = Attention(self.channels, self.num_heads, use_bias=False, dtype=self.dtype)
         self.ff = FeedForward(self.channels, self.dtype)
 
-    def attended(self, context: Context) -> Attended:
+    def cross_attention_kv(self, context: Context) -> CrossAttentionKV:
         return context and (self.attn2.keys_values(context[0]), context[1])
 
-    def __call__(self, x: Array, attended: Attended) -> Array:
+    def __call__(self, x: Array, cross_attention_kv: CrossAttentionKV) -> Array:
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), *(attended or ()))
+        x = x + self.attn2(self.norm2(x), *(cross_attention_kv or ()))
         return x + self.ff(self.norm3(x))
 
 
@@ -97,13 +98,13 @@ class Transformer(nn.Module):
         ]
         self.proj_out = conv1x1(self.channels, self.dtype, kernel_init=_zeros)
 
-    def attended(self, context: Context) -> list[Attended]:
-        return [block.attended(context) for block in self.transformer_blocks]
+    def cross_attention_kv(self, context: Context) -> list[CrossAttentionKV]:
+        return [block.cross_attention_kv(context) for block in self.transformer_blocks]
 
-    def __call__(self, x: Array, attended: list[Attended]) -> Array:
+    def __call__(self, x: Array, cross_attention_kv: list[CrossAttentionKV]) -> Array:
         b, t, f, c = x.shape
         h = self.proj_in(self.norm(x).reshape(b, t * f, c))
-        for block, given in zip(self.transformer_blocks, attended):
+        for block, given in zip(self.transformer_blocks, cross_attention_kv):
             h = block(h, given)
         return x + self.proj_out(h).reshape(x.shape)
 
@@ -136,20 +137,22 @@ class Level(nn.Module):
         sizes = (self.channels, self.num_heads, self.transformer_layers, self.norm_num_groups, self.dtype)
         return [cls(*sizes) for _ in range(count * len(self.context_dims))]
 
-    def shifts(self, time: Array) -> list[Array]:
+    def timestep_projections(self, time: Array) -> list[Array]:
         """What the time embedding adds in each ResNet block."""
-        return [resnet.shift(time) for resnet in self.resnets]
+        return [resnet.timestep_projection(time) for resnet in self.resnets]
 
-    def attended(self, loa: Context, text: Context) -> list[list[Attended]]:
+    def cross_attention_kv(self, loa: Context, text: Context) -> list[list[CrossAttentionKV]]:
         """What each transformer attends to."""
         contexts = [None if dim is None else loa if i <= 1 else text for i, dim in enumerate(self.context_dims)]
-        return [attention.attended(contexts[i % len(contexts)]) for i, attention in enumerate(self.attentions)]
+        return [
+            attention.cross_attention_kv(contexts[i % len(contexts)]) for i, attention in enumerate(self.attentions)
+        ]
 
-    def attend(self, index: int, x: Array, attended: list[list[Attended]]) -> Array:
+    def attend(self, index: int, x: Array, cross_attention_kv: list[list[CrossAttentionKV]]) -> Array:
         """Applies the transformers behind ResNet block `index`, one a context."""
         count = len(self.context_dims)
         for i in range(index * count, (index + 1) * count):
-            x = self.attentions[i](x, attended[i])
+            x = self.attentions[i](x, cross_attention_kv[i])
         return x
 
 
@@ -163,11 +166,13 @@ class DownBlock(Level):
         self.attentions = self.make_attentions(self.num_layers)
         self.downsamplers = [Downsample(self.channels, self.dtype)] if self.resample else []
 
-    def __call__(self, x: Array, shifts: list[Array], attended: list) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, timestep_projections: list[Array], cross_attention_kv: list
+    ) -> tuple[Array, list[Array]]:
         """Returns the output and everything that the way up takes from here."""
         skips = []
-        for i, (resnet, shift) in enumerate(zip(self.resnets, shifts)):
-            x = self.attend(i, resnet(x, shift), attended)
+        for i, (resnet, timestep_projection) in enumerate(zip(self.resnets, timestep_projections)):
+            x = self.attend(i, resnet(x, timestep_projection), cross_attention_kv)
             skips.append(x)
         for downsampler in self.downsamplers:
             x = downsampler(x)
@@ -182,10 +187,10 @@ class MidBlock(Level):
         self.resnets = self.make_resnets(self.num_layers + 1)
         self.attentions = self.make_attentions(self.num_layers)
 
-    def __call__(self, x: Array, shifts: list[Array], attended: list) -> Array:
-        x = self.resnets[0](x, shifts[0])
-        for i, (resnet, shift) in enumerate(zip(self.resnets[1:], shifts[1:])):
-            x = resnet(self.attend(i, x, attended), shift)
+    def __call__(self, x: Array, timestep_projections: list[Array], cross_attention_kv: list) -> Array:
+        x = self.resnets[0](x, timestep_projections[0])
+        for i, (resnet, timestep_projection) in enumerate(zip(self.resnets[1:], timestep_projections[1:])):
+            x = resnet(self.attend(i, x, cross_attention_kv), timestep_projection)
         return x
 
 
@@ -199,11 +204,13 @@ class UpBlock(Level):
         self.attentions = self.make_attentions(self.num_layers)
         self.upsamplers = [Upsample(self.channels, self.dtype)] if self.resample else []
 
-    def __call__(self, x: Array, skips: list[Array], shifts: list[Array], attended: list) -> Array:
+    def __call__(
+        self, x: Array, skips: list[Array], timestep_projections: list[Array], cross_attention_kv: list
+    ) -> Array:
         """Takes num_layers of the skips from their end, and the resolution to go to from the next one."""
-        for i, (resnet, shift) in enumerate(zip(self.resnets, shifts)):
+        for i, (resnet, timestep_projection) in enumerate(zip(self.resnets, timestep_projections)):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = self.attend(i, resnet(x, shift), attended)
+            x = self.attend(i, resnet(x, timestep_projection), cross_attention_kv)
         for upsampler in self.upsamplers:
             # An odd length was rounded up on the way down.
             x = upsampler(x, skips[-1].shape[1:3])

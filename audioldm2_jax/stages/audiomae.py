@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.models.audiomae import AudioMAE, passengers
-from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
-from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.models.audiomae import AudioMAE, unused_tensors
+from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
 class AudioMAEStage(Stage):
@@ -26,7 +28,7 @@ class AudioMAEStage(Stage):
     def init(self, key):
         frames, bands = self.module.img_size
         fbank = jnp.zeros((1, frames, bands))
-        return {"audiomae": self.module.init(key, fbank, self.knobs.mask_ratio, key)["params"]}, {}
+        return {"audiomae": self.module.init(key, fbank, self.hparams.mask_ratio, key)["params"]}, {}
 
     def initial(self):
         return self.given("audiomae", "audiomae")
@@ -34,24 +36,24 @@ class AudioMAEStage(Stage):
     def objectives(self, variant):
         return (Objective("reconstruction", ("audiomae",), self._loss),)
 
-    def _loss(self, params, outputs, state, frozen, batch, keys: Keys):
+    def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         waveform = batch["waveform"]
-        if self.knobs.augment:
-            waveform = augment(waveform, keys.examples)
+        if self.hparams.augment:
+            waveform = augment(waveform, rngs.examples)
         fbank = self.ends.kaldi_fbank(waveform)
         loss, _, _ = self.module.apply(
             {"params": params["audiomae"]},
             fbank,
-            self.knobs.mask_ratio,
-            jax.random.fold_in(keys.step, 1),
+            self.hparams.mask_ratio,
+            jax.random.fold_in(rngs.step, 1),
             deterministic=False,
-            rngs={"dropout": jax.random.fold_in(keys.step, 2)},
+            rngs={"dropout": jax.random.fold_in(rngs.step, 2)},
         )
         return loss, ({}, state)
 
     def results(self, params, state, frozen, batch):
         fields = self.config.models.audiomae.to_dict()
-        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, passengers(self.module))}
+        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, unused_tensors(self.module))}
 
 
 def augment(waveform: jax.Array, keys: jax.Array) -> jax.Array:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.clap import Clap
-from audioldm2_jax.stages.base import Objective, Stage, front_ends, module_fields
-from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 # exp of it multiplies the cosine; LAION-CLAP's training clips it so (training/train.py).
 MAX_LOGIT_SCALE = 4.6052
@@ -18,7 +19,7 @@ class ClapStage(Stage):
     """Symmetric contrastive loss over the whole batch [arXiv 2211.06687; LAION-AI/CLAP clap_module/loss.py]."""
 
     name = "clap"
-    keys = ("waveform", "clap_ids", "clap_mask", "captioned")
+    batch_fields = ("waveform", "clap_ids", "clap_mask", "captioned")
     accumulates = False
 
     @classmethod
@@ -41,7 +42,7 @@ class ClapStage(Stage):
     def objectives(self, variant):
         return (Objective("contrast", ("clap",), self._loss),)
 
-    def _loss(self, params, outputs, state, frozen, batch, keys):
+    def _loss(self, params, outputs, state, frozen, batch, rngs):
         variables = {"params": params["clap"], "batch_stats": state["clap"]}
         (text, audio), updated = self.module.apply(
             variables,
@@ -51,7 +52,7 @@ class ClapStage(Stage):
             deterministic=False,
             use_running_average=False,
             mutable=["batch_stats"],
-            rngs={"dropout": keys.step},
+            rngs={"dropout": rngs.step},
         )
         scales = [jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])

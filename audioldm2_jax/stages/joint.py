@@ -5,20 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax import conditioning, sampling
+from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.conditioning.conditions import Conditions, drop_captions
+from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa, teacher_forced_loa
+from audioldm2_jax.diffusion.objective import denoising_loss, encode
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
-from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
-from audioldm2_jax.stages.diffusion import (
-    TEXT,
-    denoising_loss,
-    encode,
-    fold,
-    init_unet,
-    sample_mels,
-    unet_component,
-)
+from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
+from audioldm2_jax.stages.diffusion import TEXT, init_unet, sample_mels, unet_component
 from audioldm2_jax.stages.language_model import (
     GROUPS,
     init_language,
@@ -40,7 +36,7 @@ class JointStage(Stage):
     """
 
     name = "joint"
-    keys = ("waveform", *TEXT, "captioned")
+    batch_fields = ("waveform", *TEXT, "captioned")
 
     @classmethod
     def needs(cls, config):
@@ -56,8 +52,10 @@ class JointStage(Stage):
         return ("unet", *(GROUPS[group] for group in language_groups(config, cls.name)))
 
     def setup(self):
-        if self.knobs.unconditional not in ("language_model", "zeros"):
-            raise ValueError(f"train.joint.unconditional={self.knobs.unconditional!r}: choose language_model or zeros")
+        if self.hparams.unconditional not in ("language_model", "zeros"):
+            raise ValueError(
+                f"train.joint.unconditional={self.hparams.unconditional!r}: choose language_model or zeros"
+            )
         self.ends = front_ends(self.config)
         self.modules = language_modules(self.config)
         self.groups = language_groups(self.config, self.name)
@@ -77,53 +75,49 @@ class JointStage(Stage):
     def objectives(self, variant):
         return (Objective("joint", ("unet", *self.groups), self._loss),)
 
-    def _loss(self, params, outputs, state, frozen, batch, keys: Keys):
-        uniform = jax.vmap(jax.random.uniform)(fold(keys.examples, 1))
-        text, dropped = conditioning.drop_captions(batch, uniform, self.knobs.guidance_dropout, self.empty_text)
+    def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
+        uniform = jax.vmap(jax.random.uniform)(fold(rngs.examples, 1))
+        text, dropped = drop_captions(batch, uniform, self.hparams.guidance_dropout, self.empty_text)
         networks = language_networks(self, params, frozen)
-        prefix, states, mask = conditioning.encode_prompt(
+        prefix, states, mask = encode_prompt(
             self.network("text_encoder", frozen),
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=jax.random.fold_in(keys.step, 1),
+            dropout_key=jax.random.fold_in(rngs.step, 1),
         )
         loa = true_loa(self, frozen, batch)
-        made = conditioning.generate_loa(
-            networks["gpt2"], prefix, loa.shape[1], dropout_key=jax.random.fold_in(keys.step, 2)
-        )
-        predicted = conditioning.teacher_forced_loa(
-            networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(keys.step, 3)
-        )
-        language = loa_distance(predicted, loa, self.knobs.loss, batch["captioned"])
+        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=jax.random.fold_in(rngs.step, 2))
+        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(rngs.step, 3))
+        language = loa_distance(predicted, loa, self.hparams.loss, batch["captioned"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
-        true = jax.vmap(jax.random.uniform)(fold(keys.examples, 5)) < self.knobs.true_loa_share
+        true = jax.vmap(jax.random.uniform)(fold(rngs.examples, 5)) < self.hparams.true_loa_share
         true = (true | ~batch["captioned"]) & ~dropped
         seen = jnp.where(true[:, None, None], loa, made)
-        if self.knobs.unconditional == "zeros":
+        if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
-        latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, keys)
+        latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
         unet = Network(self.unet, {"params": params["unet"]})
-        given = sampling.Conditions(seen, states, mask)
-        denoising = denoising_loss(unet, self.schedule, latents, given, keys.examples, self.knobs)
-        loss = denoising + self.knobs.language_weight * language
+        given = Conditions(seen, states, mask)
+        denoising = denoising_loss(unet, self.schedule, latents, given, rngs.examples, self.hparams)
+        loss = denoising + self.hparams.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 
-    def listen(self, params, state, frozen, batch, key):
+    def sample(self, params, state, frozen, batch, key):
         networks = language_networks(self, params, frozen)
         nothing, everything = jnp.ones(batch["waveform"].shape[0]), jnp.zeros(batch["waveform"].shape[0])
 
         def conditions(uniform):
-            text, _ = conditioning.drop_captions(batch, uniform, 0.5, self.empty_text)
-            prefix, states, mask = conditioning.encode_prompt(
+            text, _ = drop_captions(batch, uniform, 0.5, self.empty_text)
+            prefix, states, mask = encode_prompt(
                 self.network("text_encoder", frozen), networks["t5"], networks["projection"], text
             )
             tokens = jax.eval_shape(lambda: true_loa(self, frozen, batch)).shape[1]
-            return sampling.Conditions(conditioning.generate_loa(networks["gpt2"], prefix, tokens), states, mask)
+            return Conditions(generate_loa(networks["gpt2"], prefix, tokens), states, mask)
 
         given, uncond = conditions(nothing), conditions(everything)
-        if self.knobs.unconditional == "zeros":
+        if self.hparams.unconditional == "zeros":
             uncond = uncond._replace(loa=jnp.zeros_like(uncond.loa))
         return sample_mels(self, Network(self.unet, {"params": params["unet"]}), frozen, batch, given, uncond, key)
 

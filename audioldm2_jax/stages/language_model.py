@@ -5,14 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax import conditioning
+from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.conditioning.conditions import drop_captions
+from audioldm2_jax.conditioning.loa import audiomae_loa, encode_prompt, teacher_forced_loa
 from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
-from audioldm2_jax.stages.base import Keys, Objective, Stage, front_ends, module_fields
-from audioldm2_jax.stages.diffusion import TEXT, fold
-from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
+from audioldm2_jax.stages.diffusion import TEXT
 
 # Group of the stage → component of the model folder.
 GROUPS = {"gpt2": "language_model", "projection": "projection_model", "t5": "text_encoder_2"}
@@ -25,7 +28,7 @@ class LanguageModelStage(Stage):
     """
 
     name = "language_model"
-    keys = ("waveform", *TEXT, "captioned")
+    batch_fields = ("waveform", *TEXT, "captioned")
 
     @classmethod
     def needs(cls, config):
@@ -49,22 +52,20 @@ class LanguageModelStage(Stage):
     def objectives(self, variant):
         return (Objective("loa", self.groups, self._loss),)
 
-    def _loss(self, params, outputs, state, frozen, batch, keys: Keys):
-        dropped = jax.vmap(jax.random.uniform)(fold(keys.examples, 1))
-        text, _ = conditioning.drop_captions(batch, dropped, self.knobs.guidance_dropout, self.empty_text)
+    def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
+        dropped = jax.vmap(jax.random.uniform)(fold(rngs.examples, 1))
+        text, _ = drop_captions(batch, dropped, self.hparams.guidance_dropout, self.empty_text)
         networks = language_networks(self, params, frozen)
-        prefix, _, _ = conditioning.encode_prompt(
+        prefix, _, _ = encode_prompt(
             self.network("text_encoder", frozen),
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=jax.random.fold_in(keys.step, 1),
+            dropout_key=jax.random.fold_in(rngs.step, 1),
         )
         loa = true_loa(self, frozen, batch)
-        made = conditioning.teacher_forced_loa(
-            networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(keys.step, 2)
-        )
-        return loa_distance(made, loa, self.knobs.loss, batch["captioned"]), ({}, state)
+        made = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(rngs.step, 2))
+        return loa_distance(made, loa, self.hparams.loss, batch["captioned"]), ({}, state)
 
     def results(self, params, state, frozen, batch):
         return language_components(self, params)
@@ -112,7 +113,7 @@ def language_networks(stage: Stage, params, frozen) -> dict[str, Network]:
 def true_loa(stage: Stage, frozen, batch) -> jax.Array:
     """Returns the LOA of the batch's own clips, at the recipe's pooling."""
     fbank = stage.ends.kaldi_fbank(batch["waveform"])
-    return conditioning.audiomae_loa(stage.network("audiomae", frozen), fbank, stage.config.loa.pooling)
+    return audiomae_loa(stage.network("audiomae", frozen), fbank, stage.config.loa.pooling)
 
 
 def loa_distance(made: jax.Array, loa: jax.Array, kind: str, captioned: jax.Array) -> jax.Array:
@@ -149,7 +150,7 @@ def language_components(stage: Stage, params) -> dict[str, Component]:
             stage.modules[group],
             {"params": params[group]},
             configs[group],
-            carried[group].passengers if carried[group] else {},
+            carried[group].unused if carried[group] else {},
         )
         for group in stage.groups
     }

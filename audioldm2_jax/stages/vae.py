@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from audioldm2_jax.audio.front_ends import crop, front_ends
+from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.discriminators import PatchGAN
 from audioldm2_jax.models.vae import AutoencoderKL
-from audioldm2_jax.stages.base import Objective, Stage, crop, front_ends, module_fields
-from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
 class VAEStage(Stage):
@@ -31,26 +32,26 @@ class VAEStage(Stage):
         self.discriminator = PatchGAN(**module_fields(self.config, "patch_discriminator"))
 
     def init(self, key):
-        mel = jnp.zeros((1, self.knobs.crop_frames, self.ends.mel.n_mels, 1))
+        mel = jnp.zeros((1, self.hparams.crop_frames, self.ends.mel.n_mels, 1))
         first, second = jax.random.split(key)
-        judge = self.discriminator.init(second, mel)
+        discriminator = self.discriminator.init(second, mel)
         return (
-            {"vae": self.module.init(first, mel)["params"], "discriminator": judge["params"]},
-            {"discriminator": judge["batch_stats"]},
+            {"vae": self.module.init(first, mel)["params"], "discriminator": discriminator["params"]},
+            {"discriminator": discriminator["batch_stats"]},
         )
 
     def initial(self):
         return self.given("vae", "vae")
 
     def variant(self, step):
-        return "adversarial" if step >= self.knobs.discriminator_start else "plain"
+        return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
-    def forward(self, params, state, frozen, batch, keys, variant):
-        _, mels = crop(batch["waveform"], self.ends, self.knobs.crop_frames, self.knobs.crops, keys.examples)
+    def forward(self, params, state, frozen, batch, rngs, variant):
+        _, mels = crop(batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples)
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")
-        noise = jax.random.normal(jax.random.fold_in(keys.step, 1), mean.shape)
+        noise = jax.random.normal(jax.random.fold_in(rngs.step, 1), mean.shape)
         latents = mean + jnp.exp(0.5 * logvar) * noise
         features = self.module.apply(variables, latents, method="decode_features")
         output = self.module.apply(variables, features, method="decode_output")
@@ -60,8 +61,8 @@ class VAEStage(Stage):
         plain = Objective("autoencoder", ("vae",), self._plain)
         if variant == "plain":
             return (plain,)
-        judged = Objective("autoencoder", ("vae",), self._judged)
-        return (Objective("discriminator", ("discriminator",), self._discriminator), judged)
+        adversarial = Objective("autoencoder", ("vae",), self._adversarial)
+        return (Objective("discriminator", ("discriminator",), self._discriminator), adversarial)
 
     def _reconstruction(self, outputs):
         """Returns the summed L1 an example, and the weighted KL."""
@@ -69,19 +70,19 @@ class VAEStage(Stage):
         mean, logvar = outputs["mean"], outputs["logvar"]
         kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar)
         metrics = {"l1": distance.mean(), "kl": kl.mean()}
-        return distance.sum() / distance.shape[0], self.knobs.kl_weight * kl.mean(), metrics
+        return distance.sum() / distance.shape[0], self.hparams.kl_weight * kl.mean(), metrics
 
-    def _plain(self, params, outputs, state, frozen, batch, keys):
+    def _plain(self, params, outputs, state, frozen, batch, rngs):
         nll, kl, metrics = self._reconstruction(outputs)
         return nll + kl, (metrics, state)
 
-    def _judged(self, params, outputs, state, frozen, batch, keys):
+    def _adversarial(self, params, outputs, state, frozen, batch, rngs):
         nll, kl, metrics = self._reconstruction(outputs)
-        judge = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        discriminator = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
 
         def adversarial(output):
             (logits, *_), _ = self.discriminator.apply(
-                judge, output, use_running_average=False, mutable=["batch_stats"]
+                discriminator, output, use_running_average=False, mutable=["batch_stats"]
             )
             return -sum(score.mean() for score in logits) / len(logits)
 
@@ -101,26 +102,26 @@ class VAEStage(Stage):
         size = outputs["mel"].shape[0]
         norm_nll = at_last_layer(lambda output: jnp.abs(outputs["mel"] - output).sum() / size)
         weight = jnp.clip(norm_nll / (at_last_layer(adversarial) + 1e-4), 0.0, 1e4)
-        weight = jax.lax.stop_gradient(weight) * self.knobs.discriminator_weight
+        weight = jax.lax.stop_gradient(weight) * self.hparams.discriminator_weight
         adversary = adversarial(outputs["output"])
         metrics |= {"adversarial": adversary, "adaptive_weight": weight}
         return nll + kl + weight * adversary, (metrics, state)
 
-    def _discriminator(self, params, outputs, state, frozen, batch, keys):
+    def _discriminator(self, params, outputs, state, frozen, batch, rngs):
         """Hinge loss on real and reconstructed mels."""
         variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
-        judge = lambda mel, stats: self.discriminator.apply(  # noqa: E731
+        discriminator = lambda mel, stats: self.discriminator.apply(  # noqa: E731
             {**variables, **stats}, mel, use_running_average=False, mutable=["batch_stats"]
         )
-        (real, *_), stats = judge(outputs["mel"], {})
-        (fake, *_), stats = judge(jax.lax.stop_gradient(outputs["output"]), stats)
+        (real, *_), stats = discriminator(outputs["mel"], {})
+        (fake, *_), stats = discriminator(jax.lax.stop_gradient(outputs["output"]), stats)
         loss = sum(0.5 * (jax.nn.relu(1 - r).mean() + jax.nn.relu(1 + f).mean()) for r, f in zip(real, fake)) / len(
             real
         )
         metrics = {"real": real[0].mean(), "fake": fake[0].mean()}
         return loss, (metrics, {**state, "discriminator": stats["batch_stats"]})
 
-    def listen(self, params, state, frozen, batch, key):
+    def sample(self, params, state, frozen, batch, key):
         mel = self.ends.log_mel(batch["waveform"])
         mean, _ = self.module.apply({"params": params["vae"]}, mel[..., None], method="encode")
         output = self.module.apply({"params": params["vae"]}, mean, method="decode")

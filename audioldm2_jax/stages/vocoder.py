@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from audioldm2_jax.audio.front_ends import crop, front_ends
 from audioldm2_jax.audio.mel import log_mel
+from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from audioldm2_jax.models.hifigan import HifiGan
-from audioldm2_jax.stages.base import Objective, Stage, crop, front_ends, module_fields
-from audioldm2_jax.weights.folder import Component
+from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
 class VocoderStage(Stage):
@@ -32,28 +33,29 @@ class VocoderStage(Stage):
             "sampling_rate": self.ends.mel.sampling_rate,
         }
         self.module = HifiGan(**self.fields, dtype=jnp.dtype(self.config.dtype))
-        self.judges = {
+        self.discriminators = {
             "periods": MultiPeriodDiscriminator(**module_fields(self.config, "period_discriminator")),
             "scales": MultiScaleDiscriminator(**module_fields(self.config, "scale_discriminator")),
         }
         hop = self.ends.mel.hop_length
-        if self.knobs.segment_samples % hop:
+        if self.hparams.segment_samples % hop:
             raise ValueError(
-                f"train.vocoder.segment_samples={self.knobs.segment_samples} is no multiple of the hop of {hop} samples"
+                f"train.vocoder.segment_samples={self.hparams.segment_samples} is no multiple of the hop of "
+                f"{hop} samples"
             )
-        self.frames = self.knobs.segment_samples // hop
+        self.frames = self.hparams.segment_samples // hop
         self.scales = [
             dataclasses.replace(self.ends.mel, n_fft=n_fft, hop_length=n_fft // 4, n_mels=n_mels)
-            for n_fft, n_mels in self.knobs.mel_scales
+            for n_fft, n_mels in self.hparams.mel_scales
         ]
 
     def init(self, key):
         mel = jnp.zeros((1, self.frames, self.ends.mel.n_mels))
-        waveform = jnp.zeros((1, self.knobs.segment_samples))
+        waveform = jnp.zeros((1, self.hparams.segment_samples))
         params = {"vocoder": self.module.init(key, mel)["params"]}
         state = {}
-        for number, (name, judge) in enumerate(self.judges.items()):
-            variables = dict(judge.init(jax.random.fold_in(key, number), waveform))
+        for number, (name, discriminator) in enumerate(self.discriminators.items()):
+            variables = dict(discriminator.init(jax.random.fold_in(key, number), waveform))
             params[name] = variables.pop("params")
             state[name] = variables
         return params, state
@@ -62,10 +64,10 @@ class VocoderStage(Stage):
         return self.given("vocoder", "vocoder")
 
     def variant(self, step):
-        return "adversarial" if step >= self.knobs.discriminator_start else "plain"
+        return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
-    def forward(self, params, state, frozen, batch, keys, variant):
-        real, mel = crop(batch["waveform"], self.ends, self.frames, self.knobs.crops, keys.examples)
+    def forward(self, params, state, frozen, batch, rngs, variant):
+        real, mel = crop(batch["waveform"], self.ends, self.frames, self.hparams.crops, rngs.examples)
         fake = self.module.apply({"params": params["vocoder"]}, mel)
         return {"real": real, "fake": fake.astype(jnp.float32)}
 
@@ -93,49 +95,51 @@ class VocoderStage(Stage):
         fake, real = mels(self.ends.mel)
         mel = distance(fake, real)
         loss, metrics = mel + sum(distance(*mels(scale)) for scale in self.scales), {"mel": mel}
-        if self.knobs.convergence_weight:
+        if self.hparams.convergence_weight:
             fake, real = jnp.exp(fake), jnp.exp(real)
             # Safe: where silence meets silence the gradient is 0, not 0 / 0.
             apart = optax.safe_norm(fake - real, 1e-9, axis=(1, 2))
             metrics["convergence"] = (apart / jnp.linalg.norm(real, axis=(1, 2))).mean()
-            loss += self.knobs.convergence_weight * metrics["convergence"]
-        return self.knobs.mel_weight * loss, metrics
+            loss += self.hparams.convergence_weight * metrics["convergence"]
+        return self.hparams.mel_weight * loss, metrics
 
-    def _plain(self, params, outputs, state, frozen, batch, keys):
+    def _plain(self, params, outputs, state, frozen, batch, rngs):
         loss, metrics = self._mel_loss(outputs)
         return loss, (metrics, state)
 
-    def _judge(self, name, params, state, waveform, mutable=False):
+    def _discriminate(self, name, params, state, waveform, mutable=False):
         """Returns the logits, features and, where asked for, the new state of one family of discriminators."""
-        judge, variables = self.judges[name], {"params": params[name], **state[name]}
+        discriminator, variables = self.discriminators[name], {"params": params[name], **state[name]}
         if mutable and state[name]:
-            (logits, features), after = judge.apply(variables, waveform, update_stats=True, mutable=list(state[name]))
+            (logits, features), after = discriminator.apply(
+                variables, waveform, update_stats=True, mutable=list(state[name])
+            )
             return logits, features, {**state, name: after}
-        logits, features = judge.apply(variables, waveform)
+        logits, features = discriminator.apply(variables, waveform)
         return logits, features, state
 
-    def _discriminator(self, params, outputs, state, frozen, batch, keys):
+    def _discriminator(self, params, outputs, state, frozen, batch, rngs):
         """Least squares: 1 for real, 0 for made [HG discriminator_loss]."""
         loss, fake = jnp.zeros(()), jax.lax.stop_gradient(outputs["fake"])
-        for name in self.judges:
-            real_logits, _, state = self._judge(name, params, state, outputs["real"], mutable=True)
-            fake_logits, _, state = self._judge(name, params, state, fake, mutable=True)
+        for name in self.discriminators:
+            real_logits, _, state = self._discriminate(name, params, state, outputs["real"], mutable=True)
+            fake_logits, _, state = self._discriminate(name, params, state, fake, mutable=True)
             loss += sum(((1 - r) ** 2).mean() + (f**2).mean() for r, f in zip(real_logits, fake_logits))
         return loss, ({}, state)
 
-    def _generator(self, params, outputs, state, frozen, batch, keys):
+    def _generator(self, params, outputs, state, frozen, batch, rngs):
         """45 mel + 2 feature matching + adversarial [HG train.py, feature_loss, generator_loss]."""
         (mel, metrics), match, adversary = self._mel_loss(outputs), jnp.zeros(()), jnp.zeros(())
-        for name in self.judges:
-            _, real, _ = self._judge(name, params, state, outputs["real"])
-            logits, fake, _ = self._judge(name, params, state, outputs["fake"])
+        for name in self.discriminators:
+            _, real, _ = self._discriminate(name, params, state, outputs["real"])
+            logits, fake, _ = self._discriminate(name, params, state, outputs["fake"])
             real = jax.lax.stop_gradient(real)
             match += sum(jax.tree.leaves(jax.tree.map(lambda r, f: jnp.abs(r - f).mean(), real, fake)))
             adversary += sum(((1 - score) ** 2).mean() for score in logits)
         metrics |= {"feature_matching": match, "adversarial": adversary}
-        return mel + self.knobs.feature_weight * match + adversary, (metrics, state)
+        return mel + self.hparams.feature_weight * match + adversary, (metrics, state)
 
-    def listen(self, params, state, frozen, batch, key):
+    def sample(self, params, state, frozen, batch, key):
         made = self.module.apply({"params": params["vocoder"]}, self.ends.log_mel(batch["waveform"]))
         return {"real_waveform": batch["waveform"], "vocoded_waveform": made[:, : batch["waveform"].shape[1]]}
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from audioldm2_jax.training import sharding
+from audioldm2_jax.runtime import hosts
 
 MANIFEST = "digests.json"
 
@@ -77,7 +77,7 @@ class Checkpoints:
         for newer in [saved for saved in self._manager.all_steps() if saved > step]:
             if jax.process_index() == 0:
                 shutil.rmtree(self.folder / str(newer))
-        sharding.wait_for_hosts("damaged checkpoints removed")
+        hosts.wait_for_hosts("damaged checkpoints removed")
         self._manager.reload()
 
     def latest(self) -> int | None:
@@ -98,7 +98,7 @@ class Checkpoints:
         if self._unsigned is not None and jax.process_index() == 0:
             sign(self.folder / str(self._unsigned))
         self._unsigned = None
-        sharding.wait_for_hosts("checkpoint signed")
+        hosts.wait_for_hosts("checkpoint signed")
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         """Runs `action`; turns what goes wrong with the disk into one line that says what to do."""

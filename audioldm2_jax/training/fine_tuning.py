@@ -9,12 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
-from audioldm2_jax.clip_encoder import mel_settings
-from audioldm2_jax.conditioning import pooling_of
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
+from audioldm2_jax.components import LOA_TOKENS, spec_of
+from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
-from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.components import LOA_TOKENS, kind_of
-from audioldm2_jax.weights.store import FolderError, read_json
+from audioldm2_jax.generation.clip_encoder import mel_settings
 
 # Where `config.models` describes a component.
 SECTIONS = {
@@ -45,19 +45,19 @@ def take_over(config: ConfigDict) -> list[str]:
     """
     if not config.init_from.model:
         return []
-    path = folder.locate_model(config.init_from.model)
+    path = model_folder.locate_model(config.init_from.model)
     before = config.to_dict()
     with config.unlocked(), config.ignore_type():
         usual = recipes.get(config.recipe).init_from
-        for name in folder.PARTS:
+        for name in model_folder.PARTS:
             named = config.init_from[name]
             if named and named != usual[name]:
-                _take_component(config, name, folder.locate(named, name))
-            elif name in folder.parts(path):
+                _take_component(config, name, model_folder.locate(named, name))
+            elif name in model_folder.parts(path):
                 _take_component(config, name, path / name)
                 config.init_from[name] = str(path)
         config.text.update(clap_tokenizer=str(path / CLAP_FOLDER), t5_tokenizer=str(path / T5_FOLDER))
-        schedule, scheduler_class = folder.read_scheduler(path)
+        schedule, scheduler_class = model_folder.read_scheduler(path)
         known = schedule.to_config(scheduler_class)
         config.scheduler.update({key: known[key] for key in config.scheduler if key in known})
         _take_front_ends(config, path)
@@ -68,11 +68,11 @@ def take_over(config: ConfigDict) -> list[str]:
 
 def _take_component(config: ConfigDict, name: str, path: Path) -> None:
     said = read_json(path / "config.json")
-    kind = kind_of(name, said)
+    kind = spec_of(name, said)
     if name in ("text_encoder", "text_encoder_2", "unet", "audiomae") and kind.class_name not in _TRAINED:
         raise FolderError(f"{path} is a {kind.class_name}: such a model can be played, but no stage trains it.")
     if name in SECTIONS:
-        _fill(config.models[SECTIONS[name]], vars(folder.build(name, said)))
+        _fill(config.models[SECTIONS[name]], vars(model_folder.build(name, said)))
 
 
 def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ def _take_front_ends(config: ConfigDict, path: Path) -> None:
     if frames:
         factor = 2 ** (len(config.models.vae.block_out_channels) - 1)
         config.audio.seconds = frames * factor * mel.hop_length / mel.sampling_rate
-    clap = folder.read_feature_extractor(path)
+    clap = model_folder.read_feature_extractor(path)
     own = {key: getattr(clap, key) for key in config.audio.clap if key != "seconds"}
     config.audio.clap.update(own, seconds=clap.samples / clap.sampling_rate)
 

@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audioldm2_jax.stages.base import Keys, Objective, Stage
-from audioldm2_jax.training import init_random, optim, sharding
+from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.stages.base import Objective, Stage
+from audioldm2_jax.training import init_random, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
@@ -74,18 +76,20 @@ def train(
         NotFinite: a loss or gradient was not finite.
         CheckpointError: nothing could be saved, or nothing read.
     """
-    knobs, config = stage.knobs, stage.config
-    if knobs.steps < 1:
-        raise ValueError(f"train.{stage.name}.steps={knobs.steps}: a stage takes at least one step")
+    hparams, config = stage.hparams, stage.config
+    if hparams.steps < 1:
+        raise ValueError(f"train.{stage.name}.steps={hparams.steps}: a stage takes at least one step")
     mesh = sharding.make_mesh(config)
-    sharding.check_batch(knobs.batch_size, knobs.accumulate, mesh)
-    if knobs.accumulate > 1 and not stage.accumulates:
+    sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh)
+    if hparams.accumulate > 1 and not stage.accumulates:
         raise ValueError(
-            f"train.{stage.name}.accumulate={knobs.accumulate}: the loss compares the examples of a batch with each "
+            f"train.{stage.name}.accumulate={hparams.accumulate}: the loss compares the examples of a batch with each "
             "other and cannot be accumulated; set it to 1"
         )
 
-    optimizers = {objective.name: optim.optimizer(knobs) for objective in stage.objectives(stage.variant(knobs.steps))}
+    optimizers = {
+        objective.name: optim.optimizer(hparams) for objective in stage.objectives(stage.variant(hparams.steps))
+    }
     seed = jax.random.fold_in(jax.random.key(config.seed), _number(stage.name))
     abstract = jax.eval_shape(partial(_new_state, stage, optimizers), seed)
     places = sharding.state_sharding(abstract, mesh)
@@ -93,13 +97,13 @@ def train(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places
     )
 
-    checkpoints = Checkpoints(folder / "checkpoints", knobs.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", hparams.keep)
     state = checkpoints.restore(abstract, progress.say)
     if state is None:
         state = _start(stage, optimizers, init_random.key(config.seed + _number(stage.name)), abstract)
     else:
         checkpoints.forget_after(int(state["step"]))
-        progress.say(f"{stage.name}: going on after step {int(state['step'])} of {knobs.steps}")
+        progress.say(f"{stage.name}: going on after step {int(state['step'])} of {hparams.steps}")
 
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     frozen = jax.device_put(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
@@ -110,27 +114,27 @@ def train(
         out_shardings=(places, replicated),
     )
     writer = MetricsWriter(folder) if jax.process_index() == 0 else None
-    first, clock = int(state["step"]), _Clock(knobs, int(state["step"]))
+    first, clock = int(state["step"]), _Clock(hparams, int(state["step"]))
     pending: list[tuple[int, dict]] = []
     batch, stream = None, batches(first)
     try:
-        for step in range(first, knobs.steps):
+        for step in range(first, hparams.steps):
             batch = sharding.to_devices(clock.wait(stream, pending), mesh)
             state, metrics = step_function(state, frozen, batch, variant=stage.variant(step))
             pending.append((step, metrics))
             clock.limit(pending)
             done = step + 1
-            logs = done % knobs.log_every == 0 or done in (first + 1, knobs.steps)
+            logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
             # Several hosts have to agree on the step at which they stop.
-            stop = (logs or jax.process_count() == 1) and sharding.any_host(should_stop())
+            stop = (logs or jax.process_count() == 1) and hosts.any_host(should_stop())
             if logs or stop:
                 _log(stage, pending, clock, writer, progress, checkpoints)
-            if stop or done == knobs.steps or (knobs.save_every and done % knobs.save_every == 0):
+            if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
                 _check(stage, pending, checkpoints)
                 checkpoints.save(done, state)
-            if stop and done < knobs.steps:
-                raise Stopped(f"{stage.name}: stopped and saved after step {done} of {knobs.steps}")
-            if on_sample and knobs.sample_every and done % knobs.sample_every == 0 and done < knobs.steps:
+            if stop and done < hparams.steps:
+                raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}")
+            if on_sample and hparams.sample_every and done % hparams.sample_every == 0 and done < hparams.steps:
                 on_sample(done, averaged(state), state["model_state"])
     finally:
         if writer:
@@ -157,12 +161,12 @@ def _number(name: str) -> int:
 def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation], key: jax.Array) -> State:
     params, model_state = stage.init(key)
     opt = _new_optimizers(stage, optimizers, params)
-    ema = jax.tree.map(jnp.copy, params) if stage.knobs.ema else {}
+    ema = jax.tree.map(jnp.copy, params) if stage.hparams.ema else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": jnp.zeros((), jnp.int32)}
 
 
 def _new_optimizers(stage: Stage, optimizers: dict[str, optax.GradientTransformation], params: Any) -> dict[str, Any]:
-    objectives = stage.objectives(stage.variant(stage.knobs.steps))
+    objectives = stage.objectives(stage.variant(stage.hparams.steps))
     return {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
 
 
@@ -207,19 +211,19 @@ def _place(wanted: Any, given: Any, where: str) -> Any:
 
 def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen: Any, batch: Any, variant: Any):
     """One step: every objective in turn updates its groups. Returns the new state and metrics."""
-    count, knobs = state["step"], stage.knobs
+    count, hparams = state["step"], stage.hparams
     size = jax.tree.leaves(batch)[0].shape[0]
     key = jax.random.fold_in(seed, count)
-    keys = Keys(key, jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(jnp.arange(size)))
+    rngs = Rngs(key, jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(jnp.arange(size)))
     params, model_state, opt = state["params"], state["model_state"], dict(state["opt"])
     objectives = stage.objectives(variant)
     shared = None
-    if knobs.accumulate == 1 and len(objectives) > 1:
-        shared = _forward(stage, params, model_state, frozen, batch, keys, variant)
+    if hparams.accumulate == 1 and len(objectives) > 1:
+        shared = _forward(stage, params, model_state, frozen, batch, rngs, variant)
     metrics = {}
     for objective in objectives:
         grads, (loss, parts, model_state) = _gradient(
-            stage, objective, params, model_state, frozen, batch, keys, variant, shared
+            stage, objective, params, model_state, frozen, batch, rngs, variant, shared
         )
         own = {group: params[group] for group in objective.groups}
         updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
@@ -228,24 +232,24 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
         metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.tree.norm(grads)}
     if "replaced" in batch:
         metrics["replaced_records"] = batch["replaced"].sum()
-    ema = optim.update_ema(state["ema"], params, knobs.ema, count) if state["ema"] else {}
+    ema = optim.update_ema(state["ema"], params, hparams.ema, count) if state["ema"] else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": count + 1}, metrics
 
 
-def _forward(stage: Stage, params, model_state, frozen, batch, keys, variant):
+def _forward(stage: Stage, params, model_state, frozen, batch, rngs, variant):
     """Returns the stage's shared outputs and their pull-back to `forward_groups`."""
     own = {group: params[group] for group in stage.forward_groups}
-    return jax.vjp(lambda own: stage.forward({**params, **own}, model_state, frozen, batch, keys, variant), own)
+    return jax.vjp(lambda own: stage.forward({**params, **own}, model_state, frozen, batch, rngs, variant), own)
 
 
-def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, batch, keys, variant, shared):
+def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, batch, rngs, variant, shared):
     """Returns the gradient over the objective's groups and (loss, metrics, model state), averaged over microbatches."""
 
-    def one(model_state, batch, keys, shared):
-        outputs, pull = shared or _forward(stage, params, model_state, frozen, batch, keys, variant)
+    def one(model_state, batch, rngs, shared):
+        outputs, pull = shared or _forward(stage, params, model_state, frozen, batch, rngs, variant)
 
         def loss(own, outputs):
-            return objective.loss({**params, **own}, outputs, model_state, frozen, batch, keys)
+            return objective.loss({**params, **own}, outputs, model_state, frozen, batch, rngs)
 
         own = {group: params[group] for group in objective.groups}
         reached = [group for group in objective.groups if group in stage.forward_groups]
@@ -259,20 +263,20 @@ def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, b
         added = {group: jax.tree.map(jnp.add, grads[group], through[group]) for group in reached}
         return {**grads, **added}, (value, parts, after)
 
-    parts = stage.knobs.accumulate
+    parts = stage.hparams.accumulate
     if parts == 1:
-        return one(model_state, batch, keys, shared)
+        return one(model_state, batch, rngs, shared)
 
     # Microbatch m takes the slots m, m + parts, ...: every device keeps the examples it has.
     def split(leaf):
         return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
     def body(model_state, micro):
-        grads, (value, metrics, model_state) = one(model_state, micro[0], Keys(micro[2], micro[1]), None)
+        grads, (value, metrics, model_state) = one(model_state, micro[0], Rngs(micro[2], micro[1]), None)
         return model_state, (grads, value, metrics)
 
-    steps = jax.vmap(partial(jax.random.fold_in, keys.step))(jnp.arange(1, parts + 1))
-    batches = (jax.tree.map(split, batch), split(keys.examples), steps)
+    steps = jax.vmap(partial(jax.random.fold_in, rngs.step))(jnp.arange(1, parts + 1))
+    batches = (jax.tree.map(split, batch), split(rngs.examples), steps)
     first = jax.eval_shape(lambda: body(model_state, jax.tree.map(lambda leaf: leaf[0], batches))[1])
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
 
@@ -289,8 +293,8 @@ def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, b
 class _Clock:
     """Times the steps, and how long the device had nothing to do because the batch was not there."""
 
-    def __init__(self, knobs: Any, first: int):
-        self.knobs, self.first = knobs, first
+    def __init__(self, hparams: Any, first: int):
+        self.hparams, self.first = hparams, first
         self.waited, self.logged = 0.0, first
         self.begin = self.last = None
 
@@ -318,7 +322,7 @@ class _Clock:
         rate = (step - self.logged) / seconds if step > self.first + 1 else 0.0
         self.last, self.logged = now, step
         overall = (step - self.first - 1) / max(now - self.begin, 1e-6)
-        return rate * self.knobs.batch_size, (self.knobs.steps - step) / overall if overall > 0 else 0.0
+        return rate * self.hparams.batch_size, (self.hparams.steps - step) / overall if overall > 0 else 0.0
 
     def data_wait(self) -> float:
         """Returns the share of the time since the first step that was spent waiting for data."""
@@ -336,12 +340,12 @@ def _log(
     means = {name: float(np.mean([float(m[name]) for _, m in pending if name in m])) for name in pending[-1][1]}
     rate, left = clock.tick(step)
     means["examples_per_second"], means["data_wait"] = rate, clock.data_wait()
-    means["learning_rate"] = float(optim.learning_rate(stage.knobs)(step))
+    means["learning_rate"] = float(optim.learning_rate(stage.hparams)(step))
     if writer:
         writer.scalars(step, means)
     # The last objective's: of a GAN, the generator's.
     loss = means[stage.objectives(stage.variant(step - 1))[-1].name + "/loss"]
-    progress.report(Report(stage.name, step, stage.knobs.steps, loss, rate, left))
+    progress.report(Report(stage.name, step, stage.hparams.steps, loss, rate, left))
     pending.clear()
 
 

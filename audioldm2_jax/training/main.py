@@ -14,17 +14,18 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import files
+from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.data import sources
-from audioldm2_jax.pipeline import AudioLDM2
-from audioldm2_jax.stages.base import front_ends
-from audioldm2_jax.training import fine_tuning, run, setup, show, side_by_side
+from audioldm2_jax.generation.pipeline import AudioLDM2
+from audioldm2_jax.runtime import start
+from audioldm2_jax.training import fine_tuning, run, show, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen
 
 
 def main(config: ConfigDict) -> int:
     """Runs the recipe to its end, or from where its run folder stands; returns the exit code."""
-    setup.start(config)
+    start.start(config)
     begin = time.monotonic()
     with Screen() as screen:
         try:
@@ -48,7 +49,7 @@ def main(config: ConfigDict) -> int:
         except KeyboardInterrupt:
             screen.say("Interrupted; the same command goes on after the last checkpoint.")
             return 130
-        except (*side_by_side.TOLD, side_by_side.StageFailed) as error:
+        except (*side_by_side.REPORTED_ERRORS, side_by_side.StageFailed) as error:
             print(f"error: {error}{_keep_traceback(config)}", file=sys.stderr, flush=True)
             return 1
 
@@ -93,18 +94,18 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
 
 def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     """Generates a clip for held-out captions and lays them beside the real ones, unless that was done before."""
-    target, knobs = Path(config.run_dir) / "samples", config.samples
+    target, hparams = Path(config.run_dir) / "samples", config.samples
     picture = target / "mels.png"
     heldout = sources.open_source(config, "heldout")
     examples = (heldout[index] for index in range(len(heldout)))
-    chosen = list(itertools.islice((example for example in examples if example.text), knobs.clips))
+    chosen = list(itertools.islice((example for example in examples if example.text), hparams.clips))
     if not picture.exists() and chosen:
         target.mkdir(parents=True, exist_ok=True)
         captions = [example.text for example in chosen]
         result = AudioLDM2.from_pretrained(model)(
             captions,
-            num_inference_steps=knobs.steps,
-            guidance_scale=knobs.guidance_scale,
+            num_inference_steps=hparams.steps,
+            guidance_scale=hparams.guidance_scale,
             audio_length_in_s=config.audio.seconds,
             seed=config.seed,
         )

@@ -16,27 +16,27 @@ from optax.contrib import MuonDimensionNumbers
 _NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 3
 
 
-def learning_rate(knobs: ConfigDict) -> optax.Schedule:
-    """Returns the learning rate as a function of the step: linear warm-up, then `knobs.decay`.
+def learning_rate(hparams: ConfigDict) -> optax.Schedule:
+    """Returns the learning rate as a function of the step: linear warm-up, then `hparams.decay`.
 
     Raises:
-        ValueError: `knobs.decay` is not constant, cosine or exponential.
+        ValueError: `hparams.decay` is not constant, cosine or exponential.
     """
-    peak, warmup = knobs.learning_rate, knobs.warmup
-    if knobs.decay == "constant":
+    peak, warmup = hparams.learning_rate, hparams.warmup
+    if hparams.decay == "constant":
         after = optax.constant_schedule(peak)
-    elif knobs.decay == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(1, knobs.steps - warmup))
-    elif knobs.decay == "exponential":
-        after = optax.exponential_decay(peak, knobs.decay_every, knobs.decay_rate, staircase=True)
+    elif hparams.decay == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, hparams.steps - warmup))
+    elif hparams.decay == "exponential":
+        after = optax.exponential_decay(peak, hparams.decay_every, hparams.decay_rate, staircase=True)
     else:
-        raise ValueError(f"decay={knobs.decay!r}: choose constant, cosine or exponential")
+        raise ValueError(f"decay={hparams.decay!r}: choose constant, cosine or exponential")
     if not warmup:
         return after
     return optax.join_schedules([lambda count: peak * (count + 1) / warmup, after], [warmup])
 
 
-def optimizer(knobs: ConfigDict) -> optax.GradientTransformation:
+def optimizer(hparams: ConfigDict) -> optax.GradientTransformation:
     """Returns AdamW or Muon, with clipping by the global norm, decaying matrices and kernels alone (MAE's rule).
 
     Muon [Jordan et al. 2024, kellerjordan.github.io/posts/muon] replaces the momentum of a matrix by the nearest
@@ -44,25 +44,25 @@ def optimizer(knobs: ConfigDict) -> optax.GradientTransformation:
     and decays mean the same for both [arXiv 2502.16982, section 2.2].
 
     Raises:
-        ValueError: `knobs.optimizer` is neither adamw nor muon.
+        ValueError: `hparams.optimizer` is neither adamw nor muon.
     """
-    rate, decay = learning_rate(knobs), knobs.weight_decay
-    if knobs.optimizer == "adamw":
-        rule = optax.adamw(rate, knobs.b1, knobs.b2, weight_decay=decay, mask=_matrices)
-    elif knobs.optimizer == "muon":
+    rate, decay = learning_rate(hparams), hparams.weight_decay
+    if hparams.optimizer == "adamw":
+        rule = optax.adamw(rate, hparams.b1, hparams.b2, weight_decay=decay, mask=_matrices)
+    elif hparams.optimizer == "muon":
         rule = optax.contrib.muon(
             rate,
             weight_decay=decay,
-            adam_b1=knobs.b1,
-            adam_b2=knobs.b2,
+            adam_b1=hparams.b1,
+            adam_b2=hparams.b2,
             muon_weight_dimension_numbers=_as_matrices,
             consistent_rms=0.2,
             ns_coeffs=_NEWTON_SCHULZ,
             preconditioning="schatten",  # divides by the Schatten-4 norm, nearer to the largest singular value
         )
     else:
-        raise ValueError(f"optimizer={knobs.optimizer!r}: choose adamw or muon")
-    return optax.chain(optax.clip_by_global_norm(knobs.clip_norm), rule) if knobs.clip_norm else rule
+        raise ValueError(f"optimizer={hparams.optimizer!r}: choose adamw or muon")
+    return optax.chain(optax.clip_by_global_norm(hparams.clip_norm), rule) if hparams.clip_norm else rule
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.runtime import hosts
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop, sharding, show
+from audioldm2_jax.training import loop, show
 from audioldm2_jax.training.progress import Progress
-from audioldm2_jax.weights import folder
 
 # What may differ from the run that a folder was begun with.
 FREE = ("run_dir", "stages", "side_by_side", "compilation_cache", "mesh", "remat", "samples")
@@ -124,7 +125,7 @@ def prepare(config: ConfigDict) -> None:
             _check_config(config, name)
     if jax.process_index() == 0 and not (root / text.T5_FOLDER).is_dir():
         text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
-    sharding.wait_for_hosts("run folder prepared")
+    hosts.wait_for_hosts("run folder prepared")
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -179,7 +180,7 @@ def _check_config(config: ConfigDict, name: str) -> None:
         )
 
 
-def load_components(config: ConfigDict, name: str) -> dict[str, folder.Component]:
+def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Component]:
     """Returns the components that stage `name` reads, from the run folder or from `init_from`.
 
     Raises:
@@ -190,9 +191,11 @@ def load_components(config: ConfigDict, name: str) -> dict[str, folder.Component
     for part in dict.fromkeys((*needed, *stage.makes(config))):
         source = maker(config, part, before=name)
         if source and finished(config, source):
-            found[part] = folder.read_component(stage_folder(config, source) / "result", part, jnp.dtype(config.dtype))
+            found[part] = model_folder.read_component(
+                stage_folder(config, source) / "result", part, jnp.dtype(config.dtype)
+            )
         elif config.init_from[part]:
-            found[part] = folder.read_component(config.init_from[part], part, jnp.dtype(config.dtype))
+            found[part] = model_folder.read_component(config.init_from[part], part, jnp.dtype(config.dtype))
         elif part in needed:
             train = f"train it with --config.stages={source}, or " if source else ""
             raise RunError(
@@ -225,7 +228,7 @@ def train_stage(
         return lambda step: pipeline.batches(
             source,
             tokenizers,
-            (*stage.keys, "replaced"),
+            (*stage.batch_fields, "replaced"),
             batch_size=batch_size,
             samples=round(config.audio.seconds * config.audio.sampling_rate),
             seed=config.seed,
@@ -237,23 +240,23 @@ def train_stage(
             prefetch=config.data.prefetch,
         )
 
-    listen = jax.jit(stage.listen)
+    make_sample = jax.jit(stage.sample)
 
     def sample(step: int, params, model_state) -> None:
-        params, model_state = sharding.to_host((params, model_state))
+        params, model_state = hosts.to_host((params, model_state))
         if jax.process_index() == 0:
             heldout = next(batches("heldout", 4, 0, 1)(0))
-            made = jax.device_get(listen(params, model_state, stage.frozen, heldout, jax.random.key(step)))
+            made = jax.device_get(make_sample(params, model_state, stage.frozen, heldout, jax.random.key(step)))
             show.write_samples(where / "samples" / f"{step:07}", made, config.audio.sampling_rate)
 
-    train_batches = batches("train", stage.knobs.batch_size, jax.process_index(), jax.process_count())
+    train_batches = batches("train", stage.hparams.batch_size, jax.process_index(), jax.process_count())
     trained = loop.train(stage, train_batches, where, progress, should_stop, sample)
-    if stage.knobs.sample_every:
-        sample(stage.knobs.steps, trained.params, trained.model_state)
-    params, model_state, batch = sharding.to_host((trained.params, trained.model_state, trained.batch))
+    if stage.hparams.sample_every:
+        sample(stage.hparams.steps, trained.params, trained.model_state)
+    params, model_state, batch = hosts.to_host((trained.params, trained.model_state, trained.batch))
     if jax.process_index() == 0:
         _write_result(where / "result", stage.results(params, model_state, stage.frozen, batch))
-    sharding.wait_for_hosts(f"{name} finished")
+    hosts.wait_for_hosts(f"{name} finished")
     return trained.data_wait
 
 
@@ -264,27 +267,27 @@ def publish(config: ConfigDict) -> Path | None:
     """
     root, target = Path(config.run_dir), Path(config.run_dir) / "model"
     sources = {}
-    for part in folder.PARTS:
+    for part in model_folder.PARTS:
         makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     if not all(sources.values()):
         return None
     for part, source in sources.items():
-        folder.copy_component(source, target, part)
+        model_folder.copy_component(source, target, part)
     for part in ("tokenizer", "tokenizer_2"):
-        folder.copy_part(root / part, target, part)
-    folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
-    folder.write_feature_extractor(target, **config.audio.clap)
-    folder.write_index(target)
+        model_folder.copy_part(root / part, target, part)
+    model_folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
+    model_folder.write_feature_extractor(target, **config.audio.clap)
+    model_folder.write_index(target)
     return target
 
 
-def _write_result(target: Path, components: dict[str, folder.Component]) -> None:
+def _write_result(target: Path, components: dict[str, model_folder.Component]) -> None:
     """Writes all components of a stage's result, or none."""
     partial = target.with_name("result.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, part in components.items():
-        folder.write_component(partial, name, part.config, part.variables, part.passengers)
+        model_folder.write_component(partial, name, part.config, part.variables, part.unused)
     os.replace(partial, target)
 
 

@@ -12,7 +12,7 @@ from audioldm2_jax.audio import files
 
 
 def write_samples(folder: Path, made: Mapping[str, np.ndarray], sampling_rate: int) -> None:
-    """Writes what a stage's `listen` returned: `*_waveform` as WAV files, all `*_mel` as rows of one picture."""
+    """Writes what a stage's `sample` returned: `*_waveform` as WAV files, all `*_mel` as rows of one picture."""
     if not made:
         return
     folder.mkdir(parents=True, exist_ok=True)

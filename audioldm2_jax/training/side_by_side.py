@@ -18,17 +18,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.training import run
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import NotFinite, Stopped
 from audioldm2_jax.training.progress import Pipe, Progress
-from audioldm2_jax.weights.folder import FolderError
 
 # Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
 # level of optimisation is meant to compile sooner, and ran no slower.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 # What a stage may raise that is told in one line, without a traceback.
-TOLD = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError)
+REPORTED_ERRORS = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError)
 
 
 class StageFailed(RuntimeError):
@@ -49,7 +49,7 @@ def train_all(config: ConfigDict, progress: Progress) -> dict[str, float]:
     left = [name for name in chosen if not run.finished(config, name)]
     with stop_flag() as stopped:
         if config.side_by_side > 1 and left and jax.default_backend() == "cpu" and jax.process_count() == 1:
-            return _Crew(config, left, progress, stopped.is_set).work()
+            return WorkerPool(config, left, progress, stopped.is_set).work()
         waits = {}
         for name in sorted(left, key=list(run.STAGES).index):
             progress.say(f"{name}: training")
@@ -75,7 +75,7 @@ def stop_flag() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-class _Crew:
+class WorkerPool:
     """Processes at work, each on one stage with its own cores; this process starts them and shows their progress."""
 
     def __init__(self, config: ConfigDict, left: list[str], progress: Progress, stopped: Callable[[], bool]):
@@ -133,7 +133,7 @@ class _Crew:
             kind, content = connection.recv()
         except EOFError:
             process.join()
-            kind, content = "failed", StageFailed(f"{name}: its process ended without a word (exit {process.exitcode})")
+            kind, content = "failed", StageFailed(f"{name}: its process exited with code {process.exitcode}")
             if self.stopped() and process.exitcode in (-signal.SIGTERM, -signal.SIGINT):
                 kind, content = "stopped", f"{name}: stopped before its first step"
         if kind in ("report", "say"):
@@ -173,15 +173,15 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
     """Trains one stage in this process and tells `connection` how it went."""
-    from audioldm2_jax.training import setup
+    from audioldm2_jax.runtime import start
 
     config = ConfigDict(fields)
-    setup.start(config)
+    start.start(config)
     try:
         with stop_flag() as stopped:
             wait_share = run.train_stage(config, name, Pipe(connection), stopped.is_set)
         connection.send(("done", wait_share))
     except Stopped as stop:
         connection.send(("stopped", str(stop)))
-    except TOLD as error:
+    except REPORTED_ERRORS as error:
         connection.send(("failed", StageFailed(str(error))))

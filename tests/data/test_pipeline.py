@@ -12,7 +12,7 @@ import audioldm2_jax.data
 from audioldm2_jax.data import text
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.pipeline import KEYS, Slots, batches
+from audioldm2_jax.data.pipeline import KEYS, ExampleIndex, batches
 
 SAMPLES = 4000
 CORPUS = MusicCorpus(16000, 0.25, 0, "train", examples=50)
@@ -88,17 +88,17 @@ def test_threads_workers_hosts_and_starts_give_the_same(tokenizers):
 
 
 def test_an_epoch_has_every_record_once_and_no_two_are_alike():
-    slots = Slots(CORPUS, None, ("waveform",), 4, SAMPLES, seed=1)
+    slots = ExampleIndex(CORPUS, None, ("waveform",), 4, SAMPLES, seed=1)
     epochs = [[slots.record(50 * epoch + i) for i in range(50)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    other = Slots(CORPUS, None, ("waveform",), 4, SAMPLES, seed=2)
+    other = ExampleIndex(CORPUS, None, ("waveform",), 4, SAMPLES, seed=2)
     assert [other.record(i) for i in range(50)] != epochs[0]
     assert slots.record(10**15) in range(50)  # any step at once
 
 
 def test_unreadable_records_are_drawn_again_and_counted():
-    slots = Slots(Ramps(), None, ("waveform", "replaced", "captioned"), 6, 100, seed=0)
+    slots = ExampleIndex(Ramps(), None, ("waveform", "replaced", "captioned"), 6, 100, seed=0)
     examples = [slots.example(step, slot) for step in range(20) for slot in range(6)]
     replaced = np.array([example["replaced"] for example in examples])
     for number, count in enumerate(replaced):
@@ -107,23 +107,23 @@ def test_unreadable_records_are_drawn_again_and_counted():
     again = slots.example(3, 2)
     same([examples[20]], [again])
     with pytest.raises(UnreadableRecord, match="20 records drawn one after the other cannot be read"):
-        Slots(Ramps(broken=lambda i: True), None, ("waveform",), 1, 100, seed=0)[0]
+        ExampleIndex(Ramps(broken=lambda i: True), None, ("waveform",), 1, 100, seed=0)[0]
 
 
 def test_long_records_are_cropped_at_random_and_short_ones_padded():
-    cropped = Slots(Ramps(broken=lambda i: False), None, ("waveform",), 1, 900, seed=0)
+    cropped = ExampleIndex(Ramps(broken=lambda i: False), None, ("waveform",), 1, 900, seed=0)
     rows = np.stack([cropped[i]["waveform"] for i in range(30)])
     # A crop of a ramp is a ramp; normalised, they are all the same one.
     np.testing.assert_allclose(rows, np.linspace(-0.5, 0.5, 900)[None].repeat(30, 0), atol=1e-4)
     source = Ramps(broken=lambda i: False)
     starts = {float(source.excerpt(0, 900, position).waveform[0]) for position in (0.0, 0.5, 0.999)}
     assert len(starts) == 3
-    padded = Slots(source, None, ("waveform",), 1, 1500, seed=0)[0]["waveform"]
+    padded = ExampleIndex(source, None, ("waveform",), 1, 1500, seed=0)[0]["waveform"]
     assert padded.shape == (1500,) and not padded[1000:].any() and abs(padded[999] - 0.5) < 1e-4
 
 
 def test_missing_captions_are_empty(tokenizers):
-    slots = Slots(Ramps(broken=lambda i: False), tokenizers, KEYS, 12, 100, seed=0)
+    slots = ExampleIndex(Ramps(broken=lambda i: False), tokenizers, KEYS, 12, 100, seed=0)
     examples = [slots.example(0, i) for i in range(12)]
     (missing,) = (example for example in examples if not example["captioned"])
     assert missing["clap_ids"][:3].tolist() == [0, 2, 1] and missing["t5_ids"][:2].tolist() == [1, 0]
@@ -139,7 +139,7 @@ def test_errors(tokenizers):
         ({"source": Ramps(records=0)}, "no records"),
     ):
         with pytest.raises(ValueError, match=message):
-            Slots(**{**base, **change})
+            ExampleIndex(**{**base, **change})
 
 
 def test_no_jax_in_data():

@@ -203,7 +203,7 @@ def test_from_a_noisy_clip_on(name, spacing, monkeypatch):
     schedule, solver = NoiseSchedule.from_config(config), SOLVERS[SOLVER_OF_CLASS[name]]
     table = solver.plan(schedule, steps, 0.0, first)
     assert len(table["timestep"]) == steps - first
-    x = np.sqrt(table["level"][0]) * clip + np.sqrt(1 - table["level"][0]) * noise
+    x = np.sqrt(table["alpha_bar"][0]) * clip + np.sqrt(1 - table["alpha_bar"][0]) * noise
     state = solver.init(x)
     for call, added in zip(range(steps - first), extra, strict=False):
         row = {key: column[call] for key, column in table.items()}
@@ -232,11 +232,11 @@ def test_levels_are_those_of_the_latents(name, first):
     schedule, solver = NoiseSchedule.from_config(CONFIG | {"clip_sample": False}), SOLVERS[name]
     table = solver.plan(schedule, 8, 0.0, first)
     clip, noise = np.random.default_rng(0).standard_normal((2, *SHAPE))
-    x = np.sqrt(table["level"][0]) * clip + np.sqrt(1 - table["level"][0]) * noise
+    x = np.sqrt(table["alpha_bar"][0]) * clip + np.sqrt(1 - table["alpha_bar"][0]) * noise
     state = solver.init(x)
-    for call, level in enumerate(table["level"]):
+    for call, alpha_bar in enumerate(table["alpha_bar"]):
         row = {key: column[call] for key, column in table.items()}
-        here = (x - np.sqrt(level) * clip) / np.sqrt(1 - level)  # the noise that is in it now
+        here = (x - np.sqrt(alpha_bar) * clip) / np.sqrt(1 - alpha_bar)  # the noise that is in it now
         if not table["to_noise"].any():
             assert np.linalg.norm(here - noise) <= 1e-3 * np.linalg.norm(noise)  # float32 coefficients
         state, x = solver.step(row, state, jnp.asarray(x), here, None)

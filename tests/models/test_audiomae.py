@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from audioldm2_jax.models.audiomae import AudioMAE, passengers, positions_2d
-from audioldm2_jax.weights.names import NAMES, to_flax, to_torch
+from audioldm2_jax.checkpoints.parameter_names import NAMES, to_flax, to_torch
+from audioldm2_jax.models.audiomae import AudioMAE, positions_2d, unused_tensors
 
 SMALL = dict(
     img_size=(32, 16),  # 16 × 8 patches of 2 × 2: four windows along time, two along frequency
@@ -43,7 +43,7 @@ def variables(model):
 
 @pytest.fixture(scope="module")
 def state(model, variables):
-    arrays = to_torch(variables, NAMES["audiomae"], passengers(model))
+    arrays = to_torch(variables, NAMES["audiomae"], unused_tensors(model))
     return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
 
 

@@ -14,9 +14,9 @@ import torch
 from transformers import ClapConfig, ClapModel, ClapTextConfig, ClapTextModelWithProjection
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.clap import Clap, ClapText
 from audioldm2_jax.models.htsat import bicubic
-from audioldm2_jax.weights.names import NAMES
 
 TEXT = {
     "vocab_size": 40,

@@ -14,8 +14,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.gpt2 import GPT2
-from audioldm2_jax.weights.names import NAMES
 
 SIZES = {
     "n_embd": 24,
@@ -105,5 +105,5 @@ def test_parameters_of_gpt2():
     network = GPT2(**SIZES | {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024})
     ids = np.zeros((1, 2), np.int32)
     own = count(shapes(network, np.zeros((1, 2, 768), np.float32), ids, ids))
-    word_table = 50257 * 768  # the passenger wte
+    word_table = 50257 * 768  # the unused tensor wte
     assert own + word_table == 124_439_808

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES, to_flax, to_torch
 from audioldm2_jax.models.hifigan import HifiGan
-from audioldm2_jax.weights.names import NAMES, to_flax, to_torch
 
 # Odd kernel - rate in the first upsampling (one sample too many), even in the second.
 SMALL = dict(
@@ -66,7 +66,7 @@ def twin(sizes: dict) -> SpeechT5HifiGan:
 def test_equals_the_twin_after_trimming(frames):
     model = twin(SMALL)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
-    variables, passengers = to_flax(state, shapes(SMALL), NAMES["vocoder"])
+    variables, unused = to_flax(state, shapes(SMALL), NAMES["vocoder"])
     mel = np.random.default_rng(0).normal(-4, 2, (2, frames, 5)).astype(np.float32)
     with torch.no_grad():
         whole = model(torch.from_numpy(mel)).numpy()
@@ -76,7 +76,7 @@ def test_equals_the_twin_after_trimming(frames):
     # The project's bound for equal networks in float32, whose sums run in another order.
     np.testing.assert_allclose(ours, whole[:, : frames * 10], rtol=0, atol=1e-4 * np.abs(whole).max())
 
-    back = to_torch(variables, NAMES["vocoder"], passengers)
+    back = to_torch(variables, NAMES["vocoder"], unused)
     assert back.keys() == state.keys()
     for name, value in state.items():
         np.testing.assert_array_equal(back[name], value)

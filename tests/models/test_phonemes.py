@@ -13,8 +13,8 @@ from transformers import VitsConfig, VitsModel
 from transformers.models.vits.modeling_vits import VitsTextEncoder as VitsTextTwin
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.phonemes import VitsTextEncoder
-from audioldm2_jax.weights.names import NAMES
 
 SIZES = {
     "vocab_size": 30,
@@ -30,7 +30,7 @@ SIZES = {
     "activation_dropout": 0.1,
     "layer_norm_eps": 1e-5,
 }
-# What VITS has behind the encoder, small: passengers.
+# What VITS has behind the encoder, small: unused.
 REST = {
     "flow_size": 4,
     "spectrogram_bins": 3,

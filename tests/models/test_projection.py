@@ -11,8 +11,8 @@ import torch
 from diffusers.pipelines.audioldm2 import AudioLDM2ProjectionModel
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.projection import ProjectionModel
-from audioldm2_jax.weights.names import NAMES
 
 SIZES = {"text_encoder_dim": 6, "text_encoder_1_dim": 10, "langauge_model_dim": 8}
 SPEECH = SIZES | {"use_learned_position_embedding": True, "max_seq_length": 7}

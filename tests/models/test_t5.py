@@ -13,8 +13,8 @@ from transformers import T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.t5 import T5Encoder, relative_buckets
-from audioldm2_jax.weights.names import NAMES
 
 SIZES = {
     "vocab_size": 60,

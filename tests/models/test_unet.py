@@ -12,8 +12,8 @@ from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DCond
 from flax import linen as nn
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.unet import UNet, contexts_per_level
-from audioldm2_jax.weights.names import NAMES
 
 # float32 through some thirty layers; only the order of summation differs.
 TOLERANCE = 1e-4

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL as Twin
 from twins import carry_over, count, randomise, relative_error, shapes
 
+from audioldm2_jax.checkpoints.parameter_names import NAMES
 from audioldm2_jax.models.vae import AutoencoderKL
-from audioldm2_jax.weights.names import NAMES
 
 # float32 through some twenty layers; only the order of summation differs.
 TOLERANCE = 1e-4

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import torch
 
-from audioldm2_jax.weights.names import Names, to_flax, to_torch
+from audioldm2_jax.checkpoints.parameter_names import Names, to_flax, to_torch
 
 
 def randomise(twin: torch.nn.Module, scale: float = 0.1) -> torch.nn.Module:
@@ -30,8 +30,8 @@ def carry_over(twin: torch.nn.Module, target: Any, names: Names, tied: tuple[str
     target: what `jax.eval_shape` of the Flax network's `init` returns; tied: second names of one tensor.
     """
     tensors = state_dict(twin)
-    variables, passengers = to_flax(tensors, target, names)
-    back = to_torch(variables, names, passengers)
+    variables, unused = to_flax(tensors, target, names)
+    back = to_torch(variables, names, unused)
     assert back.keys() == tensors.keys() - set(tied)
     for key, value in back.items():
         assert value.dtype == tensors[key].dtype and np.array_equal(value, tensors[key]), key

@@ -11,10 +11,10 @@ import scipy.stats
 from ml_collections import ConfigDict
 from smallest import TOKENS, batch, build, get_config
 
+from audioldm2_jax.conditioning.conditions import Conditions
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.sampling import Conditions
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import diffusion
-from audioldm2_jax.stages.base import Keys
 
 CLIPS = 4000
 
@@ -23,7 +23,7 @@ TWO_DRAWS = ConfigDict({"noise_draws": 2, "timestep_logits": ()})
 
 
 def keys(size, seed=0):
-    return Keys(jax.random.key(seed), jax.random.split(jax.random.key(seed + 1), size))
+    return Rngs(jax.random.key(seed), jax.random.split(jax.random.key(seed + 1), size))
 
 
 def test_pooling_depends_on_the_step_alone():

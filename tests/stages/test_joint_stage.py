@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from smallest import TOKENS, batch, build, get_config
 
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import joint
-from audioldm2_jax.stages.base import Keys
 from audioldm2_jax.training import loop
 
 CLIPS = 6000
@@ -20,7 +20,7 @@ TRUE, MADE = 1.0, 2.0
 
 
 def keys(size):
-    return Keys(jax.random.key(0), jax.random.split(jax.random.key(1), size))
+    return Rngs(jax.random.key(0), jax.random.split(jax.random.key(1), size))
 
 
 @pytest.mark.parametrize("unconditional", ["language_model", "zeros"])
@@ -70,7 +70,7 @@ def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
         grads, _ = loop._gradient(stage, objective, params, {}, frozen, given, keys(2), None, None)
         return {group: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[group]))) for group in grads}
 
-    given = {key: value for key, value in batch(2).items() if key in stage.keys}
+    given = {key: value for key, value in batch(2).items() if key in stage.batch_fields}
     captioned = norms(params, stage.frozen, given)
     assert all(float(captioned[group]) > 1e-6 for group in ("gpt2", "projection", "t5"))
     without = norms(params, stage.frozen, {**given, "captioned": np.zeros(2, bool)})

@@ -9,9 +9,9 @@ import pytest
 from smallest import SAMPLES, batch, build, get_config
 
 from audioldm2_jax import recipes
+from audioldm2_jax.audio.front_ends import crop, front_ends
+from audioldm2_jax.checkpoints.model_folder import PARTS
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.stages.base import crop, front_ends
-from audioldm2_jax.weights.folder import PARTS
 
 
 @pytest.mark.parametrize("name, mel", [("tiny", (128, 64)), ("base", (1024, 64)), ("48k", (1024, 256))])
@@ -63,15 +63,15 @@ def test_declared_keys_and_groups_are_those_of_the_stage(name):
     """Allocates nothing: every objective of the last variant is traced on the declared keys alone."""
     stage = build(name, get_config())
     params, state = jax.eval_shape(stage.init, jax.random.key(0))
-    variant = stage.variant(stage.knobs.steps)
-    given = {key: value for key, value in batch(4).items() if key in stage.keys}
+    variant = stage.variant(stage.hparams.steps)
+    given = {key: value for key, value in batch(4).items() if key in stage.batch_fields}
     trained = set()
     for objective in stage.objectives(variant):
 
         def loss(params, state, objective=objective):
-            from audioldm2_jax.stages.base import Keys
+            from audioldm2_jax.stages.base import Rngs
 
-            keys = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 4))
+            keys = Rngs(jax.random.key(0), jax.random.split(jax.random.key(1), 4))
             outputs = stage.forward(params, state, stage.frozen, given, keys, variant)
             return objective.loss(params, outputs, state, stage.frozen, given, keys)
 

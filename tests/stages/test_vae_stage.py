@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from smallest import batch, build, get_config
 
-from audioldm2_jax.stages.base import Keys
+from audioldm2_jax.rngs import Rngs
 
 TOLERANCE = 1e-4
-KEYS = Keys(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
+KEYS = Rngs(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_plain_loss(made):
     distance = np.abs(mel - output)
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
     # Summed over elements, averaged over examples; the KL a mean over elements.
-    assert float(loss) == pytest.approx(distance.sum() / 2 + stage.knobs.kl_weight * kl.mean(), rel=TOLERANCE)
+    assert float(loss) == pytest.approx(distance.sum() / 2 + stage.hparams.kl_weight * kl.mean(), rel=TOLERANCE)
     assert float(metrics["l1"]) == pytest.approx(distance.mean(), rel=TOLERANCE)
     assert float(metrics["kl"]) == pytest.approx(kl.mean(), rel=TOLERANCE)
 
@@ -90,21 +90,23 @@ def test_adaptive_weight_is_the_ratio_of_two_gradients(made):
     # The weight is a number, not a path for gradients: those of the sum are the weighted sum.
     def whole(vae):
         out = stage.forward({**params, "vae": vae}, state, {}, given, KEYS, "adversarial")
-        loss, (metrics, _) = stage._judged({**params, "vae": vae}, out, state, {}, given, KEYS)
-        return loss - stage.knobs.kl_weight * metrics["kl"], metrics
+        loss, (metrics, _) = stage._adversarial({**params, "vae": vae}, out, state, {}, given, KEYS)
+        return loss - stage.hparams.kl_weight * metrics["kl"], metrics
 
     @jax.jit
     def gradients(vae):
         parts = [jax.value_and_grad(loss)(vae) for loss in (nll, adversarial)]
         return *parts, jax.value_and_grad(whole, has_aux=True)(vae)
 
-    (nll_value, nll_grad), (judged, judged_grad), ((loss, metrics), whole_grad) = gradients(params["vae"])
-    last = [np.linalg.norm(grad["decoder"]["conv_out"]["kernel"]) for grad in (nll_grad, judged_grad)]
-    weight = stage.knobs.discriminator_weight * min(last[0] / (last[1] + 1e-4), 1e4)
+    (nll_value, nll_grad), (adversary, adversarial_grad), ((loss, metrics), whole_grad) = gradients(params["vae"])
+    last = [np.linalg.norm(grad["decoder"]["conv_out"]["kernel"]) for grad in (nll_grad, adversarial_grad)]
+    weight = stage.hparams.discriminator_weight * min(last[0] / (last[1] + 1e-4), 1e4)
     assert float(metrics["adaptive_weight"]) == pytest.approx(weight, rel=TOLERANCE)
-    assert float(metrics["adversarial"]) == pytest.approx(float(judged), rel=TOLERANCE)
-    assert float(loss) == pytest.approx(float(nll_value) + weight * float(judged), rel=TOLERANCE)
-    kernel, *parts = (np.asarray(grad["decoder"]["conv_out"]["kernel"]) for grad in (whole_grad, nll_grad, judged_grad))
+    assert float(metrics["adversarial"]) == pytest.approx(float(adversary), rel=TOLERANCE)
+    assert float(loss) == pytest.approx(float(nll_value) + weight * float(adversary), rel=TOLERANCE)
+    kernel, *parts = (
+        np.asarray(grad["decoder"]["conv_out"]["kernel"]) for grad in (whole_grad, nll_grad, adversarial_grad)
+    )
     np.testing.assert_allclose(kernel, parts[0] + weight * parts[1], rtol=1e-3, atol=1e-4 * np.abs(parts[0]).max())
 
 

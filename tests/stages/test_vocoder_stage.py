@@ -10,26 +10,27 @@ import pytest
 from smallest import batch, build, get_config
 
 from audioldm2_jax.audio.mel import MelSettings, log_mel
-from audioldm2_jax.stages.base import Keys
+from audioldm2_jax.rngs import Rngs
 
 TOLERANCE = 1e-4
-KEYS = Keys(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
+KEYS = Rngs(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
 
 
 @pytest.fixture(scope="module")
 def made(compiled_once):
-    """(stage, params, state, outputs of a forward pass, (logits, features) by judge of real and made waveforms)"""
+    """(stage, params, state, outputs of a forward pass, function to (logits, features) by discriminator)"""
     stage = build("vocoder", get_config())
     params, state = jax.jit(stage.init)(jax.random.key(0))
     given = {"waveform": batch(2)["waveform"]}
     outputs = jax.jit(lambda params: stage.forward(params, state, {}, given, KEYS, "adversarial"))(params)
 
-    def judge(state, waveform):
+    def discriminate(state, waveform):
         return {
-            name: judge.apply({"params": params[name], **state[name]}, waveform) for name, judge in stage.judges.items()
+            name: discriminator.apply({"params": params[name], **state[name]}, waveform)
+            for name, discriminator in stage.discriminators.items()
         }
 
-    return stage, params, state, outputs, jax.jit(judge)
+    return stage, params, state, outputs, jax.jit(discriminate)
 
 
 def mel_distance(stage, outputs):
@@ -68,9 +69,9 @@ def test_silence_has_a_gradient(made):
 
 
 def test_generator_loss(made):
-    stage, params, state, outputs, judge = made
+    stage, params, state, outputs, discriminator = made
     loss, (metrics, after) = jax.jit(stage._generator)(params, outputs, state, {}, {}, KEYS)
-    real, fake = judge(state, outputs["real"]), judge(state, outputs["fake"])
+    real, fake = discriminator(state, outputs["real"]), discriminator(state, outputs["fake"])
     adversarial = sum(np.mean((np.asarray(x) - 1) ** 2) for name in fake for x in fake[name][0])
     pairs = [(r, f) for name in real for rs, fs in zip(real[name][1], fake[name][1]) for r, f in zip(rs, fs)]
     matching = sum(np.abs(np.asarray(r) - np.asarray(f)).mean() for r, f in pairs)
@@ -83,13 +84,13 @@ def test_generator_loss(made):
 
 
 def test_discriminator_loss(made):
-    """Least squares, with the singular vectors as they are when each waveform is judged."""
+    """Least squares, with the singular vectors as they are when each waveform is adversarial."""
     stage, params, state, outputs, _ = made
     loss, (_, after) = jax.jit(stage._discriminator)(params, outputs, state, {}, {}, KEYS)
     wanted, spectral = 0.0, dict(state["scales"])
     for waveform, target in ((outputs["real"], 1), (outputs["fake"], 0)):
-        logits, _ = stage.judges["periods"].apply({"params": params["periods"]}, waveform)
-        (more, _), spectral = stage.judges["scales"].apply(
+        logits, _ = stage.discriminators["periods"].apply({"params": params["periods"]}, waveform)
+        (more, _), spectral = stage.discriminators["scales"].apply(
             {"params": params["scales"], **spectral}, waveform, update_stats=True, mutable=["spectral"]
         )
         wanted += sum(np.mean((np.asarray(x) - target) ** 2) for x in (*logits, *more))

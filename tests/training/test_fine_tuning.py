@@ -7,9 +7,9 @@ from smallest import Said, get_config
 from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_film_model, write_model, write_speech_model
 
 from audioldm2_jax import recipes
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.training import fine_tuning, run
-from audioldm2_jax.weights import folder
-from audioldm2_jax.weights.folder import FolderError
 
 # Attention in the middle alone: the UNet is what takes longest to compile.
 UNET = CONFIGS["unet"] | {
@@ -21,7 +21,7 @@ UNET = CONFIGS["unet"] | {
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = write_model(tmp_path_factory.mktemp("model"))
-    folder.write_component(path, "unet", UNET, random_variables("unet", UNET, 9))
+    model_folder.write_component(path, "unet", UNET, random_variables("unet", UNET, 9))
     return path
 
 
@@ -37,7 +37,7 @@ def test_the_recipe_becomes_that_of_the_folder(model):
     assert config.scheduler.prediction_type == SCHEDULE.prediction_type == "v_prediction"
     assert config.audio.mel.n_mels == 16 and config.audio.seconds == 0.16 and config.audio.clap.seconds == 0.64
     assert config.loa.pooling == 1 and config.audio.fbank.frames == CONFIGS["audiomae"]["img_size"][0]
-    assert {config.init_from[name] for name in folder.PARTS} == {str(model)}
+    assert {config.init_from[name] for name in model_folder.PARTS} == {str(model)}
     assert "scheduler.prediction_type: epsilon → v_prediction" in changes
     with pytest.raises(AttributeError, match="locked"):
         config.models.unet.another = 1
@@ -50,7 +50,7 @@ def test_one_number_of_heads_for_all_levels(model, tmp_path):
         if part.name != "unet":
             (tmp_path / part.name).symlink_to(part)
     unet = UNET | {"attention_head_dim": 2}
-    folder.write_component(tmp_path, "unet", unet, random_variables("unet", unet, 9))
+    model_folder.write_component(tmp_path, "unet", unet, random_variables("unet", unet, 9))
     config = recipes.get("base")
     config.init_from.model = str(tmp_path)
     fine_tuning.take_over(config)
@@ -64,7 +64,7 @@ def test_what_the_folder_lacks_stays(model, tmp_path):
             (tmp_path / part.name).symlink_to(part)
     config = get_config()
     other = tmp_path / "other"
-    folder.write_component(other, "vae", CONFIGS["vae"], random_variables("vae", CONFIGS["vae"], 5))
+    model_folder.write_component(other, "vae", CONFIGS["vae"], random_variables("vae", CONFIGS["vae"], 5))
     config.init_from.update(model=str(tmp_path), audiomae=str(model), vae=str(other))
     fine_tuning.take_over(config)
     assert config.init_from.audiomae == str(model) and config.init_from.unet == str(tmp_path)
@@ -82,11 +82,11 @@ def test_training_goes_on(model, tmp_path):
     run.train_stage(config, "joint", Said())
     published = run.publish(config)
     for name in ("vae", "vocoder", "unet", "language_model"):
-        before, after = (folder.read_component(path, name).variables["params"] for path in (model, published))
+        before, after = (model_folder.read_component(path, name).variables["params"] for path in (model, published))
         moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after)))
         # Two steps of Adam move a weight by 1e-4 each at most; the EMA has not seen all of it.
         assert moved == 0 if name in ("vae", "vocoder") else 1e-6 < moved < 1e-3, name
-    assert folder.read_scheduler(published)[0].prediction_type == "v_prediction"
+    assert model_folder.read_scheduler(published)[0].prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize(("write", "found"), [(write_speech_model, "VitsModel"), (write_film_model, "UNet2D")])

@@ -16,7 +16,7 @@ import toys
 from smallest import Said, same
 from toys import Alternating, Duel, Line, config, rows
 
-from audioldm2_jax.stages.base import Keys
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.training import loop, optim
 from audioldm2_jax.training.checkpoint import MANIFEST
 
@@ -38,12 +38,12 @@ def checkpoints(folder):
 
 @STAGES
 def test_stopped_and_resumed_is_the_straight_run(tmp_path, stage):
-    knobs = dict(steps=7, save_every=100, weight_decay=0.1)
-    straight, _ = toys.train(stage(config(**knobs), {}), tmp_path / "straight")
+    hparams = dict(steps=7, save_every=100, weight_decay=0.1)
+    straight, _ = toys.train(stage(config(**hparams), {}), tmp_path / "straight")
     for stop_after, done in ((2, 2), (3, 5)):
-        stop, _ = toys.train(stage(config(**knobs), {}), tmp_path / "parts", stop_after)
+        stop, _ = toys.train(stage(config(**hparams), {}), tmp_path / "parts", stop_after)
         assert str(stop) == f"{stage.name}: stopped and saved after step {done} of 7"
-    resumed, said = toys.train(stage(config(**knobs), {}), tmp_path / "parts")
+    resumed, said = toys.train(stage(config(**hparams), {}), tmp_path / "parts")
     assert said.lines == [f"{stage.name}: going on after step 5 of 7"]
     same((straight.params, straight.model_state), (resumed.params, resumed.model_state))
     assert [row["step"] for row in metrics(tmp_path / "parts")] == list(range(1, 8))
@@ -93,8 +93,8 @@ def test_not_a_number(tmp_path, where):
     """At step 6, where a checkpoint is due; logged only every fourth step, so the guard has to look by itself."""
 
     class Breaking(Line):
-        def _loss(self, variant, params, outputs, state, frozen, batch, keys):
-            loss, rest = super()._loss(variant, params, outputs, state, frozen, batch, keys)
+        def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
+            loss, rest = super()._loss(variant, params, outputs, state, frozen, batch, rngs)
             # The root of zero times a parameter: a loss that is finite and whose gradient is not.
             radicand = jnp.where(batch["waveform"][0, 0] > 1e8, 0.0 * params["line"]["bias"], 1.0)
             return loss + jnp.sqrt(radicand).sum(), rest
@@ -106,9 +106,9 @@ def test_not_a_number(tmp_path, where):
             yield batch
             step += 1
 
-    knobs = dict(steps=8, save_every=2, log_every=4, clip_norm=0.0)
+    hparams = dict(steps=8, save_every=2, log_every=4, clip_norm=0.0)
     with pytest.raises(loop.NotFinite) as caught:
-        toys.train(Breaking(config(**knobs), {}), tmp_path, batches=broken)
+        toys.train(Breaking(config(**hparams), {}), tmp_path, batches=broken)
     message = str(caught.value)
     assert message.startswith("audiomae: fit/") and "at step 6;" in message and "\n" not in message
     assert ("loss" if where == "loss" else "grad_norm") in message
@@ -118,9 +118,9 @@ def test_not_a_number(tmp_path, where):
         assert (path / MANIFEST).exists()
 
     # With the data mended, the same folder goes on to what an unbroken run gives.
-    resumed, said = toys.train(Breaking(config(**knobs), {}), tmp_path)
+    resumed, said = toys.train(Breaking(config(**hparams), {}), tmp_path)
     assert said.lines == ["audiomae: going on after step 4 of 8"]
-    straight, _ = toys.train(Breaking(config(**knobs), {}), tmp_path / "straight")
+    straight, _ = toys.train(Breaking(config(**hparams), {}), tmp_path / "straight")
     same(straight.params, resumed.params)
 
 
@@ -138,12 +138,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(stage):
     made = stage(config(), {})
     params, state = made.init(jax.random.key(0))
     batch = {"waveform": jnp.asarray(rows(0))}
-    keys = Keys(jax.random.key(1), jax.random.split(jax.random.key(2), 8))
+    rngs = Rngs(jax.random.key(1), jax.random.split(jax.random.key(2), 8))
 
     def gradients(accumulate):
-        made.knobs.accumulate = accumulate
+        made.hparams.accumulate = accumulate
         return {
-            objective.name: loop._gradient(made, objective, params, state, {}, batch, keys, None, None)[:1]
+            objective.name: loop._gradient(made, objective, params, state, {}, batch, rngs, None, None)[:1]
             for objective in made.objectives(None)
         }
 
@@ -153,9 +153,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(stage):
 
 
 def test_accumulating_trains_alike(tmp_path):
-    knobs = dict(steps=3, ema=0.0)
-    whole, _ = toys.train(Line(config(**knobs), {}), tmp_path / "whole")
-    parts, _ = toys.train(Line(config(**knobs, accumulate=4), {}), tmp_path / "parts")
+    hparams = dict(steps=3, ema=0.0)
+    whole, _ = toys.train(Line(config(**hparams), {}), tmp_path / "whole")
+    parts, _ = toys.train(Line(config(**hparams, accumulate=4), {}), tmp_path / "parts")
     close(parts.params, whole.params, 1e-4)  # Adam divides by what may be small
     for a, b in zip(metrics(tmp_path / "parts"), metrics(tmp_path / "whole")):
         assert a["fit/loss"] == pytest.approx(b["fit/loss"], rel=TOLERANCE)
@@ -176,16 +176,16 @@ def test_accumulation_refused():
 
 
 @pytest.mark.parametrize(
-    "knobs, message",
+    "hparams, message",
     [
         (dict(steps=0), "train.audiomae.steps=0: a stage takes at least one step"),
         (dict(batch_size=7, accumulate=2), "batch_size=7 in 2 microbatches does not split evenly"),
         (dict(batch_size=0), "batch_size=0"),
     ],
 )
-def test_impossible_sizes(knobs, message):
+def test_impossible_sizes(hparams, message):
     with pytest.raises(ValueError, match=message):
-        toys.train(Line(config(**knobs), {}), None)
+        toys.train(Line(config(**hparams), {}), None)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -204,14 +204,14 @@ def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path, opt
     seed = jax.random.fold_in(jax.random.key(settings.seed), loop._number("vocoder"))
     key = jax.random.fold_in(seed, 0)
     examples = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, 0), i))(jnp.arange(8))
-    batch, keys = {"waveform": jnp.asarray(rows(0))}, Keys(key, examples)
-    rule = optim.optimizer(stage.knobs)
+    batch, rngs = {"waveform": jnp.asarray(rows(0))}, Rngs(key, examples)
+    rule = optim.optimizer(stage.hparams)
 
     def update(objective, group, params):
         def loss(own):
             everything = {**params, group: own}
-            outputs = stage.forward(everything, None, {}, batch, keys, None)
-            return objective(everything, outputs, {"critic": {"updates": 0.0}}, {}, batch, keys)[0]
+            outputs = stage.forward(everything, None, {}, batch, rngs, None)
+            return objective(everything, outputs, {"critic": {"updates": 0.0}}, {}, batch, rngs)[0]
 
         own = {group: params[group]}
         updates, _ = rule.update({group: jax.grad(loss)(params[group])}, rule.init(own), own)
@@ -228,8 +228,8 @@ def test_moving_average_is_what_is_handed_on(tmp_path):
     """The average of three steps, by its definition, from the checkpoints of a run without one."""
     params = []
     for steps in (1, 2, 3):
-        knobs = dict(steps=steps, ema=0.0, warmup=0, decay="constant")
-        params.append(toys.train(Line(config(**knobs), {}), tmp_path / str(steps))[0].params["line"]["kernel"])
+        hparams = dict(steps=steps, ema=0.0, warmup=0, decay="constant")
+        params.append(toys.train(Line(config(**hparams), {}), tmp_path / str(steps))[0].params["line"]["kernel"])
     averaged, _ = toys.train(Line(config(steps=3, ema=0.99, warmup=0, decay="constant"), {}), tmp_path / "averaged")
     seed = loop.init_random.key(config().seed + loop._number("audiomae"))
     wanted = Line(config(), {}).init(seed)[0]["line"]["kernel"]

@@ -26,7 +26,7 @@ BASE = dict(
 )
 
 
-def knobs(**changes) -> ConfigDict:
+def hparams(**changes) -> ConfigDict:
     return ConfigDict(BASE | changes)
 
 
@@ -39,19 +39,19 @@ def knobs(**changes) -> ConfigDict:
     ],
 )
 def test_learning_rate(decay, after):
-    rate = optim.learning_rate(knobs(decay=decay))
+    rate = optim.learning_rate(hparams(decay=decay))
     for step in range(101):
         wanted = 0.01 * ((step + 1) / 10 if step < 10 else after(step - 10))
         assert float(rate(step)) == pytest.approx(wanted, rel=1e-5, abs=1e-9)
 
 
 def test_no_warmup():
-    assert float(optim.learning_rate(knobs(warmup=0))(0)) == pytest.approx(0.01)
+    assert float(optim.learning_rate(hparams(warmup=0))(0)) == pytest.approx(0.01)
 
 
 def test_unknown_decay():
     with pytest.raises(ValueError, match=r"decay='linear'.*constant, cosine or exponential"):
-        optim.learning_rate(knobs(decay="linear"))
+        optim.learning_rate(hparams(decay="linear"))
 
 
 def test_weight_decay_spares_biases_norms_and_tables():
@@ -62,7 +62,7 @@ def test_weight_decay_spares_biases_norms_and_tables():
         "critic": {"weight_v": jnp.ones((3, 2, 2)), "weight_g": jnp.ones(2)},
         "logit_scale": jnp.ones(()),
     }
-    adamw = optim.optimizer(knobs(weight_decay=0.1, warmup=0))
+    adamw = optim.optimizer(hparams(weight_decay=0.1, warmup=0))
     still = jax.tree.map(jnp.zeros_like, params)
     updates, _ = adamw.update(still, adamw.init(params), params)
     moved = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(updates) if leaf.any()}
@@ -79,7 +79,7 @@ def test_muon_turns_kernels_by_orthogonal_steps_and_leaves_the_rest_to_adam():
         "table": {"embedding": draw(5, 4)},
     }
     params = jax.tree.map(jnp.zeros_like, gradients)
-    muon = optim.optimizer(knobs(optimizer="muon", warmup=0))
+    muon = optim.optimizer(hparams(optimizer="muon", warmup=0))
     made, _ = muon.update(gradients, muon.init(params), params)
     for name in ("dense", "conv"):
         gradient = gradients[name]["kernel"].reshape(-1, gradients[name]["kernel"].shape[-1])
@@ -95,7 +95,7 @@ def test_muon_turns_kernels_by_orthogonal_steps_and_leaves_the_rest_to_adam():
 
 def test_muon_decays_the_same_leaves():
     params = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "table": {"embedding": jnp.ones((5, 4))}}
-    muon = optim.optimizer(knobs(optimizer="muon", weight_decay=0.1, warmup=0))
+    muon = optim.optimizer(hparams(optimizer="muon", weight_decay=0.1, warmup=0))
     updates, _ = muon.update(jax.tree.map(jnp.zeros_like, params), muon.init(params), params)
     np.testing.assert_allclose(updates["dense"]["kernel"], -0.01 * 0.1, rtol=1e-6)
     assert not updates["dense"]["bias"].any() and not updates["table"]["embedding"].any()
@@ -103,7 +103,7 @@ def test_muon_decays_the_same_leaves():
 
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="optimizer='sgd': choose adamw or muon"):
-        optim.optimizer(knobs(optimizer="sgd"))
+        optim.optimizer(hparams(optimizer="sgd"))
 
 
 def test_gradients_are_clipped_by_their_common_norm():
@@ -111,7 +111,7 @@ def test_gradients_are_clipped_by_their_common_norm():
     small = {"a": jnp.full((2, 2), 0.1), "b": jnp.full(3, -0.2)}
     large = {"a": jnp.full((2, 2), 3.0), "b": jnp.full(3, -4.0)}
     norm = float(np.sqrt(4 * 9 + 3 * 16))
-    clipping, plain = optim.optimizer(knobs(clip_norm=1.0)), optim.optimizer(knobs())
+    clipping, plain = optim.optimizer(hparams(clip_norm=1.0)), optim.optimizer(hparams())
 
     def second(transformation, first_gradient):
         # Adam forgets the length of its first gradient, so the second step shows it.

@@ -12,11 +12,11 @@ from diffusers import AudioLDM2Pipeline
 from smallest import Said, get_config
 
 from audioldm2_jax import recipes
-from audioldm2_jax.pipeline import AudioLDM2
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import loop, main, run, side_by_side
 from audioldm2_jax.training.run import RunError
-from audioldm2_jax.weights import folder
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_results_go_from_stage_to_stage(whole):
     config, _ = whole
     found = run.load_components(config, "joint")
     for part, maker in (("unet", "diffusion"), ("language_model", "language_model"), ("vae", "vae")):
-        own = folder.read_component(run.stage_folder(config, maker) / "result", part)
+        own = model_folder.read_component(run.stage_folder(config, maker) / "result", part)
         jax.tree.map(np.testing.assert_array_equal, found[part].variables, own.variables)
     stage = STAGES["joint"](config, found)
     jax.tree.map(np.testing.assert_array_equal, stage.initial()["unet"], found["unet"].variables["params"])
@@ -98,8 +98,8 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     AudioLDM2Pipeline.from_pretrained(root / "model")
     jax.tree.map(
         np.testing.assert_array_equal,
-        folder.read_component(root / "model", "unet").variables,
-        folder.read_component(run.stage_folder(config, "joint") / "result", "unet").variables,
+        model_folder.read_component(root / "model", "unet").variables,
+        model_folder.read_component(run.stage_folder(config, "joint") / "result", "unet").variables,
     )
 
     before = (root / "samples/0.wav").stat().st_mtime_ns
@@ -115,7 +115,7 @@ def test_another_run_starts_from_its_model(whole, tmp_path):
     result = str(run.stage_folder(whole[0], "audiomae") / "result")
     config.init_from.audiomae = result
     found = run.load_components(config, "audiomae")
-    own = folder.read_component(result, "audiomae")
+    own = model_folder.read_component(result, "audiomae")
     jax.tree.map(np.testing.assert_array_equal, found["audiomae"].variables, own.variables)
 
 
@@ -218,13 +218,13 @@ def test_unwritable_run_folder(tmp_path):
 
 def test_full_disk_leaves_no_half_result(whole, tmp_path, monkeypatch):
     config, _ = whole
-    components = {"vae": folder.read_component(run.stage_folder(config, "vae") / "result", "vae")}
+    components = {"vae": model_folder.read_component(run.stage_folder(config, "vae") / "result", "vae")}
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "write_tensors", full)
-    with pytest.raises(folder.FolderError, match="No space left"):
+    monkeypatch.setattr(model_folder, "write_tensors", full)
+    with pytest.raises(model_folder.FolderError, match="No space left"):
         run._write_result(tmp_path / "result", components)
     assert not (tmp_path / "result").exists()
 
@@ -257,7 +257,7 @@ def test_stopping_between_steps_is_told(whole, tmp_path):
     run.train_stage(config, "audiomae", said)
     assert said.lines == ["audiomae: going on after step 1 of 4"] and run.finished(config, "audiomae")
     straight, resumed = (
-        folder.read_component(run.stage_folder(which, "audiomae") / "result", "audiomae").variables
+        model_folder.read_component(run.stage_folder(which, "audiomae") / "result", "audiomae").variables
         for which in (whole[0], config)
     )
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)

@@ -25,7 +25,7 @@ class Connection:
         pass
 
 
-class Crew(side_by_side._Crew):
+class Crew(side_by_side.WorkerPool):
     """A crew whose stages end when told to; it writes down who started on which cores."""
 
     def __init__(self, config, cores, stopped=lambda: False, fails=()):

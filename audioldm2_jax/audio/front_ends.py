@@ -1,0 +1,73 @@
+"""The recipe's three spectrograms, and training crops of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from audioldm2_jax.audio import mel
+from audioldm2_jax.audio.resample import resample
+
+
+class FrontEnds(NamedTuple):
+    """The recipe's three spectrograms, of waveforms [batch, samples] at the recipe's sampling rate."""
+
+    sampling_rate: int
+    mel: mel.MelSettings
+    fbank: mel.FbankSettings
+    clap: mel.ClapMelSettings
+
+    def log_mel(self, waveform: jax.Array) -> jax.Array:
+        """Returns the VAE's and the vocoder's mel [batch, frames, bands]."""
+        return mel.log_mel(waveform, self.mel)
+
+    def kaldi_fbank(self, waveform: jax.Array) -> jax.Array:
+        """Returns AudioMAE's input [batch, frames, bands]."""
+        return mel.kaldi_fbank(resample(waveform, self.sampling_rate, self.fbank.sampling_rate), self.fbank)
+
+    def clap_mel(self, waveform: jax.Array) -> jax.Array:
+        """Returns CLAP's input [batch, frames, bands]."""
+        return mel.clap_mel(resample(waveform, self.sampling_rate, self.clap.sampling_rate), self.clap)
+
+
+def front_ends(config: ConfigDict) -> FrontEnds:
+    """Returns the front ends that the recipe's `audio` section describes."""
+    audio = config.audio
+    clap = audio.clap.to_dict()
+    clap["samples"] = round(clap.pop("seconds") * audio.clap.sampling_rate)
+    return FrontEnds(
+        audio.sampling_rate,
+        mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel),
+        mel.FbankSettings(sampling_rate=16000, **audio.fbank),
+        mel.ClapMelSettings(**clap),
+    )
+
+
+def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cuts `crops` random pieces of `frames` mel frames out of each clip.
+
+    The mel is taken of the whole clip, so that a piece looks as it does inside a clip.
+
+    Args:
+        waveform: [batch, samples].
+        keys: [batch], one random key an example.
+
+    Returns:
+        waveforms [batch * crops, frames * hop] and their log-mels [batch * crops, frames, bands].
+    """
+    hop, spectrum = ends.mel.hop_length, ends.log_mel(waveform)
+    if frames >= spectrum.shape[1]:
+        return waveform, spectrum
+
+    def one(clip, picture, key):
+        start = jax.random.randint(key, (), 0, picture.shape[0] - frames + 1)
+        return (
+            jax.lax.dynamic_slice_in_dim(clip, start * hop, frames * hop),
+            jax.lax.dynamic_slice_in_dim(picture, start, frames),
+        )
+
+    keys = jax.vmap(lambda key: jax.random.split(key, crops))(keys).reshape(-1)
+    return jax.vmap(one)(jnp.repeat(waveform, crops, 0), jnp.repeat(spectrum, crops, 0), keys)

@@ -1,0 +1,423 @@
+"""The model folder: the layout of a diffusers pipeline, read and written without PyTorch.
+
+    model_index.json                     which class each component is
+    unet/ vae/ projection_model/         config.json, diffusion_pytorch_model.safetensors
+    text_encoder/ text_encoder_2/        config.json, model.safetensors
+    language_model/ vocoder/
+    tokenizer/ tokenizer_2/              tokenizer.json and what belongs to it
+    scheduler/ feature_extractor/        scheduler_config.json, preprocessor_config.json
+    audiomae/                            beyond diffusers, and not in the index
+
+Each subfolder that we write holds a manifest of SHA-256 digests, which is checked on reading; folders written
+by others have none. A subfolder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from audioldm2_jax.audio.mel import ClapMelSettings
+from audioldm2_jax.checkpoints import hub
+from audioldm2_jax.checkpoints.atomic_folder import (
+    MANIFEST,
+    FolderError,
+    check_manifest,
+    copy_part,
+    new_folder,
+    read_json,
+    write_json,
+)
+from audioldm2_jax.checkpoints.parameter_names import to_flax, to_torch
+from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
+from audioldm2_jax.components import SPECS, ComponentSpec, spec_of
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.network import Network
+
+INDEX = "model_index.json"
+PARTS = tuple(SPECS)
+"""The networks of a model folder."""
+_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline")
+_OTHERS = {
+    "tokenizer": "RobertaTokenizerFast",
+    "tokenizer_2": "T5TokenizerFast",
+    "feature_extractor": "ClapFeatureExtractor",
+}
+# Ours to choose, not the folder's.
+_NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+# What a config.json says of the file it came with, not of the network; transformers would load in such a precision.
+_OF_THE_SOURCE = {"dtype", "torch_dtype", "_name_or_path"}
+
+
+class Component(NamedTuple):
+    """One network of a model folder.
+
+    Attributes:
+      module: the Linen module.
+      variables: its collections (`params`, `batch_stats`), float32 NumPy arrays when read.
+      config: what its config.json says.
+      unused: tensors that belong to the file and that the module does not use, by their PyTorch names.
+    """
+
+    module: nn.Module
+    variables: Any
+    config: dict[str, Any]
+    unused: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def network(self) -> Network:
+        """The module with its variables."""
+        return Network(self.module, self.variables)
+
+
+def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+    """The Linen module of component `name` (a key of `SPECS`) as its config.json describes it.
+
+    Raises:
+      FolderError: where a key is missing, or has a value that our network does not play.
+    """
+    spec = spec_of(name, config)
+    for key, wanted, found in _differences(spec.required, config):
+        raise FolderError(f"{name}/config.json has {key}={found!r}; only {wanted!r} is supported.")
+    config = _merge(_merge(spec.defaults, spec.required), config)
+    fields = [f for f in dataclasses.fields(spec.network) if f.name not in _NOT_IN_CONFIG]
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]
+    if missing:
+        raise FolderError(f"{name}/config.json lacks {', '.join(missing)}; is it a {spec.class_name}?")
+    config = spec.from_config(config)
+    values = {f.name: _frozen(config[f.name]) for f in fields if f.name in config}
+    return spec.network(**values, dtype=dtype)
+
+
+def variable_shapes(name: str, config: Mapping[str, Any]) -> Any:
+    """The variables of component `name` as its config.json describes it, as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      FolderError: as `build`.
+    """
+    return _traced(name, json.dumps(config, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _traced(name: str, config: str) -> Any:
+    """Remembered, since to trace a network takes seconds, and converting one needs its shapes several times."""
+    module, spec = build(name, json.loads(config)), spec_of(name, json.loads(config))
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *spec.dummy_inputs(module)))
+
+
+def write_component(
+    folder: str | os.PathLike,
+    name: str,
+    config: Mapping[str, Any],
+    variables: Any,
+    unused: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes `folder/name`: config.json and the weights as safetensors, in the place of an earlier one.
+
+    Args:
+      folder: the model folder; made where it is missing.
+      name: a key of `SPECS`.
+      config: the network's fields and whatever else its config.json should say (`scaling_factor` of the VAE,
+        `sample_size` of the UNet, `max_new_tokens` of the language model).
+      variables: the network's collections.
+      unused: tensors to be written back, by their PyTorch names, save those that the component's class does
+        not have; PyTorch's buffers are made where missing.
+
+    Raises:
+      FolderError: where the folder cannot be written.
+      ValueError: where the variables are not those of the network (from the renamer).
+    """
+    spec = spec_of(name, config)
+    unused = {
+        key: value
+        for key, value in (unused or {}).items()
+        if not any(re.search(pattern, key) for pattern in spec.dropped)
+    }
+    config = _written_config(spec, config, unused)
+    tensors = to_torch(variables, spec.names)
+    buffers = spec.buffers(_merge(spec.defaults, config), tensors)
+    tensors |= {key: np.array(value, order="C") for key, value in (buffers | unused).items()}
+    with new_folder(Path(folder) / name) as target:
+        write_json(target / "config.json", config)
+        write_tensors(tensors, target / spec.weights_file)
+
+
+def read_component(
+    folder: str | os.PathLike, name: str, dtype: Any = jnp.float32, variant: str | None = None
+) -> Component:
+    """Reads one network into a module built from its config.json alone, and its variables.
+
+    Args:
+      folder: the model folder, the folder of this one network, or the hub id of either.
+      name: a key of `SPECS`.
+      dtype: of the module's computation; parameters are float32.
+      variant: of the weights, "fp16", say; by default those without a variant, or else the only one there is.
+
+    Raises:
+      FolderError: where it is missing, damaged, or not what its config says; with the file and the reason.
+    """
+    path = locate(folder, name, variant)
+    check_manifest(path)
+    config = read_json(path / "config.json")
+    module = build(name, config, dtype)
+    spec = spec_of(name, config)
+    target = variable_shapes(name, config)
+    tensors = read_tensors(path, variant)
+    try:
+        variables, unused = to_flax(tensors, target, spec.names)
+    except ValueError as error:
+        raise FolderError(f"{path}: {error}") from None
+    return Component(module, variables, config, unused)
+
+
+def copy_component(source: str | os.PathLike, folder: str | os.PathLike, name: str) -> None:
+    """Brings a network from `source` (as in `read_component`) into the model folder.
+
+    Files that we wrote are copied; others are read and written anew, since they may lack what diffusers needs.
+
+    Raises:
+      FolderError: where the source cannot be read or the folder not be written.
+    """
+    path = locate(source, name)
+    if (path / MANIFEST).is_file():
+        check_manifest(path)
+        copy_part(path, folder, name)
+    else:
+        part = read_component(path, name)
+        write_component(folder, name, part.config, part.variables, part.unused)
+
+
+def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> Path:
+    """The folder of network `name`: inside a model folder, itself, or fetched from the hub into its cache.
+
+    Raises:
+      FolderError: where there is no such thing.
+    """
+    path = Path(source)
+    if not path.exists():
+        folder = name if hub.fetch_file(str(source), f"{name}/config.json") else ""
+        path = hub.fetch_folders(str(source), [folder], variant)
+    for candidate in (path / name, path):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise FolderError(f"{source} has no {name}/config.json; is it an AudioLDM 2 model folder?")
+
+
+def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
+    """The model folder `source`: a path, or a hub id, which is fetched into the hub's cache.
+
+    Raises:
+      FolderError: where there is no such thing, or it is the folder of another pipeline.
+    """
+    path = Path(source)
+    if not path.exists():
+        index = hub.fetch_file(str(source), INDEX)
+        if index is None:
+            raise FolderError(f"{source} on the hub has no {INDEX}: it is no AudioLDM 2 model.")
+        read_index(index.parent)
+        path = hub.fetch_folders(str(source), (*PARTS, *_OTHERS, "scheduler"), variant)
+    read_index(path)
+    return path
+
+
+def write_index(folder: str | os.PathLike) -> None:
+    """Writes model_index.json, with which diffusers finds the components, each of the class that its folder holds.
+
+    The pipeline is AudioLDM2Pipeline, or AudioLDMPipeline where nothing but CLAP conditions the UNet. A component
+    that the pipeline has and the folder has not is written as [null, null].
+
+    Raises:
+      FolderError: where a component's config.json cannot be read, or the scheduler is missing.
+    """
+    path = Path(folder)
+    specs = {name: spec_of(name, read_json(path / name / "config.json")) for name in PARTS if (path / name).is_dir()}
+    classes = {name: [spec.library, spec.class_name] for name, spec in specs.items() if spec.library}
+    classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
+    classes |= {name: ["transformers", class_name] for name, class_name in _OTHERS.items()}
+    if classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
+        classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
+    pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if SPECS[name].library), "scheduler", *_OTHERS]
+    labelled = "unet" in specs and read_json(path / "unet/config.json").get("class_embed_type")
+    if labelled and "language_model" not in specs:
+        pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]
+        classes["text_encoder"] = ["transformers", "ClapTextModelWithProjection"]
+    index = {"_class_name": pipeline, "_diffusers_version": "0.33.0"}
+    index |= {name: classes.get(name, [None, None]) for name in sorted(parts)}
+    target = path / INDEX
+    write_json(target.with_suffix(".partial"), index)
+    os.replace(target.with_suffix(".partial"), target)
+
+
+def read_index(folder: str | os.PathLike) -> dict[str, Any]:
+    """The content of model_index.json.
+
+    Raises:
+      FolderError: where there is none, or it is of another pipeline.
+    """
+    if not (Path(folder) / INDEX).is_file():
+        raise FolderError(f"{folder} has no {INDEX}: give the path of a model folder.")
+    index = read_json(Path(folder) / INDEX)
+    if index.get("_class_name") not in _PIPELINES:
+        raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an {' or '.join(_PIPELINES)}.")
+    return index
+
+
+def parts(folder: str | os.PathLike) -> list[str]:
+    """The networks that a model folder has: those that its index names, and audiomae/ where there is one.
+
+    Raises:
+      FolderError: from `read_index`.
+    """
+    index = read_index(folder)
+    return [name for name in PARTS if (index.get(name) or [None])[0] or (Path(folder) / name).is_dir()]
+
+
+def write_scheduler(folder: str | os.PathLike, schedule: NoiseSchedule, class_name: str = "DDIMScheduler") -> None:
+    """Writes scheduler/scheduler_config.json."""
+    with new_folder(Path(folder) / "scheduler") as target:
+        write_json(target / "scheduler_config.json", schedule.to_config(class_name))
+
+
+def read_scheduler(folder: str | os.PathLike) -> tuple[NoiseSchedule, str]:
+    """The noise schedule and the name of the scheduler's class.
+
+    Raises:
+      FolderError: where it is missing, damaged, or asks for something unsupported.
+    """
+    path = Path(folder) / "scheduler"
+    check_manifest(path)
+    config = read_json(path / "scheduler_config.json")
+    try:
+        return NoiseSchedule.from_config(config), config.get("_class_name", "DDIMScheduler")
+    except (ValueError, TypeError) as error:
+        raise FolderError(f"{path}/scheduler_config.json: {error}") from None
+
+
+def write_feature_extractor(
+    folder: str | os.PathLike,
+    *,
+    sampling_rate: int,
+    seconds: float,
+    n_fft: int,
+    hop_length: int,
+    n_mels: int,
+    fmin: float,
+    fmax: float,
+) -> None:
+    """Writes feature_extractor/: CLAP's front end (a recipe's `audio.clap`), for diffusers to rank clips.
+
+    transformers' ClapFeatureExtractor reads any number of seconds, but hears clips only if it is an integer.
+    """
+    config = {
+        "feature_extractor_type": "ClapFeatureExtractor",
+        "feature_size": n_mels,
+        "sampling_rate": sampling_rate,
+        "hop_length": hop_length,
+        "max_length_s": int(seconds) if seconds == int(seconds) else seconds,
+        "fft_window_size": n_fft,
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "frequency_min": fmin,
+        "frequency_max": fmax,
+        "truncation": "rand_trunc",
+        "padding": "repeatpad",
+    }
+    with new_folder(Path(folder) / "feature_extractor") as target:
+        write_json(target / "preprocessor_config.json", config)
+
+
+def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
+    """CLAP's front end.
+
+    Raises:
+      FolderError: where it is missing, damaged, or of another spec.
+    """
+    path = Path(folder) / "feature_extractor"
+    check_manifest(path)
+    file = path / "preprocessor_config.json"
+    config = read_json(file)
+    if config.get("feature_extractor_type") != "ClapFeatureExtractor":
+        raise FolderError(
+            f"{file} says {config.get('feature_extractor_type')}; only ClapFeatureExtractor is supported."
+        )
+    try:
+        return ClapMelSettings(
+            sampling_rate=config["sampling_rate"],
+            n_fft=config["fft_window_size"],
+            hop_length=config["hop_length"],
+            n_mels=config["feature_size"],
+            fmin=float(config["frequency_min"]),
+            fmax=float(config["frequency_max"]),
+            samples=round(config["max_length_s"] * config["sampling_rate"]),
+        )
+    except KeyError as error:
+        raise FolderError(f"{file} says nothing of {error}; copy or publish the model folder again.") from None
+    except (ValueError, TypeError) as error:
+        raise FolderError(f"{file}: {error}") from None
+
+
+def _written_config(spec: ComponentSpec, config: Mapping[str, Any], unused: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    plain = _plain(config)
+    for key, wanted, found in _differences(spec.required, plain):
+        raise FolderError(f"The config of a {spec.class_name} has {key}={found!r}; only {wanted!r} is supported.")
+    named = {"_class_name": spec.class_name}
+    if spec.model_type:
+        named = {"architectures": [spec.class_name], "model_type": spec.model_type}
+    said = spec.to_config(plain, unused) | named
+    return _merge(_merge(spec.required, _without(_OF_THE_SOURCE, plain)), said)
+
+
+def _without(keys: set[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping, and those in it, without some keys."""
+    return {
+        key: _without(keys, value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in keys
+    }
+
+
+def _differences(fixed: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(key, wanted, found) where `config` contradicts `fixed`; nested."""
+    for key, wanted in fixed.items():
+        found = config.get(key, wanted)
+        if isinstance(wanted, Mapping):
+            yield from ((f"{key}.{below}", *rest) for below, *rest in _differences(wanted, found))
+        elif found != wanted:
+            yield key, wanted, found
+
+
+def _merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings in one; of two values the second's, of two mappings both."""
+    merged = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples and mappings as FrozenDict, so that a module with such fields is hashable."""
+    if isinstance(value, Mapping):
+        return nn.FrozenDict({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """Mappings as dict and sequences as list: what JSON knows."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value

@@ -1,0 +1,176 @@
+"""A model folder's networks as a checkpoint file of the authors: the way back from `reader.py`.
+
+The authors' classes load strictly, so a file holds all that they do (`upstream/buffers.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from audioldm2_jax.checkpoints import buffers
+from audioldm2_jax.checkpoints.atomic_folder import FolderError
+from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.checkpoints.parameter_names import to_torch
+from audioldm2_jax.checkpoints.upstream import buffers as upstream_buffers
+from audioldm2_jax.checkpoints.upstream.parameter_names import ORIGINALS
+from audioldm2_jax.checkpoints.upstream.reader import COMPONENT, POSITIONS, network_of, shapes_of, upstream_names
+from audioldm2_jax.components import spec_of
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.clap import Clap
+
+Tensors = dict[str, np.ndarray]
+
+_CONDITIONS = "cond_stage_models.0."
+#: Where the file of a pipeline keeps its networks, CLAP and T5 once for each of their uses.
+_PLACES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "vocoder": ("first_stage_model.vocoder.",),
+    "text_encoder": (f"{_CONDITIONS}cond_stage_models.0.model.", "clap.model."),
+    "t5": (f"{_CONDITIONS}cond_stage_models.1.model.", "cond_stage_models.1.model."),
+    "phonemes": (f"{_CONDITIONS}cond_stage_models.1.",),
+    "audiomae": (f"{_CONDITIONS}cond_stage_models.2.audiomae.model.",),
+    "projection_model": (_CONDITIONS,),
+    "language_model": (f"{_CONDITIONS}model.",),
+}
+_LABELS = {**_PLACES, "text_encoder": (f"{_CONDITIONS}model.", "clap.model.")}
+_TEXT = {**_PLACES, "text_encoder": ("clap.model.",), "t5": (f"{_CONDITIONS}model.",)}
+_AVERAGE = 0.9999  # the decay that the authors train with
+_VERSION = (
+    "The authors' build_model loads the file, as it does theirs, with the transformers that their setup.py asks for "
+    "(4.30.2); from 4.31 on it refuses both for position_ids."
+)
+_NO_AUDIOMAE = (
+    "There is no audiomae/: in its place the file holds zeros, which the authors' build_model takes. Sound from text "
+    "does not use it; what hears a clip does."
+)
+_NO_DECODER = (
+    "AudioMAE's encoder goes over; its decoder is of another form than in the authors' pipelines, which do not use it: "
+    "zeros stand in its place."
+)
+_NO_CLAP = "There is no audio tower of CLAP: in its place the file holds zeros, so clips cannot be ranked with it."
+
+
+def write_original(
+    path: str | os.PathLike, components: Mapping[str, Component], schedule: NoiseSchedule | None = None
+) -> tuple[str, ...]:
+    """Writes a checkpoint file, whole or not at all: of a pipeline, or of one network.
+
+    A pipeline's file holds what its folder holds, the noise schedule, the latent scale, as moving averages the weights
+    themselves, and all else that the authors' classes load (`upstream/buffers.py`).
+
+    Args:
+      path: the file.
+      components: by their names in a model folder.
+      schedule: the noise schedule of a pipeline; None for one network.
+
+    Returns:
+      what the user should know of the file.
+
+    Raises:
+      FolderError: where PyTorch is missing, the schedule or several networks have no place in such a file, or the file
+        cannot be written.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise FolderError(f"Writing {path} takes PyTorch: pip install torch (the build for CPU will do).") from None
+    tensors, notes = upstream_pipeline(components, schedule) if schedule else (_single(components), ())
+    # One storage for all copies of a tensor.
+    shared = {id(value): torch.from_numpy(value) for value in tensors.values()}
+    state = {key: shared[id(value)] for key, value in tensors.items()}
+    only = next(iter(components), "") if schedule is None else ""
+    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"generator" if only == "vocoder" else "state_dict": state}, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # PyTorch says so when the disk is full
+        raise FolderError(f"{path} cannot be written: {error}. Make room or choose another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return notes
+
+
+def _single(components: Mapping[str, Component]) -> Tensors:
+    if len(components) != 1:
+        raise FolderError(f"A file of the authors holds one network or a whole pipeline, not {', '.join(components)}.")
+    ((name, part),) = components.items()
+    return _authors(network_of(name, part.config), part)
+
+
+def upstream_pipeline(components: Mapping[str, Component], schedule: NoiseSchedule) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a pipeline's file, and what the user should know of them; see `write_original`."""
+    if schedule.prediction_type != "epsilon":
+        raise FolderError(f"The authors' files predict epsilon, not {schedule.prediction_type}.")
+    places = _PLACES if "language_model" in components else _TEXT if "text_encoder_2" in components else _LABELS
+    components, notes = _completed(components)
+    tensors: Tensors = {
+        **upstream_buffers.schedule_tables(schedule.betas),
+        "scale_factor": np.array(components["vae"].config["scaling_factor"], np.float32),
+        "model_ema.decay": np.array(_AVERAGE, np.float32),
+        "model_ema.num_updates": np.array(0, np.int32),
+    }
+    filters = upstream_buffers.clap_filters()
+    for name, part in components.items():
+        network = network_of(name, part.config)
+        own = _authors(network, part)
+        if network == "audiomae" and not _has_plain_decoder(part):
+            own = {key: value for key, value in own.items() if not key.startswith("decoder_blocks.")}
+            own |= upstream_buffers.plain_decoder(part.module.decoder_embed_dim)
+        for place in places[network]:
+            tensors |= {place + key: value for key, value in own.items()}
+            if network == "text_encoder":
+                wrapper = place.removesuffix("model.") + "mel_transform."
+                tensors |= {wrapper + key: value for key, value in filters.items()}
+    # diffusers keeps the positions of the phonemes with the projection, the authors with their encoder.
+    if _CONDITIONS + POSITIONS in tensors:
+        tensors[f"{places['phonemes'][0]}{POSITIONS}"] = tensors.pop(_CONDITIONS + POSITIONS)
+    weights = {key: value for key, value in tensors.items() if key.startswith("model.")}
+    averages = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": value for key, value in weights.items()}
+    return tensors | averages, notes
+
+
+def _completed(components: Mapping[str, Component]) -> tuple[dict[str, Component], tuple[str, ...]]:
+    """With zeros for the networks that a folder may lack and the authors' classes load, and what to say of that."""
+    components, notes = dict(components), [_VERSION]
+    clap = components.get("text_encoder")
+    if clap is None or not isinstance(clap.module, Clap):
+        components["text_encoder"] = upstream_buffers.whole_clap(clap)
+        notes.append(_NO_CLAP)
+    if "language_model" not in components:
+        components.pop("audiomae", None)
+    elif "audiomae" not in components:
+        components["audiomae"] = upstream_buffers.no_audiomae()
+        notes.append(_NO_AUDIOMAE)
+    elif not _has_plain_decoder(components["audiomae"]):
+        notes.append(_NO_DECODER)
+    return components, tuple(notes)
+
+
+def _has_plain_decoder(audiomae: Component) -> bool:
+    return any(key.startswith("plain_decoder_blocks.") for key in audiomae.unused)
+
+
+def _authors(network: str, part: Component) -> Tensors:
+    """A network's tensors by the authors' names, without their place."""
+    original, spec = ORIGINALS[network], spec_of(COMPONENT.get(network, network), part.config)
+    module, shapes = shapes_of(network, part.config)
+    ours = to_torch(part.variables, spec.names)
+    tensors = {theirs: ours[key] for theirs, key in upstream_names(network, shapes, part.config).items()}
+    made = upstream_buffers.BESIDE[network](module, ours) if network in upstream_buffers.BESIDE else {}
+    for key, value in part.unused.items():
+        theirs = original.name(key, part.config)
+        if original.unused_name(theirs) != key:  # a table that the authors compute, or a network of another class
+            continue
+        if key == buffers.WORD_TABLE:
+            stands_for_nothing = len(value) == buffers.EMPTY_VOCABULARY
+        else:
+            stands_for_nothing = theirs in made and made[theirs].shape != value.shape
+        if not stands_for_nothing:
+            tensors[theirs] = np.array(value)
+    return made | original.to_upstream(tensors)

@@ -1,0 +1,54 @@
+"""What the UNet is told of a clip, and guidance dropout; shared by the training stages and generation."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Text = Mapping[str, jax.Array]
+
+
+class Conditions(NamedTuple):
+    """What the UNet is told of the clips; None for what it has no use for.
+
+    Attributes:
+      loa: [b, n, d_loa]; in a model without one, the states that take its place.
+      loa_mask: [b, n], 1 where there is something to attend to; None for everywhere.
+      text_states: T5's, [b, m, d_t5].
+      text_mask: [b, m], 1 where there is text.
+      clap_embedding: [b, d_clap], for a UNet with a class embedding.
+    """
+
+    loa: jax.Array | None = None
+    text_states: jax.Array | None = None
+    text_mask: jax.Array | None = None
+    clap_embedding: jax.Array | None = None
+    loa_mask: jax.Array | None = None
+
+
+def repeat(conditions: Conditions, times: int) -> Conditions:
+    """Each example `times` in a row: [b, ...] to [b * times, ...]."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), conditions)
+
+
+def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> tuple[Text, jax.Array]:
+    """Guidance dropout: replaces captions by the empty caption, each example for itself.
+
+    A dropped caption keeps the places of the one it replaces (`t5_slots`), since that is how the
+    unconditional prompt is laid out when generating.
+
+    Args:
+      text: the batch, or any mapping with its text keys; [b, ...].
+      uniforms: [b], uniform in [0, 1), a draw of each example's own.
+      rate: the share of captions to drop.
+      empty: ids and masks of the empty caption, [1, ...] and of the same lengths.
+
+    Returns:
+      the four text keys and `t5_slots`, and which examples were dropped, [b] bool.
+    """
+    dropped = uniforms < rate
+    keys = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
+    replaced = {key: jnp.where(dropped[:, None], empty[key], text[key]) for key in keys}
+    replaced["t5_slots"] = jnp.maximum(text.get("t5_slots", text["t5_mask"]), replaced["t5_mask"])
+    return replaced, dropped

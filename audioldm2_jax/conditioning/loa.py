@@ -1,0 +1,212 @@
+"""From captions and clips to what the UNet attends to; shared by the training stages and the pipeline.
+
+    captions ─► CLAP, T5 ─► projection ─► prefix ─► GPT-2 ─► LOA         (encode_prompt, generate_loa)
+    clip     ─► fbank ─► AudioMAE ─► pooled ─► the true LOA              (audiomae_loa)
+
+Captions come as token ids with the keys of the batch (data/pipeline.py): `clap_ids`, `clap_mask` [b, n] and
+`t5_ids`, `t5_mask` [b, m] int32, padded to any length. Speech has `phoneme_ids` and `phoneme_mask` in T5's place.
+
+A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
+positions: a token has the position that it would have if its prompt were alone. The one exception is what
+diffusers does on purpose, padding the negative prompt to the length of the positive one, and phonemes to the most that
+there can be: an optional key `t5_slots` or `phoneme_slots` [b, m] marks those of the places that count though nothing
+is in them. Without the key, the mask says which places count.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from audioldm2_jax.conditioning.conditions import Text
+from audioldm2_jax.models.network import Network
+
+
+class Prefix(NamedTuple):
+    """What GPT-2 reads before it writes.
+
+    Attributes:
+      embeddings: [b, p, d].
+      mask: [b, p], 1 where there is something to attend to; the last place always is (the closing EOS).
+      positions: [b, p] int32, rows of GPT-2's position table.
+    """
+
+    embeddings: jax.Array
+    mask: jax.Array
+    positions: jax.Array
+
+
+def pool_loa(features: jax.Array, pooling: int) -> jax.Array:
+    """The language of audio: AudioMAE's features, average- and max-pooled (arXiv 2308.05734, section 3.1).
+
+    The kernel is `pooling` × min(`pooling`, frequencies), the result (average + maximum) / 2, time-major.
+
+    Args:
+      features: [b, time, frequency, d].
+      pooling: λ of the paper; with AudioMAE's 64 × 8 grid, 8 gives 8 tokens and 1 gives 512.
+
+    Returns:
+      [b, (time // λ) * (frequency // min(λ, frequency)), d]; what does not fill a kernel is left out.
+
+    Raises:
+      ValueError: for a pooling below 1 or above the number of time steps.
+    """
+    b, t, f, d = features.shape
+    if not 1 <= pooling <= t:
+        raise ValueError(f"The LOA pooling is {pooling}; it has to be between 1 and the {t} time steps there are.")
+    kernel_t, kernel_f = pooling, min(pooling, f)
+    tokens_t, tokens_f = t // kernel_t, f // kernel_f
+    features = features[:, : tokens_t * kernel_t, : tokens_f * kernel_f]
+    windows = features.reshape(b, tokens_t, kernel_t, tokens_f, kernel_f, d)
+    pooled = (windows.mean((2, 4)) + windows.max((2, 4))) / 2
+    return pooled.reshape(b, tokens_t * tokens_f, d)
+
+
+def pooling_of(tokens: int, time: int, frequency: int) -> int:
+    """The pooling λ with which a grid of time × frequency tokens gives a LOA of `tokens` (`pool_loa`).
+
+    Raises:
+      ValueError: where none does.
+    """
+    for pooling in range(1, time + 1):
+        if (time // pooling) * (frequency // min(pooling, frequency)) == tokens:
+            return pooling
+    raise ValueError(f"No pooling of AudioMAE's {time} × {frequency} tokens gives the {tokens} of this model's LOA.")
+
+
+def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array:
+    """The true LOA [b, tokens, d] of clips, from their normalised fbank [b, frames, 128]."""
+    return pool_loa(audiomae(fbank, method="encode_features"), pooling)
+
+
+def encode_prompt(
+    clap: Network, second: Network, projection: Network, text: Text, *, dropout_key: jax.Array | None = None
+) -> tuple[Prefix, jax.Array, jax.Array]:
+    """Captions to GPT-2's prefix and to the second encoder's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
+
+    Args:
+      clap, second, projection: the networks, the second T5 or the encoder of phonemes; CLAP is always deterministic.
+      text: token ids and masks, see the head of this file.
+      dropout_key: turns the second encoder's dropout on, for training.
+
+    Returns:
+      the prefix [b, m + 5, d], the states [b, m, d_second] and their mask [b, m] (T5's are the UNet's `text_states`
+      and `text_mask`).
+    """
+    clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    name = "phoneme" if "phoneme_ids" in text else "t5"
+    text_mask = text[f"{name}_mask"]
+    text_states = second(text[f"{name}_ids"], text_mask, **_dropout(dropout_key))
+    ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
+    embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
+    slots = _wrap_text(text.get(f"{name}_slots", text_mask))
+    return Prefix(embeddings, mask, _positions(slots)), text_states, text_mask
+
+
+def generate_loa(
+    gpt2: Network,
+    prefix: Prefix,
+    num_tokens: int,
+    *,
+    given: jax.Array | None = None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """GPT-2 writes the LOA: each new token is its last hidden state, appended to what it has read.
+
+    As diffusers' AudioLDM2Pipeline.generate_language_model, with a cache of fixed size inside one `lax.scan`;
+    differentiable.
+
+    Args:
+      gpt2: the language model.
+      prefix: from `encode_prompt`.
+      num_tokens: length of the LOA, that of `given` included.
+      given: the first tokens of the LOA [b, k, d], to be continued.
+      dropout_key: turns dropout on, for training.
+
+    Returns:
+      [b, num_tokens, d].
+
+    Raises:
+      ValueError: where the sequence does not fit in GPT-2's position table, or `given` leaves nothing to
+        write.
+    """
+    if given is not None:
+        if given.shape[1] >= num_tokens:
+            raise ValueError(f"{given.shape[1]} LOA tokens are given, but only {num_tokens} are asked for.")
+        prefix = _append(prefix, given)
+        written = num_tokens - given.shape[1]
+    else:
+        written = num_tokens
+    _check_length(gpt2, prefix.mask.shape[1] + written - 1)
+    b, p = prefix.mask.shape
+    cache = gpt2.module.init_cache(b, p + written - 1)
+    # Attention is causal over the cache's slots, so those not yet written may be marked as present already.
+    mask = jnp.concatenate([prefix.mask, jnp.ones((b, written - 1), prefix.mask.dtype)], 1)
+    keys = [None] * written if dropout_key is None else jax.random.split(dropout_key, written)
+    hidden, cache = gpt2(prefix.embeddings, mask, prefix.positions, cache=cache, **_dropout(keys[0]))
+    first = hidden[:, -1:]
+
+    def write(carry, key):
+        token, position, cache = carry
+        hidden, cache = gpt2(token, mask, position, cache=cache, **_dropout(key))
+        return (hidden, position + 1, cache), hidden[:, 0]
+
+    start = (first, prefix.positions[:, -1:] + 1, cache)
+    _, rest = jax.lax.scan(write, start, None if dropout_key is None else keys[1:], length=written - 1)
+    tokens = jnp.concatenate([first, jnp.swapaxes(rest, 0, 1)], 1)
+    return tokens if given is None else jnp.concatenate([given.astype(tokens.dtype), tokens], 1)
+
+
+def teacher_forced_loa(
+    gpt2: Network, prefix: Prefix, loa: jax.Array, *, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """What GPT-2 predicts for each token of the true LOA from the prefix and the true tokens before it.
+
+    Args:
+      gpt2: the language model.
+      prefix: from `encode_prompt`.
+      loa: the true LOA [b, n, d].
+      dropout_key: turns dropout on.
+
+    Returns:
+      predictions [b, n, d], to be compared with `loa` (arXiv 2308.05734, section 3.2).
+
+    Raises:
+      ValueError: where the sequence does not fit in GPT-2's position table.
+    """
+    p = prefix.mask.shape[1]
+    inputs = _append(prefix, loa[:, :-1])
+    _check_length(gpt2, inputs.mask.shape[1])
+    hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **_dropout(dropout_key))
+    return hidden[:, p - 1 :]
+
+
+def _wrap_text(slots: jax.Array) -> jax.Array:
+    """Adds the places of SOS, CLAP, EOS, SOS before and of EOS behind T5's places: [b, m] to [b, m + 5]."""
+    return jnp.pad(slots, ((0, 0), (4, 1)), constant_values=1)
+
+
+def _positions(slots: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.cumsum(slots, 1) - 1, 0).astype(jnp.int32)
+
+
+def _append(prefix: Prefix, tokens: jax.Array) -> Prefix:
+    """The prefix followed by LOA tokens [b, k, d]."""
+    b, k, _ = tokens.shape
+    return Prefix(
+        jnp.concatenate([prefix.embeddings, tokens.astype(prefix.embeddings.dtype)], 1),
+        jnp.concatenate([prefix.mask, jnp.ones((b, k), prefix.mask.dtype)], 1),
+        jnp.concatenate([prefix.positions, prefix.positions[:, -1:] + 1 + jnp.arange(k)], 1),
+    )
+
+
+def _check_length(gpt2: Network, length: int) -> None:
+    if length > gpt2.module.n_positions:
+        raise ValueError(
+            f"The language model reads {length} places, more than its {gpt2.module.n_positions} positions; "
+            "shorten the captions (text.t5_length) or use fewer LOA tokens (a larger pooling)."
+        )
+
+
+def _dropout(key: jax.Array | None) -> dict:
+    return {} if key is None else {"deterministic": False, "rngs": {"dropout": key}}

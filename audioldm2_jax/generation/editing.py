@@ -1,0 +1,250 @@
+"""What is kept of a given clip, where generation starts from one: transfer, inpainting, variation, continuation.
+
+    Transfer       the clip is noised part of the way and denoised after the prompt
+    Inpainting     a span of time, a band of frequencies or both are made anew, the rest stays
+    Variation      another clip with the same language of audio, or the beginning of it
+    Continuation   the beginning stays, in sound and in its language of audio, and goes on
+
+`AudioLDM2.__call__` takes one of these as `edit`. An edit says in seconds and Hz what stays; the pipeline owns the
+networks that bring this to latents and LOA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.signal
+import soxr
+
+from audioldm2_jax.audio.files import normalise
+
+_FADE_WINDOW = 0.032  # seconds of the windows in which kept and made sound are joined
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+    """A given clip. Its loudness is given back to what is made of it.
+
+    Attributes:
+      audio: [samples], floats of any loudness.
+      sampling_rate: Hz; other rates than the model's are resampled.
+    """
+
+    audio: np.ndarray
+    sampling_rate: int
+
+    def __post_init__(self) -> None:
+        audio = np.asarray(self.audio)
+        if audio.ndim != 1 or not audio.size:
+            raise ValueError(f"The given clip has the shape {audio.shape}; needed is one channel: [samples].")
+        if not np.issubdtype(audio.dtype, np.floating):
+            raise ValueError(
+                f"The given clip has samples of {audio.dtype}; needed are floats, -1 to 1 (16-bit integers / 32768)."
+            )
+        if not np.isfinite(audio).all():
+            raise ValueError(f"The given clip has {(~np.isfinite(audio)).sum()} samples that are NaN or infinite.")
+        if not self.sampling_rate >= 1:
+            raise ValueError(f"The given clip's sampling rate is {self.sampling_rate} Hz; it has to be positive.")
+
+    @property
+    def seconds(self) -> float:
+        """Length of the given clip."""
+        return len(self.audio) / self.sampling_rate
+
+    def waveform(self, sampling_rate: int) -> np.ndarray:
+        """The clip at a rate, float32 [samples] at its own loudness.
+
+        Raises:
+          ValueError: where it is too short to have a sample at that rate.
+        """
+        audio = np.asarray(self.audio, np.float32)
+        waveform = soxr.resample(audio, self.sampling_rate, sampling_rate, quality="HQ")
+        if not waveform.size:
+            raise ValueError(f"The given clip's {audio.size} samples at {self.sampling_rate} Hz are too few.")
+        return waveform
+
+    def length(self, own: float | None) -> float:
+        """Seconds of the clip to be made where the caller names none; `own` is the model's own length."""
+        del own
+        return self.seconds
+
+    def first_step(self, num_steps: int) -> int:
+        """How many denoising steps are left out."""
+        del num_steps
+        return 0
+
+    @property
+    def heard(self) -> float:
+        """Seconds of the clip whose LOA is given."""
+        return 0.0
+
+    @property
+    def starts_from_latents(self) -> bool:
+        """Whether the sound itself is used, and not its LOA alone."""
+        return True
+
+    def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray | None:
+        """Where the sound stays, bool [times, frequencies], at times and frequencies; None where nothing has to."""
+        del seconds, hertz
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transfer(Edit):
+    """LayerConfig transfer (SDEdit, arXiv 2108.01073; `style_transfer` of haoheliu/AudioLDM).
+
+    Attributes:
+      strength: which part of the denoising steps is done, above 0 to 1: little changes little.
+    """
+
+    strength: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"The strength of the transfer is {self.strength}; it has to be above 0 and at most 1.")
+
+    def first_step(self, num_steps: int) -> int:
+        """Leaves out the steps at the noisy end, as diffusers' image-to-image pipelines do."""
+        steps = int(num_steps * self.strength)
+        if not steps:
+            raise ValueError(
+                f"A transfer of strength {self.strength} does none of {num_steps} denoising steps; ask for more of one."
+            )
+        return num_steps - steps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inpainting(Edit):
+    """Inpainting and super-resolution (`sr_inpainting` of haoheliu/AudioLDM2; Lugmayr et al. 2022, arXiv 2201.09865).
+
+    Attributes:
+      span: from and to, in seconds, of what is made anew; None: all of the time.
+      band: from and to, in Hz, of what is made anew; None: all frequencies. Super-resolution of a clip that ends at
+        4 kHz is the band (4000, infinity).
+    """
+
+    span: tuple[float, float] | None = None
+    band: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.span is None and self.band is None:
+            raise ValueError("Inpainting needs a span in seconds, a band in Hz, or both: what is to be made anew?")
+        for name, unit, interval in (("span", "s", self.span), ("band", "Hz", self.band)):
+            if interval is not None and not 0 <= interval[0] < interval[1]:
+                raise ValueError(
+                    f"The {name} to be made anew is {interval[0]} to {interval[1]} {unit}; "
+                    "it has to begin at 0 or later and before it ends."
+                )
+        if self.span is not None and self.span[0] >= self.seconds:
+            raise ValueError(f"The span begins at {self.span[0]} s, but the given clip ends at {self.seconds:.2f} s.")
+
+    def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
+        """All that is not both in the span and in the band."""
+        return ~np.logical_and.outer(_within(seconds, self.span), _within(hertz, self.band))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Variation(Edit):
+    """A new clip from the given clip's LOA.
+
+    Attributes:
+      until: seconds from the beginning whose LOA is given; GPT-2 writes the rest after the prompt. None: all of it.
+    """
+
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.until is not None and not self.until > 0:
+            raise ValueError(f"until is {self.until}; it has to be above 0 s.")
+
+    def length(self, own: float | None) -> float | None:
+        """The model's own length."""
+        return own
+
+    @property
+    def heard(self) -> float:
+        return math.inf if self.until is None else self.until
+
+    @property
+    def starts_from_latents(self) -> bool:
+        return False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Continuation(Edit):
+    """The beginning of the given clip, and how it goes on.
+
+    Attributes:
+      until: seconds from the beginning that are kept; None: the whole clip.
+    """
+
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.until is not None and not 0 < self.until <= self.seconds:
+            raise ValueError(
+                f"until is {self.until}; it has to be above 0 and at most the clip's {self.seconds:.2f} s."
+            )
+
+    def length(self, own: float | None) -> float | None:
+        """The model's own length."""
+        return own
+
+    @property
+    def heard(self) -> float:
+        return self.seconds if self.until is None else self.until
+
+    def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
+        """What lies before `until`."""
+        return np.logical_and.outer(seconds < self.heard, np.ones_like(hertz, bool))
+
+
+def join(edit: Edit, made: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Gives made clips the loudness of the given one, and the given sound itself where it is kept.
+
+    Kept and made sound are joined in overlapping windows of 32 ms, each frequency for itself, so that what is kept is
+    the given recording and not what VAE and vocoder make of it.
+
+    Args:
+      edit: what was asked for.
+      made: [clips, samples], normalised as the model has them; what of the given clip lies behind that is ignored.
+      sampling_rate: Hz.
+
+    Returns:
+      [clips, samples] float32.
+    """
+    if not edit.starts_from_latents:
+        return made
+    samples = made.shape[-1]
+    given = edit.waveform(sampling_rate)[:samples]
+    made = made * loudness(given)
+    window = 2 * int(min(_FADE_WINDOW * sampling_rate, samples) / 2)
+    transform = dict(fs=sampling_rate, nperseg=window, noverlap=window // 2)
+    hertz = np.fft.rfftfreq(window, 1 / sampling_rate)
+    times = np.arange(samples // (window // 2) + 3) * (window // 2) / sampling_rate
+    kept = edit.kept(times, hertz)
+    if kept is None:
+        return made
+    given = np.pad(given, (0, samples - len(given)))
+    _, _, kept_spectrum = scipy.signal.stft(given, **transform)
+    _, _, made_spectrum = scipy.signal.stft(made, **transform)
+    mask = kept[: kept_spectrum.shape[-1]].T
+    _, joined = scipy.signal.istft(np.where(mask, kept_spectrum, made_spectrum), **transform)
+    return joined[..., :samples].astype(np.float32)
+
+
+def loudness(waveform: np.ndarray) -> np.float32:
+    """What a normalised clip has to be multiplied by to be as loud as [samples] is; 1 for silence."""
+    peak = np.abs(normalise(waveform)).max()
+    return np.float32(np.abs(waveform - waveform.mean()).max() / peak) if peak else np.float32(1)
+
+
+def _within(places: np.ndarray, interval: tuple[float, float] | None) -> np.ndarray:
+    if interval is None:
+        return np.ones_like(places, bool)
+    return (places >= interval[0]) & (places < interval[1])

@@ -1,0 +1,497 @@
+"""Prompts to waveforms: tokenise, condition, denoise, decode.
+
+`AudioLDM2` is called as diffusers' AudioLDM2Pipeline is, with a seed in the place of the generator. A clip is a
+function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch. Several
+clips of a prompt come in the order in which CLAP hears the prompt in them.
+
+What conditions the UNet follows from the networks that the folder has: with a language model the LOA, with T5 beside
+it the text states, with a phoneme encoder a transcription; without a language model T5's states or, without those,
+CLAP's embedding.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
+from audioldm2_jax.audio.resample import resample
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints.model_folder import Component, FolderError
+from audioldm2_jax.components import LOA_TOKENS
+from audioldm2_jax.conditioning.conditions import Conditions, Text, repeat
+from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa
+from audioldm2_jax.diffusion import sampling
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
+from audioldm2_jax.generation.clip_encoder import ClipEncoder
+from audioldm2_jax.generation.editing import Edit, join
+from audioldm2_jax.generation.prompts import Prompts, one_each, prompt_list
+from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.models.network import Network
+from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.runtime.start import use_compilation_cache
+
+UNCONDITIONAL = ("language_model", "zeros")
+# Lengths come in multiples of this part of the model's own, so that another length seldom does.
+_LENGTHS = 16
+
+
+class Output(NamedTuple):
+    """What a call returns; all float32.
+
+    Attributes:
+      audios: [clips, samples], -1 to 1, or as loud as a given clip; the clips of a prompt stand together, in the order
+        of the prompts, and the one that CLAP finds nearest to the prompt stands first.
+      sampling_rate: Hz.
+      mels: natural-log mel spectrograms [clips, frames, bands] of the VAE, also where a recording took their place.
+      latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them.
+    """
+
+    audios: np.ndarray
+    sampling_rate: int
+    mels: np.ndarray
+    latents: np.ndarray
+
+
+class _Texts(NamedTuple):
+    """Prompts, and their token ids with those of the negative prompts (`Prompts.encode`)."""
+
+    prompts: list[str]
+    ids: dict[str, np.ndarray]
+
+
+class _Given(NamedTuple):
+    """What of a given clip goes into new ones: `clip` and `keep` of `sampling.Denoising`, and LOA [1, tokens, d]."""
+
+    latents: np.ndarray | None = None
+    keep: np.ndarray | None = None
+    loa: np.ndarray | None = None
+
+
+class AudioLDM2:
+    """A whole AudioLDM 2: the networks of a model folder, its scheduler and its tokenizers."""
+
+    def __init__(
+        self,
+        components: Mapping[str, Component],
+        schedule: NoiseSchedule,
+        prompts: Prompts,
+        clap_mel: ClapMelSettings | None,
+        *,
+        scheduler_class: str = "DDIMScheduler",
+        source: str | os.PathLike | None = None,
+    ):
+        """Args:
+        components: by their names in the model folder; `audiomae` may be missing.
+        schedule: the noise schedule.
+        prompts: the tokenizers.
+        clap_mel: what CLAP hears of a clip; None where it only reads, so that nothing sorts the clips of a prompt.
+        scheduler_class: the diffusers scheduler that the solver is to equal.
+        source: the model folder with the parts that are copied by `save_pretrained` as they are.
+
+        Raises:
+          FolderError: where the scheduler is one that we have no solver for.
+        """
+        _check_scheduler(scheduler_class)
+        self.components = dict(components)
+        self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
+        self.scheduler_class = scheduler_class
+        self._mesh = sharding.all_devices()
+        self.networks: dict[str, Network] = {}
+        for name, part in components.items():
+            if name == "audiomae":
+                continue
+            self.networks[name] = sharding.replicate(sampling.cast_kernels(part.network), self._mesh)
+            if part.module.dtype == jnp.float32:  # the same numbers: one copy is enough
+                self.components[name] = part._replace(variables=self.networks[name].variables)
+        vocoder = self.components["vocoder"].config
+        self.sampling_rate: int = vocoder["sampling_rate"]
+        self._hop = math.prod(vocoder["upsample_rates"])
+        self._bands: int = vocoder["model_in_dim"]
+        self._loa_tokens = _loa_tokens(self.components)
+        self.clip_encoder = ClipEncoder(self.components, self.networks["vae"])
+
+    @property
+    def own_length(self) -> float | None:
+        """Seconds of the clips that the model was trained on; None where the UNet's config.json has no sample_size."""
+        frames = self.components["unet"].config.get("sample_size")
+        # diffusers' plain UNet has one number for each axis.
+        frames = frames[0] if isinstance(frames, Sequence) else frames
+        return frames * self.clip_encoder.factor * self._hop / self.sampling_rate if frames else None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike, dtype: Any = jnp.float32, *, variant: str | None = None
+    ) -> AudioLDM2:
+        """Reads a model folder in the diffusers layout.
+
+        Where JAX has no compilation cache yet, it gets one (`training.setup.use_compilation_cache`), so that a later
+        process does not compile again.
+
+        Args:
+          source: its path, or a hub id, which is fetched into the hub's cache; offline, what is there has to do.
+          dtype: of the computation; parameters are float32, however they are stored.
+          variant: which of several files of the same weights to read, "fp16", say, as in diffusers; by default those
+            without a variant, or else the only one there is.
+
+        Raises:
+          FolderError: where it is none, or damaged; names the file and what to do.
+        """
+        path = model_folder.locate_model(source, variant)
+        if jax.config.jax_compilation_cache_dir is None:
+            use_compilation_cache()
+        dtype = jnp.dtype(dtype)
+        schedule, scheduler_class = model_folder.read_scheduler(path)
+        _check_scheduler(scheduler_class)  # before gigabytes are read
+        components = {
+            name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
+        }
+        prompts = Prompts.from_folder(path, **_prompt_limits(components))
+        hears = isinstance(components["text_encoder"].module, Clap)
+        heard = model_folder.read_feature_extractor(path) if hears else None
+        return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path)
+
+    def save_pretrained(self, path: str | os.PathLike) -> None:
+        """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
+
+        Weights are written as float32, one safetensors file a component, bit by bit as they are here; those that were
+        read from half precision are its numbers in float32.
+
+        Raises:
+          FolderError: where it cannot be written, or the tokenizers' source is gone.
+        """
+        if self.source is None:
+            raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
+        source, index = Path(self.source), model_folder.read_index(self.source)
+        others = ("tokenizer", "tokenizer_2", "feature_extractor")
+        # AudioLDMPipeline has no feature extractor, but a CLAP that hears needs one.
+        others = [name for name in others if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        missing = [name for name in others if not (source / name).is_dir()]
+        if missing:
+            raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
+        for name, part in self.components.items():
+            model_folder.write_component(path, name, part.config, jax.device_get(part.variables), part.unused)
+        model_folder.write_scheduler(path, self.schedule, self.scheduler_class)
+        if source.resolve() != Path(path).resolve():
+            for name in others:
+                model_folder.copy_part(source / name, path, name)
+        model_folder.write_index(path)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int = 200,
+        guidance_scale: float = 3.5,
+        audio_length_in_s: float | None = None,
+        num_waveforms_per_prompt: int = 1,
+        eta: float = 0.0,
+        seed: int = 0,
+        latents: np.ndarray | None = None,
+        transcription: str | Sequence[str] | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        edit: Edit | None = None,
+        solver: str | None = None,
+        uncond: str = "language_model",
+        use_loa: bool = True,
+        use_text_states: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Output:
+        """Generates clips.
+
+        Args:
+          prompt: what to generate, one or several; for speech, who is speaking.
+          negative_prompt: what to steer away from, one for all prompts or one each; "" by default.
+          num_inference_steps: denoising steps.
+          guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
+          audio_length_in_s: length of a clip in seconds; by default that which the model was trained on.
+          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it hears; to have the best of three, take the
+            first.
+          eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
+          seed: the same seed gives the same sound.
+          latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
+          transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
+          max_new_tokens: length of the LOA; by default that of the language model's config.json.
+          edit: what of a given clip is kept (`audioldm2_jax.generation.editing`).
+          solver: ddim, ddpm, plms, euler, euler_ancestral, dpmsolver++ or unipc; by default that of the folder's
+            scheduler.
+          uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
+            authors' tool).
+          use_loa: False zeroes the LOA, to hear what the text states do alone.
+          use_text_states: False gives the UNet T5's states of the empty text, to hear what the LOA does alone.
+          progress: called after each call of the UNet, with how many are done and how many there are.
+
+        Returns:
+          an `Output`.
+
+        Raises:
+          ValueError: for bad input; the message names it and says what to do.
+        """
+        texts = self._texts(prompt, negative_prompt, transcription, emptied=not use_text_states)
+        self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
+        solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
+        first = edit.first_step(num_inference_steps) if edit else 0
+        table = SOLVERS[solver].plan(self.schedule, num_inference_steps, eta, first)
+        if edit and audio_length_in_s is None:
+            audio_length_in_s = edit.length(self.own_length)
+        shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
+        tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
+        given = self._given(edit, shape[0], samples, tokens) if edit else _Given()
+        with_prompt, without, meant = self._conditions(texts, tokens, uncond, use_loa, use_text_states, given.loa)
+        keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
+        noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
+        rows = repeat((with_prompt, without if guidance_scale > 1 else None), num_waveforms_per_prompt)
+        final = self._denoise(noise, *rows, guidance_scale, keys, table, solver, given, progress)
+        mels, audios = self.decode(final)
+        audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
+        if edit:
+            audios = join(edit, audios, self.sampling_rate)
+        made = Output(audios, self.sampling_rate, mels, final.transpose(0, 3, 1, 2))
+        if num_waveforms_per_prompt == 1 or self.clap_mel is None:
+            return made
+        best = self._best_first(made.audios, meant)
+        return made._replace(audios=made.audios[best], mels=made.mels[best], latents=made.latents[best])
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        uncond: str = "language_model",
+        use_loa: bool = True,
+        use_text_states: bool = True,
+        transcription: str | Sequence[str] | None = None,
+    ) -> tuple[Conditions, Conditions]:
+        """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
+        texts = self._texts(prompts, negatives, transcription, emptied=not use_text_states)
+        return self._conditions(texts, self._loa_tokens, uncond, use_loa, use_text_states)[:2]
+
+    def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
+        """What is said and meant, checked and as token ids."""
+        prompts = prompt_list(prompt)
+        negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
+        if self.prompts.speaks and transcription is None:
+            raise ValueError("This is a model of speech: give a transcription, what is to be said.")
+        if not self.prompts.speaks and transcription is not None:
+            raise ValueError("This model does not speak: transcription is for models of speech; leave it out.")
+        said = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
+        return _Texts(prompts, self.prompts.encode(prompts, negatives, said, emptied=emptied))
+
+    def _conditions(
+        self,
+        texts: _Texts,
+        tokens: int,
+        uncond: str = "language_model",
+        use_loa: bool = True,
+        use_text_states: bool = True,
+        loa: np.ndarray | None = None,
+    ) -> tuple[Conditions, Conditions, jax.Array]:
+        """The conditions of prompts and of negative prompts, and CLAP's embeddings [prompts, d] of the prompts."""
+        if uncond not in UNCONDITIONAL:
+            raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
+        usual = uncond == UNCONDITIONAL[0] and use_loa and use_text_states
+        if "language_model" not in self.components and not usual:
+            raise ValueError("This model has no language of audio: leave out uncond, use_loa and use_text_states.")
+        count = len(texts.prompts)
+        names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
+        networks = {name: self.networks[name] for name in names if name in self.networks}
+        every, meant = _encode(networks, texts.ids, loa, count=count, num_tokens=tokens)
+        given, without, emptied = (
+            jax.tree.map(lambda x, first=first: x[first : first + count], every) for first in (0, count, 2 * count)
+        )
+        if not use_text_states:
+            given = emptied._replace(loa=given.loa)
+        if not use_loa:
+            given = given._replace(loa=jnp.zeros_like(given.loa))
+        if uncond == "zeros" or not use_loa:
+            without = without._replace(loa=jnp.zeros_like(without.loa))
+        return given, without, meant[:count]
+
+    def _given(self, edit: Edit, frames: int, samples: int, tokens: int) -> _Given:
+        """What of the given clip goes into so many latent frames, of which so many samples stay, and LOA tokens."""
+        latents = keep = loa = None
+        waveform = edit.waveform(self.sampling_rate)
+        if edit.starts_from_latents:
+            latents = self.clip_encoder.latents(waveform[:samples], frames)
+            keep = edit.kept(*self.clip_encoder.places(frames))
+        if keep is not None:
+            if keep.all():
+                raise ValueError("All of the given clip would be kept: make more of it anew, or ask for a longer one.")
+            keep = keep[None, :, :, None].astype(np.float32)
+        if edit.heard:
+            loa = self.clip_encoder.loa(waveform, tokens, edit.heard)
+        return _Given(latents, keep, loa)
+
+    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
+        """Clean latents [clips, ...], computed on all devices."""
+        keys = keys if table["to_noise"].any() else None
+        start, conditions, uncond, keys = sharding.spread((noise, conditions, uncond, keys), self._mesh)
+        clip = {"clip": given.latents, "keep": given.keep}
+        how = {"solver": solver, "progress": progress}
+        latents = sampling.denoise_by_steps(
+            self.networks["unet"], table, start, conditions, uncond, guidance_scale, keys, **clip, **how
+        )
+        return hosts.to_host(latents)[: len(noise)]
+
+    def _best_first(self, audios: np.ndarray, meant: jax.Array) -> np.ndarray:
+        """The order of clips [prompts * n, samples] that sorts those of each prompt by CLAP's cosine with it.
+
+        diffusers (`score_waveforms`) ranks in a batch of prompts over all clips; here each prompt keeps its own.
+        """
+        clips = len(audios) // len(meant)
+        # Cut, or repeated and padded, as CLAP would have it: so clips of any length have the same shape.
+        heard = -(-self.clap_mel.samples * self.sampling_rate // self.clap_mel.sampling_rate)
+        audios = np.tile(audios[:, :heard], (1, max(1, heard // audios.shape[1])))
+        audios = np.pad(audios, ((0, 0), (0, heard - audios.shape[1])))
+        scores = _similarity(
+            self.networks["text_encoder"],
+            audios,
+            jnp.repeat(meant, clips, axis=0),
+            sampling_rate=self.sampling_rate,
+            heard=self.clap_mel,
+        )
+        order = np.argsort(-np.asarray(scores).reshape(-1, clips), axis=1, kind="stable")
+        return (order + np.arange(len(order))[:, None] * clips).ravel()
+
+    def decode(self, latents: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scaled latents [b, t, f, c] to mels [b, frames, bands] and waveforms [b, samples]."""
+        scale = np.float32(self.components["vae"].config["scaling_factor"])
+        made = _decode(self.networks["vae"], self.networks["vocoder"], sharding.spread(latents, self._mesh), scale)
+        mels, audios = hosts.to_host(made)
+        return mels[: len(latents)], audios[: len(latents)]
+
+    def latent_shape(self, seconds: float | None, *, exact: bool = False) -> tuple[tuple[int, int, int], int]:
+        """The latents' (time, frequency, channels) for a length, and how many samples to keep of what they give.
+
+        Args:
+          seconds: None for the model's own length.
+          exact: as many latent frames as diffusers has; else up to a sixteenth of the model's own length more, so that
+            few lengths have a shape of their own.
+
+        Raises:
+          ValueError: for a length below one latent frame, or no number; or none where the model names none.
+        """
+        factor, own = self.clip_encoder.factor, self.own_length
+        seconds = own if seconds is None else seconds
+        if seconds is None:
+            raise ValueError("The model names no length of its own (sample_size): give audio_length_in_s.")
+        shortest = factor * self._hop / self.sampling_rate
+        if not (math.isfinite(seconds) and seconds >= shortest):
+            raise ValueError(f"audio_length_in_s is {seconds}; it has to be at least {shortest} s.")
+        samples = int(seconds * self.sampling_rate + 1e-6)  # seconds of so many samples may be a rounding error less
+        # diffusers leaves out the samples of a last mel frame that is not full.
+        frames = int(seconds / (self._hop / self.sampling_rate)) if exact else -(-samples // self._hop)
+        time = -(-frames // factor)
+        if own and not exact:
+            bucket = max(1, round(own / shortest) // _LENGTHS)
+            time = -(-time // bucket) * bucket
+        channels = self.components["unet"].config["in_channels"]
+        return (time, self._bands // factor, channels), samples
+
+    def _check(self, guidance_scale, clips, seed, tokens) -> None:
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
+        if clips < 1:
+            raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
+        if not isinstance(seed, int | np.integer):
+            raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
+        if tokens is not None and (tokens < 1 or "language_model" not in self.components):
+            raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1, and the model to have a LOA.")
+
+
+def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
+    """One key a clip, [prompts * clips]: a function of the seed, the prompt, and the clip's number of that prompt.
+
+    A prompt that is listed again goes on counting, so it does not give the same clips.
+    """
+    base, seen, keys = jax.random.key(int(seed) % 2**32), Counter(), []
+    for prompt in prompts:
+        own = jax.random.fold_in(base, zlib.crc32(prompt.encode()))
+        keys += [jax.random.fold_in(own, seen[prompt] + number) for number in range(clips)]
+        seen[prompt] += clips
+    return jnp.stack(keys)
+
+
+@partial(jax.jit, static_argnames=("count", "num_tokens"))
+def _encode(
+    networks: dict[str, Network], text: Text, loa: jax.Array | None, *, count: int, num_tokens: int
+) -> tuple[Conditions, jax.Array]:
+    """Conditions of all texts, and CLAP's embeddings of them; the first `count` may begin with given LOA tokens."""
+    clap, second = networks["text_encoder"], networks.get("text_encoder_2")
+    meant = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    if second is None:
+        return Conditions(clap_embedding=meant), meant
+    if "language_model" not in networks:
+        return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), meant
+    gpt2 = networks["language_model"]
+    prefix, states, mask = encode_prompt(clap, second, networks["projection_model"], text)
+    if loa is None:
+        written = generate_loa(gpt2, prefix, num_tokens)
+    else:
+        first, rest = (
+            jax.tree.map(lambda x, part=part: x[part], prefix) for part in (slice(count), slice(count, None))
+        )
+        loa = jnp.repeat(loa, count, 0)
+        if loa.shape[1] < num_tokens:
+            loa = generate_loa(gpt2, first, num_tokens, given=loa)
+        written = jnp.concatenate([loa, generate_loa(gpt2, rest, num_tokens)])
+    return Conditions(written, states, mask), meant
+
+
+@partial(jax.jit, static_argnames=("sampling_rate", "heard"))
+def _similarity(clap: Network, audios, meant: jax.Array, *, sampling_rate: int, heard: ClapMelSettings) -> jax.Array:
+    """Cosines [clips] of clips [clips, samples] and embeddings of texts [clips, d]."""
+    mel = clap_mel(resample(audios, sampling_rate, heard.sampling_rate), heard)
+    return (clap(mel, method="audio_features") * meant).sum(-1)
+
+
+_decode = jax.jit(sampling.decode)
+
+
+def _check_scheduler(name: str) -> None:
+    if name not in SOLVER_OF_CLASS:
+        raise FolderError(
+            f"The scheduler is a {name}; supported are {', '.join(SOLVER_OF_CLASS)}. Change _class_name in "
+            "scheduler/scheduler_config.json to one of these."
+        )
+
+
+def _loa_tokens(components: Mapping[str, Component]) -> int:
+    gpt2 = components.get("language_model")
+    return (gpt2.config.get("max_new_tokens") or LOA_TOKENS) if gpt2 else 0
+
+
+def _prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
+    """How many tokens the networks can take, whatever the tokenizers' files say."""
+    clap, gpt2 = components["text_encoder"].module, components.get("language_model")
+    text = clap.text_config if isinstance(clap, Clap) else vars(clap)
+    # RoBERTa counts positions from the padding id on; GPT-2 reads five places beside T5's and the LOA.
+    limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
+    if gpt2:
+        limits["t5_limit"] = gpt2.module.n_positions - _loa_tokens(components) - 4
+    return limits
+
+
+def _given_latents(latents: np.ndarray, clips: int, shape: tuple[int, int, int]) -> jax.Array:
+    time, frequency, channels = shape
+    if np.shape(latents) != (clips, channels, time, frequency):
+        raise ValueError(
+            f"latents have the shape {np.shape(latents)}; needed is {(clips, channels, time, frequency)}: "
+            "clips, channels, time, frequency."
+        )
+    if not np.isfinite(latents).all():
+        raise ValueError("latents have values that are NaN or infinite.")
+    return jnp.asarray(latents, jnp.float32).transpose(0, 2, 3, 1)

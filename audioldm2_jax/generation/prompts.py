@@ -1,0 +1,178 @@
+"""Prompts to token ids, as diffusers' AudioLDM2Pipeline.encode_prompt has its tokenizers do it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audioldm2_jax.checkpoints.atomic_folder import FolderError, check_manifest
+from audioldm2_jax.checkpoints.model_folder import read_index
+from audioldm2_jax.data import phonemes
+from audioldm2_jax.data.phonemes import PhonemeTable
+
+_LOG = logging.getLogger(__name__)
+# Lengths are padded to a multiple of this, so that not every other prompt compiles anew; padding changes nothing.
+_BUCKET = 16
+
+
+class Prompts:
+    """The tokenizers of a model folder: CLAP's, and T5's or the phonemes' where the model has such."""
+
+    def __init__(
+        self, clap: Any, t5: Any = None, speech: PhonemeTable | None = None, *, clap_limit: int, t5_limit: int = 0
+    ):
+        """Args:
+        clap: CLAP's tokenizer (RoBERTa), of transformers.
+        t5: T5's.
+        speech: the phonemes of transcriptions; then there is no T5.
+        clap_limit, t5_limit: how many tokens the networks can take; the tokenizers' own limit may be lower. Without a
+          limit of the networks, t5_limit is 0.
+        """
+        self.clap, self.t5, self.speech = clap, t5, speech
+        self.clap_limit = min(clap_limit, clap.model_max_length)
+        self.t5_limit = min(t5_limit or t5.model_max_length, t5.model_max_length) if t5 else 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether a prompt comes with a transcription."""
+        return self.speech is not None
+
+    @classmethod
+    def from_folder(cls, path: Path, *, clap_limit: int, t5_limit: int = 0) -> Prompts:
+        """Reads `tokenizer/` of a model folder, and `tokenizer_2/` where its index names one.
+
+        Raises:
+          FolderError: where one is missing or cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        second = (read_index(path).get("tokenizer_2") or [None, None])[1]
+        tokenizers: dict[str, Any] = {}
+        for name in ("tokenizer", "tokenizer_2") if second else ("tokenizer",):
+            if not (path / name).is_dir():
+                raise FolderError(f"{path} has no {name}/; copy or publish the model folder again.")
+            check_manifest(path / name)
+            try:
+                if (name, second) == ("tokenizer_2", "VitsTokenizer"):
+                    table = phonemes.read_tokenizer(path / name)
+                    return cls(tokenizers["tokenizer"], speech=table, clap_limit=clap_limit)
+                tokenizers[name] = AutoTokenizer.from_pretrained(path / name)
+            except (OSError, ValueError) as error:
+                raise FolderError(f"{path / name} cannot be read: {error}") from None
+        limits = {"clap_limit": clap_limit, "t5_limit": t5_limit}
+        return cls(tokenizers["tokenizer"], tokenizers.get("tokenizer_2"), **limits)
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        transcriptions: Sequence[str] | None = None,
+        *,
+        emptied: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """Token ids and masks of prompts and negative prompts, one after the other in one batch.
+
+        A negative prompt is padded, or cut without a word, to the length that T5's tokens of its prompt have, as in
+        diffusers; a transcription has no negative, and its phonemes are padded to the longest there can be.
+        What the networks cannot take is cut, and a warning quotes it.
+
+        Args:
+          prompts, negatives: as many of the one as of the other.
+          transcriptions: what is said, as many as prompts; needed where `speaks`.
+          emptied: adds the empty text, once a prompt and of its length, as a third part.
+
+        Returns:
+          `clap_ids`, `clap_mask`, and `t5_ids`, `t5_mask` and `t5_slots` or the same of `phoneme`
+          (conditioning/loa.py),
+          [2 or 3 * prompts, n] int32.
+
+        Raises:
+          ValueError: for a transcription that cannot be said (data/phonemes.py).
+        """
+        every = [*prompts, *negatives, *([""] * len(prompts) if emptied else ())]
+        clap = [self._tokens(self.clap, text, self.clap_limit, "CLAP") for text in every]
+        clap_ids, clap_mask = _pad(clap, self.clap.pad_token_id, self.clap_limit)
+        ids = {"clap_ids": clap_ids, "clap_mask": clap_mask}
+        if self.speech:
+            return ids | self._encode_phonemes(transcriptions, len(every))
+        return ids | self._encode_t5(prompts, every) if self.t5 else ids
+
+    def _encode_t5(self, prompts: Sequence[str], every: Sequence[str]) -> dict[str, np.ndarray]:
+        t5 = [self._tokens(self.t5, text, self.t5_limit, "T5") for text in prompts]
+        lengths = [len(ids) for ids in t5]
+        for part in (every[i : i + len(prompts)] for i in range(len(prompts), len(every), len(prompts))):
+            t5 += [_cut(self.t5, text, length) for text, length in zip(part, lengths)]
+        ids, mask = _pad(t5, self.t5.pad_token_id, self.t5_limit)
+        slots = np.arange(ids.shape[1]) < np.resize(lengths, len(every))[:, None]
+        return {"t5_ids": ids, "t5_mask": mask, "t5_slots": slots.astype(np.int32)}
+
+    def _encode_phonemes(self, transcriptions: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+        """As diffusers: all the places count, and those of the negative prompts are empty."""
+        ids = np.zeros((rows, self.speech.length), np.int32)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(transcriptions):
+            own = phonemes.encode(text, self.speech)
+            ids[row, : len(own)], mask[row, : len(own)] = own, 1
+        return {"phoneme_ids": ids, "phoneme_mask": mask, "phoneme_slots": np.ones_like(ids)}
+
+    def _tokens(self, tokenizer: Any, text: str, limit: int, name: str) -> list[int]:
+        ids = tokenizer(text, verbose=False).input_ids
+        if len(ids) <= limit:
+            return ids
+        lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
+        _LOG.warning("The prompt is longer than the %d tokens that %s reads; cut was: %r", limit, name, lost)
+        return _cut(tokenizer, text, limit)
+
+
+def _cut(tokenizer: Any, text: str, length: int) -> list[int]:
+    """At most `length` tokens, of which the last still ends the text."""
+    return tokenizer(text, truncation=True, max_length=length).input_ids
+
+
+def _pad(rows: list[list[int]], pad: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    width = min(-(-max(map(len, rows)) // _BUCKET) * _BUCKET, max(limit, max(map(len, rows))))
+    ids, mask = np.full((len(rows), width), pad, np.int32), np.zeros((len(rows), width), np.int32)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+    return ids, mask
+
+
+def prompt_list(prompt: str | Sequence[str]) -> list[str]:
+    """One or several prompts as a list.
+
+    Raises:
+      ValueError: where there is none, or one that is empty or no text.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("The list of prompts is empty: give at least one.")
+    for number, text in enumerate(prompts, 1):
+        if not isinstance(text, str):
+            raise ValueError(f"Prompt {number} is a {type(text).__name__}, not a text.")
+        if not text.strip():
+            raise ValueError(f"Prompt {number} is empty: say what to generate.")
+    return [_valid(text) for text in prompts]
+
+
+def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
+    """Texts beside `count` prompts, given once for all or one each; `name` is what the error calls them.
+
+    Raises:
+      ValueError: where there are neither one nor `count`, or one is no text.
+    """
+    texts = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(texts) != count:
+        raise ValueError(f"{len(texts)} {name} for {count} prompts: give one for all, or one each.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"Among the {name} is a {type(text).__name__}, not a text.")
+    return [_valid(text) for text in texts]
+
+
+def _valid(text: str) -> str:
+    """The text with "?" for halves of characters (lone surrogates), which no tokenizer reads."""
+    return text.encode("utf-8", "replace").decode()

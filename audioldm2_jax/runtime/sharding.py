@@ -1,0 +1,97 @@
+"""The mesh `data` × `fsdp` and where every array lies on it.
+
+Examples are split over both axes; parameters, averages and optimiser state over `fsdp` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+# A leaf below this many elements a device is not worth a gather of its own.
+SMALLEST_SHARD = 4096
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """Returns the mesh over all devices of all hosts.
+
+    Raises:
+        ValueError: the axes of `config.mesh` do not multiply to the number of devices.
+    """
+    count, axes = jax.device_count(), dict(config.mesh)
+    known = int(np.prod([size for size in axes.values() if size != -1]))
+    sizes = [count // known if size == -1 else size for size in axes.values()]
+    if any(size < 1 for size in sizes) or int(np.prod(sizes)) != count:
+        raise ValueError(
+            f"mesh {axes} does not fit {count} devices: choose sizes whose product is {count}; "
+            "-1 on one axis takes what is left"
+        )
+    return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def all_devices() -> Mesh:
+    """Returns the mesh of one axis, `data`, over all devices of all hosts."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError unless every microbatch splits evenly over the devices."""
+    devices = mesh.devices.size
+    if accumulate < 1 or batch_size < 1 or batch_size % (accumulate * devices):
+        raise ValueError(
+            f"batch_size={batch_size} in {accumulate} microbatches does not split evenly over {devices} devices: "
+            f"choose a multiple of {max(accumulate, 1) * devices}"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of every array of a batch: its first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def state_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Returns a sharding for every leaf: its largest axis that `fsdp` divides; small leaves are whole."""
+    size = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, extent in enumerate(leaf.shape) if extent % size == 0]
+        if size == 1 or not axes or np.prod(leaf.shape) < SMALLEST_SHARD * size:
+            return NamedSharding(mesh, PartitionSpec())
+        widest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * widest, "fsdp"))
+
+    return jax.tree.map(place, tree)
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the global batch that this host's contiguous slots are a part of."""
+    sharding = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays [rows, ...] with the rows shared out among the devices; the last row fills up.
+
+    Every host has all rows.
+    """
+
+    def place(x: jax.Array | np.ndarray) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+        if jax.process_count() > 1:
+            x = np.asarray(x)
+        missing = -len(x) % mesh.size
+        x = np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x
+        return jax.device_put(x, batch_sharding(mesh))
+
+    return jax.tree.map(place, tree)
