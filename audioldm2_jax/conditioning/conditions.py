@@ -35,20 +35,21 @@ def repeat(conditions: Conditions, times: int) -> Conditions:
 def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> tuple[Text, jax.Array]:
     """Guidance dropout: replaces captions by the empty caption, each example for itself.
 
-    A dropped caption keeps the places of the one it replaces (`t5_slots`), since that is how the
+    A dropped caption keeps the places of the one it replaces (`*_slots`), since that is how the
     unconditional prompt is laid out when generating.
 
     Args:
-      text: the batch, or any mapping with its text keys; [b, ...].
+      text: the batch, or any mapping with its fields of text; [b, ...].
       uniforms: [b], uniform in [0, 1), a draw of each example's own.
       rate: the share of captions to drop.
-      empty: ids and masks of the empty caption, [1, ...] and of the same lengths.
+      empty: of each field of text its value for the empty caption, [1, ...] and of the same lengths.
 
     Returns:
-      the four text keys and `t5_slots`, and which examples were dropped, [b] bool.
+      the fields of `empty` and for each mask the slots, and which examples were dropped, [b] bool.
     """
     dropped = uniforms < rate
-    keys = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
-    replaced = {key: jnp.where(dropped[:, None], empty[key], text[key]) for key in keys}
-    replaced["t5_slots"] = jnp.maximum(text.get("t5_slots", text["t5_mask"]), replaced["t5_mask"])
+    replaced = {field: jnp.where(dropped[:, None], empty[field], text[field]) for field in empty}
+    for mask in [field for field in empty if field.endswith("_mask")]:
+        slots = mask.removesuffix("_mask") + "_slots"
+        replaced[slots] = jnp.maximum(text.get(slots, text[mask]), replaced[mask])
     return replaced, dropped

@@ -3,14 +3,14 @@
     captions ─► CLAP, T5 ─► projection ─► prefix ─► GPT-2 ─► LOA         (encode_prompt, generate_loa)
     clip     ─► fbank ─► AudioMAE ─► pooled ─► the true LOA              (audiomae_loa)
 
-Captions come as token ids with the keys of the batch (data/pipeline.py): `clap_ids`, `clap_mask` [b, n] and
+Captions come as token ids with the fields of the batch (data/encoders.py): `clap_ids`, `clap_mask` [b, n] and
 `t5_ids`, `t5_mask` [b, m] int32, padded to any length. Speech has `phoneme_ids` and `phoneme_mask` in T5's place.
 
 A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
 positions: a token has the position that it would have if its prompt were alone. The one exception is what
 diffusers does on purpose, padding the negative prompt to the length of the positive one, and phonemes to the most that
-there can be: an optional key `t5_slots` or `phoneme_slots` [b, m] marks those of the places that count though nothing
-is in them. Without the key, the mask says which places count.
+there can be: an optional field `t5_slots` or `phoneme_slots` [b, m] marks those of the places that count though nothing
+is in them. Without it, the mask says which places count.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,7 @@
-"""From a source to batches on the host: draw, read, crop, normalise, tokenise, stack; the loop puts them on devices.
+"""From a source to batches on the host: draw, read, crop, encode, stack; the loop puts them on devices.
 
-A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m the lengths of the tokenizers):
+The fields of a batch are its encoders' (data/encoders.py), and beside them
 
-    waveform              [b, samples] float32  −1..1: mean zero, peak 0.5, normalised after cropping, zeros at the end
-    clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
-    t5_ids, t5_mask       [b, m] int32          the caption for T5
-    captioned             [b] bool              False: there is no caption, and the ids are those of ""
     replaced              [b] int32             records that could not be read and were drawn again for this slot
 
 The example in slot i of step s depends on (seed, s, i) and nothing else: not on the number of hosts, workers or
@@ -21,12 +17,10 @@ import numpy as np
 from absl import flags
 from grain.experimental import index_shuffle
 
-from audioldm2_jax.audio.files import normalise, segment
 from audioldm2_jax.data.draw import Draw, digest
+from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.text import Tokenizers
 
-KEYS = ("waveform", "clap_ids", "clap_mask", "t5_ids", "t5_mask", "captioned", "replaced")
 _ATTEMPTS = 20  # records drawn for a slot before the source counts as broken
 _STEPS = 2**40  # more than any run has
 
@@ -40,8 +34,7 @@ class ExampleIndex:
     def __init__(
         self,
         source: Source,
-        tokenizers: Tokenizers | None,
-        keys: Sequence[str],
+        encoders: Sequence[Encoder],
         batch_size: int,
         samples: int,
         seed: int,
@@ -49,18 +42,13 @@ class ExampleIndex:
         host_index: int = 0,
         host_count: int = 1,
     ) -> None:
-        unknown = set(keys) - set(KEYS)
-        if unknown:
-            raise ValueError(f"a batch has no {sorted(unknown)}; its keys are {', '.join(KEYS)}")
         if batch_size < 1 or batch_size % host_count:
             raise ValueError(f"batch_size is {batch_size}; it must be a positive multiple of the {host_count} hosts")
         if not 0 <= host_index < host_count:
             raise ValueError(f"host_index is {host_index}; there are {host_count} hosts")
         if not len(source):
             raise ValueError("the source has no records")
-        if tokenizers is None and any(key.startswith(("clap", "t5")) for key in keys):
-            raise ValueError(f"the keys {tuple(keys)} need tokenizers")
-        self.source, self.tokenizers, self.keys = source, tokenizers, tuple(keys)
+        self.source, self.encoders = source, tuple(encoders)
         self.batch_size, self.samples, self.seed, self.start_step = batch_size, samples, seed, start_step
         self.local = batch_size // host_count
         self.first = host_index * self.local
@@ -79,17 +67,10 @@ class ExampleIndex:
             UnreadableRecord: 20 records in a row could not be read.
         """
         example, replaced = self._draw(step * self.batch_size + slot)
-        text = example.text or ""
-        made: dict[str, np.ndarray] = {}
-        if "waveform" in self.keys:
-            made["waveform"] = segment(normalise(example.waveform), self.samples)
-        if "clap_ids" in self.keys or "clap_mask" in self.keys:
-            made["clap_ids"], made["clap_mask"] = (row[0] for row in self.tokenizers.clap([text]))
-        if "t5_ids" in self.keys or "t5_mask" in self.keys:
-            made["t5_ids"], made["t5_mask"] = (row[0] for row in self.tokenizers.t5([text]))
-        made["captioned"] = np.bool_(bool(text))
-        made["replaced"] = np.int32(replaced)
-        return {key: made[key] for key in self.keys}
+        made = {"replaced": np.int32(replaced)}
+        for encoder in self.encoders:
+            made.update(encoder(example))
+        return made
 
     def record(self, number: int) -> int:
         """Which record is the `number`th of the run: every epoch is a permutation of its own, computed, not stored."""
@@ -113,8 +94,7 @@ class ExampleIndex:
 
 def batches(
     source: Source,
-    tokenizers: Tokenizers | None,
-    keys: Sequence[str],
+    encoders: Sequence[Encoder],
     *,
     batch_size: int,
     samples: int,
@@ -130,8 +110,7 @@ def batches(
 
     Args:
         source: opened at the sampling rate of the batch.
-        tokenizers: may be None where `keys` holds no tokens.
-        keys: what a batch is to hold, of `KEYS`; only that is made.
+        encoders: make the fields of the batch.
         batch_size: examples a step, over all hosts; this host gets the contiguous slots from
             host_index · batch_size / host_count on.
         samples: length of a clip; longer records are cropped at random, shorter ones padded with zeros.
@@ -143,10 +122,10 @@ def batches(
         prefetch: batches held ready.
 
     Raises:
-        ValueError: unknown keys, or sizes that do not fit.
+        ValueError: sizes that do not fit, or a source without records.
         UnreadableRecord: from the iterator, where 20 records drawn for one slot cannot be read.
     """
-    slots = ExampleIndex(source, tokenizers, keys, batch_size, samples, seed, start_step, host_index, host_count)
+    slots = ExampleIndex(source, encoders, batch_size, samples, seed, start_step, host_index, host_count)
     steps = grain.MapDataset.source(slots).batch(slots.local)
     if not workers:
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))

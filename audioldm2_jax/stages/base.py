@@ -40,7 +40,7 @@ class Stage:
     name: str
     """As in the recipe's `train` section."""
     batch_fields: tuple[str, ...] = ("waveform",)
-    """Rngs of the batch that the stage reads (data/pipeline.py)."""
+    """Fields of the batch that the stage reads (data/encoders.py)."""
     forward_groups: tuple[str, ...] = ()
     """Groups whose gradient flows through `forward`."""
     accumulates: bool = True

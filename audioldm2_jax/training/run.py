@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.data import pipeline, sources, text
+from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.stages import STAGES
@@ -215,10 +215,10 @@ def train_stage(
     """
     where, root = stage_folder(config, name), Path(config.run_dir)
     tokenizers = text.load_tokenizers(root, config.text.clap_length, config.text.t5_length)
-    empty = {}
-    for kind, (ids, mask) in (("clap", tokenizers.clap([""])), ("t5", tokenizers.t5([""]))):
-        empty |= {f"{kind}_ids": ids, f"{kind}_mask": mask}
-    stage = STAGES[name](config, load_components(config, name), empty)
+    samples = round(config.audio.seconds * config.audio.sampling_rate)
+    available = encoders.recipe_encoders(samples, tokenizers)
+    stage = STAGES[name](config, load_components(config, name), encoders.empty_text(available))
+    wanted = encoders.select(available, stage.batch_fields)
     where.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         _write_json(where / "config.json", _relevant(config, name))
@@ -227,10 +227,9 @@ def train_stage(
         source = sources.open_source(config, split)
         return lambda step: pipeline.batches(
             source,
-            tokenizers,
-            (*stage.batch_fields, "replaced"),
+            wanted,
             batch_size=batch_size,
-            samples=round(config.audio.seconds * config.audio.sampling_rate),
+            samples=samples,
             seed=config.seed,
             start_step=step,
             host_index=host,

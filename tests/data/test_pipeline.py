@@ -11,8 +11,9 @@ import pytest
 import audioldm2_jax.data
 from audioldm2_jax.data import text
 from audioldm2_jax.data.builtin.music import MusicCorpus
+from audioldm2_jax.data.encoders import Captioned, Waveform, recipe_encoders, select
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.pipeline import KEYS, ExampleIndex, batches
+from audioldm2_jax.data.pipeline import ExampleIndex, batches
 
 SAMPLES = 4000
 CORPUS = MusicCorpus(16000, 0.25, 0, "train", examples=50)
@@ -36,9 +37,10 @@ class Ramps(Source):
 
 
 @pytest.fixture(scope="module")
-def tokenizers():
+def encoders():
     captions = text.captions(CORPUS)
-    return text.Tokenizers(text.train_clap(captions, 300, 24), text.train_t5(captions, 300, 24))
+    tokenizers = text.Tokenizers(text.train_clap(captions, 300, 24), text.train_t5(captions, 300, 24))
+    return recipe_encoders(SAMPLES, tokenizers)
 
 
 def take(n, *args, **kwargs):
@@ -56,12 +58,12 @@ def same(one, other):
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def run(tokenizers, **change):
+def run(**change):
     return {"batch_size": 4, "samples": SAMPLES, "seed": 1, "threads": 0, "prefetch": 0, **change}
 
 
-def test_keys_shapes_and_dtypes(tokenizers):
-    (batch,) = take(1, CORPUS, tokenizers, KEYS, **run(tokenizers))
+def test_keys_shapes_and_dtypes(encoders):
+    (batch,) = take(1, CORPUS, encoders, **run())
     assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
         "waveform": ((4, SAMPLES), "float32"),
         "clap_ids": ((4, 24), "int32"),
@@ -73,32 +75,32 @@ def test_keys_shapes_and_dtypes(tokenizers):
     }
     np.testing.assert_allclose(np.abs(batch["waveform"]).max(1), 0.5, atol=1e-5)
     assert batch["captioned"].all() and not batch["replaced"].any()
-    (batch,) = take(1, CORPUS, None, ("waveform",), **run(tokenizers))
-    assert set(batch) == {"waveform"}
+    (batch,) = take(1, CORPUS, select(encoders, ("waveform", "clap_mask")), **run())
+    assert set(batch) == {"waveform", "clap_ids", "clap_mask", "replaced"}
 
 
-def test_threads_workers_hosts_and_starts_give_the_same(tokenizers):
+def test_threads_workers_hosts_and_starts_give_the_same(encoders):
     """Bit by bit; the worker processes are spawned, which is most of this test's time."""
-    straight = take(4, CORPUS, tokenizers, KEYS, **run(tokenizers))
-    same(straight, take(4, CORPUS, tokenizers, KEYS, **run(tokenizers, threads=2, prefetch=3)))
-    same(straight, take(4, CORPUS, tokenizers, KEYS, **run(tokenizers, workers=2, prefetch=2)))
-    same(straight[2:], take(2, CORPUS, tokenizers, KEYS, **run(tokenizers, start_step=2)))
-    hosts = [take(4, CORPUS, tokenizers, KEYS, **run(tokenizers, host_index=i, host_count=2)) for i in range(2)]
+    straight = take(4, CORPUS, encoders, **run())
+    same(straight, take(4, CORPUS, encoders, **run(threads=2, prefetch=3)))
+    same(straight, take(4, CORPUS, encoders, **run(workers=2, prefetch=2)))
+    same(straight[2:], take(2, CORPUS, encoders, **run(start_step=2)))
+    hosts = [take(4, CORPUS, encoders, **run(host_index=i, host_count=2)) for i in range(2)]
     same(straight, [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*hosts, strict=True)])
 
 
 def test_an_epoch_has_every_record_once_and_no_two_are_alike():
-    slots = ExampleIndex(CORPUS, None, ("waveform",), 4, SAMPLES, seed=1)
+    slots = ExampleIndex(CORPUS, [Waveform(SAMPLES)], 4, SAMPLES, seed=1)
     epochs = [[slots.record(50 * epoch + i) for i in range(50)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    other = ExampleIndex(CORPUS, None, ("waveform",), 4, SAMPLES, seed=2)
+    other = ExampleIndex(CORPUS, [Waveform(SAMPLES)], 4, SAMPLES, seed=2)
     assert [other.record(i) for i in range(50)] != epochs[0]
     assert slots.record(10**15) in range(50)  # any step at once
 
 
 def test_unreadable_records_are_drawn_again_and_counted():
-    slots = ExampleIndex(Ramps(), None, ("waveform", "replaced", "captioned"), 6, 100, seed=0)
+    slots = ExampleIndex(Ramps(), [Waveform(100), Captioned()], 6, 100, seed=0)
     examples = [slots.example(step, slot) for step in range(20) for slot in range(6)]
     replaced = np.array([example["replaced"] for example in examples])
     for number, count in enumerate(replaced):
@@ -107,39 +109,41 @@ def test_unreadable_records_are_drawn_again_and_counted():
     again = slots.example(3, 2)
     same([examples[20]], [again])
     with pytest.raises(UnreadableRecord, match="20 records drawn one after the other cannot be read"):
-        ExampleIndex(Ramps(broken=lambda i: True), None, ("waveform",), 1, 100, seed=0)[0]
+        ExampleIndex(Ramps(broken=lambda i: True), [Waveform(100)], 1, 100, seed=0)[0]
 
 
 def test_long_records_are_cropped_at_random_and_short_ones_padded():
-    cropped = ExampleIndex(Ramps(broken=lambda i: False), None, ("waveform",), 1, 900, seed=0)
+    cropped = ExampleIndex(Ramps(broken=lambda i: False), [Waveform(900)], 1, 900, seed=0)
     rows = np.stack([cropped[i]["waveform"] for i in range(30)])
     # A crop of a ramp is a ramp; normalised, they are all the same one.
     np.testing.assert_allclose(rows, np.linspace(-0.5, 0.5, 900)[None].repeat(30, 0), atol=1e-4)
     source = Ramps(broken=lambda i: False)
     starts = {float(source.excerpt(0, 900, position).waveform[0]) for position in (0.0, 0.5, 0.999)}
     assert len(starts) == 3
-    padded = ExampleIndex(source, None, ("waveform",), 1, 1500, seed=0)[0]["waveform"]
+    padded = ExampleIndex(source, [Waveform(1500)], 1, 1500, seed=0)[0]["waveform"]
     assert padded.shape == (1500,) and not padded[1000:].any() and abs(padded[999] - 0.5) < 1e-4
 
 
-def test_missing_captions_are_empty(tokenizers):
-    slots = ExampleIndex(Ramps(broken=lambda i: False), tokenizers, KEYS, 12, 100, seed=0)
+def test_missing_captions_are_empty(encoders):
+    slots = ExampleIndex(Ramps(broken=lambda i: False), encoders, 12, 100, seed=0)
     examples = [slots.example(0, i) for i in range(12)]
     (missing,) = (example for example in examples if not example["captioned"])
     assert missing["clap_ids"][:3].tolist() == [0, 2, 1] and missing["t5_ids"][:2].tolist() == [1, 0]
 
 
-def test_errors(tokenizers):
-    base = {"source": CORPUS, "tokenizers": tokenizers, "keys": KEYS, "batch_size": 4, "samples": 10, "seed": 0}
+def test_errors(encoders):
+    base = {"source": CORPUS, "encoders": encoders, "batch_size": 4, "samples": 10, "seed": 0}
     for change, message in (
-        ({"keys": ("mel",)}, r"a batch has no \['mel'\]"),
         ({"batch_size": 3, "host_count": 2}, "multiple of the 2 hosts"),
         ({"host_index": 2, "host_count": 2}, "there are 2 hosts"),
-        ({"tokenizers": None}, "need tokenizers"),
         ({"source": Ramps(records=0)}, "no records"),
     ):
         with pytest.raises(ValueError, match=message):
             ExampleIndex(**{**base, **change})
+    with pytest.raises(ValueError, match=r"no encoder makes mel of the batch; there are captioned, clap_ids"):
+        select(encoders, ("waveform", "mel"))
+    with pytest.raises(ValueError, match="no encoder makes t5_ids"):
+        select(recipe_encoders(SAMPLES, None), ("waveform", "t5_ids"))
 
 
 def test_no_jax_in_data():
@@ -154,7 +158,8 @@ def test_no_jax_in_data():
         "from audioldm2_jax.data import datasets, sources\n"
         "from audioldm2_jax.data.pipeline import batches\n"
         "source = sources.MusicCorpus(16000, 0.25, 0, 'train')\n"
-        "next(batches(source, None, ('waveform',), batch_size=2, samples=4000, seed=0))\n"
+        "from audioldm2_jax.data.encoders import recipe_encoders\n"
+        "next(batches(source, recipe_encoders(4000, None), batch_size=2, samples=4000, seed=0))\n"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

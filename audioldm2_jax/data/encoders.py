@@ -1,0 +1,106 @@
+"""What turns an example into fields of the batch; a stage asks for fields, and those encoders make them that can.
+
+A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m the lengths of the tokenizers):
+
+    waveform              [b, samples] float32  −1..1: mean zero, peak 0.5, normalised after cropping, zeros at the end
+    clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
+    t5_ids, t5_mask       [b, m] int32          the caption for T5
+    captioned             [b] bool              False: there is no caption, and the ids are those of ""
+
+Further encoders need no change elsewhere: what they read of an example is theirs, and so are their fields' names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from audioldm2_jax.audio.files import normalise, segment
+from audioldm2_jax.data.example import Example
+from audioldm2_jax.data.text import Tokenizer, Tokenizers
+
+Fields = Mapping[str, np.ndarray]
+
+
+class Encoder:
+    """Makes fields of the batch from an example; picklable, for worker processes."""
+
+    fields: tuple[str, ...]
+    """Names of the fields it makes."""
+
+    def __call__(self, example: Example) -> Fields:
+        """Returns the fields of one example, without the batch axis."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Waveform(Encoder):
+    """The excerpt, normalised, then padded with zeros to `samples`."""
+
+    samples: int
+    fields = ("waveform",)
+
+    def __call__(self, example: Example) -> Fields:
+        return {"waveform": segment(normalise(example.waveform), self.samples)}
+
+
+@dataclass(frozen=True)
+class Caption(Encoder):
+    """The caption as the token ids of one text encoder, that of "" where there is none.
+
+    Attributes:
+        name: of the text encoder, with which the fields begin.
+        tokenizer: its tokenizer.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (f"{self.name}_ids", f"{self.name}_mask")
+
+    def __call__(self, example: Example) -> Fields:
+        return self.encode(example.text or "")
+
+    def encode(self, text: str) -> Fields:
+        """Returns the fields of a text."""
+        return {field: rows[0] for field, rows in zip(self.fields, self.tokenizer([text]))}
+
+
+@dataclass(frozen=True)
+class Captioned(Encoder):
+    """Whether there is a caption."""
+
+    fields = ("captioned",)
+
+    def __call__(self, example: Example) -> Fields:
+        return {"captioned": np.bool_(bool(example.text))}
+
+
+def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encoder, ...]:
+    """Returns all encoders of a recipe: clips of `samples` samples, and captions where there are tokenizers."""
+    texts = (Caption("clap", tokenizers.clap), Caption("t5", tokenizers.t5)) if tokenizers else ()
+    return (Waveform(samples), *texts, Captioned())
+
+
+def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder, ...]:
+    """Returns those of the encoders that make `fields`.
+
+    Raises:
+        ValueError: none makes one of the fields.
+    """
+    encoders = tuple(encoders)
+    known = {field for encoder in encoders for field in encoder.fields}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ValueError(f"no encoder makes {', '.join(unknown)} of the batch; there are {', '.join(sorted(known))}")
+    return tuple(encoder for encoder in encoders if set(encoder.fields) & set(fields))
+
+
+def empty_text(encoders: Iterable[Encoder]) -> dict[str, np.ndarray]:
+    """Returns the fields of the empty caption, each [1, length]; {} where no encoder reads captions."""
+    captions = (encoder for encoder in encoders if isinstance(encoder, Caption))
+    return {field: row[None] for encoder in captions for field, row in encoder.encode("").items()}
