@@ -461,7 +461,8 @@ def tiny() -> ConfigDict:
         train_t5=True,
     )
     for stage in train.values():
-        stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99)
+        stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99, heldout_clips=16)
+        stage.heldout_every = max(stage.steps // 4, 300)
     train.vocoder.update(log_every=50, save_every=2500)
     for name in ("vae", "vocoder"):
         train[name].sample_every = 10_000
@@ -489,6 +490,8 @@ def _training(**stage: object) -> dict:
         "log_every": 50,
         "save_every": 5000,
         "keep": 3,  # checkpoints
+        "heldout_every": 1000,  # steps between two losses on held-out data, and at the end; 0: never
+        "heldout_clips": 128,  # whose loss that is, filled up to whole batches
         "sample_every": 10_000,  # and at the end; 0: never
         **stage,
     }

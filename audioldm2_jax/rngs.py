@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,22 @@ class Rngs(NamedTuple):
     """The randomness of one step. A use of random numbers has a name of its own, which no other use of a stage has.
 
     Attributes:
-        step_key: one key, of the step or of one of its microbatches.
+        step_key: one key, of the step or of one of its microbatches; None in evaluation, where nothing is dropped out
+            or augmented.
         example_keys: [batch], one key for each slot.
     """
 
-    step_key: jax.Array
+    step_key: jax.Array | None
     example_keys: jax.Array
 
-    def step(self, name: str) -> jax.Array:
-        """Returns the step's key for the use `name`, such as dropout, whose draws are not an example's own."""
-        return named(self.step_key, name)
+    @property
+    def training(self) -> bool:
+        """Whether dropout and augmentation are on, and BatchNorm takes the batch's statistics."""
+        return self.step_key is not None
+
+    def step(self, name: str) -> jax.Array | None:
+        """Returns the step's key for the dropout `name`, whose draws are not an example's own; None in evaluation."""
+        return None if self.step_key is None else named(self.step_key, name)
 
     def examples(self, name: str) -> jax.Array:
         """Returns [batch] keys for the use `name`: the same for an example in whichever microbatch it is."""
@@ -55,3 +61,14 @@ def of_step(key: jax.Array, step: jax.Array, size: int) -> Rngs:
     key = jax.random.fold_in(key, step)
     slots = partial(jax.random.fold_in, named(key, "examples"))
     return Rngs(named(key, "step"), jax.vmap(slots)(jnp.arange(size)))
+
+
+def heldout_rngs(key: jax.Array, number: jax.Array, size: int) -> Rngs:
+    """Returns the streams of the held-out batch `number`, the same at every evaluation; `key` is the stage's."""
+    key = jax.random.fold_in(named(key, "heldout"), number)
+    return Rngs(None, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(size)))
+
+
+def dropout_arguments(key: jax.Array | None) -> dict[str, Any]:
+    """Returns the arguments with which a module is called with dropout, or without where there is no key."""
+    return {"deterministic": True} if key is None else {"deterministic": False, "rngs": {"dropout": key}}

@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     config.models.scale_discriminator.update(scales=2, channels=(4, 4), groups=(1, 1))
     for stage in config.train.values():
         stage.update(steps=STEPS, batch_size=2, warmup=2, log_every=1, save_every=2, sample_every=0)
+        stage.update(heldout_every=2, heldout_clips=2)
     config.train.clap.batch_size = 4
     config.train.vae.update(learning_rate=1e-3, crop_frames=32, crops=1, discriminator_start=2)
     config.train.vocoder.update(segment_samples=3200, crops=1, discriminator_start=2)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from audioldm2_jax.conditioning.conditions import Text
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.rngs import dropout_arguments
 
 
 class Prefix(NamedTuple):
@@ -96,7 +97,7 @@ def encode_prompt(
     clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
     name = "phoneme" if "phoneme_ids" in text else "t5"
     text_mask = text[f"{name}_mask"]
-    text_states = second(text[f"{name}_ids"], text_mask, **_dropout(dropout_key))
+    text_states = second(text[f"{name}_ids"], text_mask, **dropout_arguments(dropout_key))
     ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
     embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
     slots = _wrap_text(text.get(f"{name}_slots", text_mask))
@@ -143,12 +144,12 @@ def generate_loa(
     # Attention is causal over the cache's slots, so those not yet written may be marked as present already.
     mask = jnp.concatenate([prefix.mask, jnp.ones((b, written - 1), prefix.mask.dtype)], 1)
     keys = [None] * written if dropout_key is None else jax.random.split(dropout_key, written)
-    hidden, cache = gpt2(prefix.embeddings, mask, prefix.positions, cache=cache, **_dropout(keys[0]))
+    hidden, cache = gpt2(prefix.embeddings, mask, prefix.positions, cache=cache, **dropout_arguments(keys[0]))
     first = hidden[:, -1:]
 
     def write(carry, key):
         token, position, cache = carry
-        hidden, cache = gpt2(token, mask, position, cache=cache, **_dropout(key))
+        hidden, cache = gpt2(token, mask, position, cache=cache, **dropout_arguments(key))
         return (hidden, position + 1, cache), hidden[:, 0]
 
     start = (first, prefix.positions[:, -1:] + 1, cache)
@@ -177,7 +178,7 @@ def teacher_forced_loa(
     p = prefix.mask.shape[1]
     inputs = _append(prefix, loa[:, :-1])
     _check_length(gpt2, inputs.mask.shape[1])
-    hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **_dropout(dropout_key))
+    hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **dropout_arguments(dropout_key))
     return hidden[:, p - 1 :]
 
 
@@ -206,7 +207,3 @@ def _check_length(gpt2: Network, length: int) -> None:
             f"The language model reads {length} places, more than its {gpt2.module.n_positions} positions; "
             "shorten the captions (text.t5_length) or use fewer LOA tokens (a larger pooling)."
         )
-
-
-def _dropout(key: jax.Array | None) -> dict:
-    return {} if key is None else {"deterministic": False, "rngs": {"dropout": key}}

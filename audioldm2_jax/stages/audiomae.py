@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.audiomae import AudioMAE, unused_tensors
-from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
@@ -38,7 +38,7 @@ class AudioMAEStage(Stage):
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         waveform = batch["waveform"]
-        if self.hparams.augment:
+        if self.hparams.augment and rngs.training:
             waveform = augment(waveform, rngs.examples("augmentation"))
         fbank = self.ends.kaldi_fbank(waveform)
         loss, _, _ = self.module.apply(
@@ -46,8 +46,7 @@ class AudioMAEStage(Stage):
             fbank,
             self.hparams.mask_ratio,
             rngs.examples("mask"),
-            deterministic=False,
-            rngs={"dropout": rngs.step("dropout")},
+            **dropout_arguments(rngs.step("dropout")),
         )
         return loss, ({}, state)
 

@@ -88,6 +88,11 @@ class Stage:
             return {}
         return {group: self.components[component].variables["params"]}
 
+    @property
+    def heldout_variant(self) -> Any:
+        """The variant whose loss is taken of held-out data, one for the whole stage, so that losses are comparable."""
+        return None
+
     def setup(self) -> None:
         """Builds the modules."""
         raise NotImplementedError
@@ -111,6 +116,18 @@ class Stage:
     def objectives(self, variant: Any) -> tuple[Objective, ...]:
         """Returns the objectives of a step, in the order in which their groups are updated."""
         raise NotImplementedError
+
+    def heldout_loss(
+        self, params: Tree, state: Tree, frozen: Tree, batch: Batch, rngs: Rngs
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss of held-out examples, of which a run is judged, and further metrics.
+
+        By default that of the last objective of `heldout_variant`, without dropout and augmentation.
+        """
+        variant = self.heldout_variant
+        outputs = self.forward(params, state, frozen, batch, rngs, variant)
+        loss, (metrics, _) = self.objectives(variant)[-1].loss(params, outputs, state, frozen, batch, rngs)
+        return loss, metrics
 
     def sample(self, params: Tree, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Returns what there is to look at or sample to, from held-out examples.

@@ -9,6 +9,7 @@ import optax
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 # exp of it multiplies the cosine; LAION-CLAP's training clips it so (training/train.py).
@@ -42,17 +43,16 @@ class ClapStage(Stage):
     def objectives(self, variant):
         return (Objective("contrast", ("clap",), self._loss),)
 
-    def _loss(self, params, outputs, state, frozen, batch, rngs):
+    def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         variables = {"params": params["clap"], "batch_stats": state["clap"]}
         (text, audio), updated = self.module.apply(
             variables,
             batch["clap_ids"],
             batch["clap_mask"],
             self.ends.clap_mel(batch["waveform"]),
-            deterministic=False,
-            use_running_average=False,
+            use_running_average=not rngs.training,
             mutable=["batch_stats"],
-            rngs={"dropout": rngs.step("dropout")},
+            **dropout_arguments(rngs.step("dropout")),
         )
         scales = [jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])

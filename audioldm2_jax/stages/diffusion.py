@@ -37,6 +37,10 @@ class DiffusionStage(Stage):
     def makes(cls, config):
         return ("unet",)
 
+    @property
+    def heldout_variant(self):
+        return self.config.loa.pooling
+
     def setup(self):
         self.ends = front_ends(self.config)
         self.module = UNet(**module_fields(self.config, "unet"), remat=self.config.remat)

@@ -26,6 +26,10 @@ class VAEStage(Stage):
     def makes(cls, config):
         return ("vae",)
 
+    @property
+    def heldout_variant(self):
+        return "plain"  # without discriminators, whose loss says little of a generator
+
     def setup(self):
         self.ends = front_ends(self.config)
         self.module = AutoencoderKL(**module_fields(self.config, "vae"))
@@ -47,7 +51,9 @@ class VAEStage(Stage):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, rngs, variant):
-        _, mels = crop(batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop"))
+        _, mels = crop(
+            batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop")
+        )
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")

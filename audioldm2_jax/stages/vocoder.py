@@ -26,6 +26,10 @@ class VocoderStage(Stage):
     def makes(cls, config):
         return ("vocoder",)
 
+    @property
+    def heldout_variant(self):
+        return "plain"  # without discriminators, whose loss says little of a generator
+
     def setup(self):
         self.ends = front_ends(self.config)
         self.fields = self.config.models.vocoder.to_dict() | {

@@ -5,7 +5,8 @@ The order of one call of `train`:
 2. the newest undamaged checkpoint, or new parameters, or those that the stage starts from;
 3. steps: the batch of step s and all randomness in it are functions of (seed, s, slot), so a resumed run is the
    straight run;
-4. a last checkpoint, the averaged parameters, samples.
+4. evaluators at their intervals (evaluation/base.py): the loss on held-out data, samples;
+5. a last checkpoint, the averaged parameters.
 
 The state is {params, model_state, opt, ema, step}; `params` and `model_state` hold a tree a parameter group, `opt` one
 an objective, `ema` the averages, {} without.
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from audioldm2_jax.evaluation import heldout_loss
+from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.rngs import Rngs, named, of_step
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.stages.base import Objective, Stage
@@ -59,7 +64,7 @@ def train(
     folder: Path,
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
-    on_sample: Callable[[int, Any, Any], None] | None = None,
+    evaluators: Callable[[Mesh, jax.Array], Sequence[Evaluator]] = lambda mesh, key: (),
 ) -> Trained:
     """Trains `stage` to the end of its recipe, from where `folder` left it.
 
@@ -69,7 +74,7 @@ def train(
         folder: of this stage, for checkpoints and metrics.
         progress: where reports go.
         should_stop: asked after every step.
-        on_sample: called with (step, averaged params, model state) every `sample_every` steps.
+        evaluators: made for the mesh and the stage's random key, once.
 
     Raises:
         Stopped: `should_stop` said so, after saving.
@@ -117,6 +122,16 @@ def train(
     first, clock = int(state["step"]), _Clock(hparams, int(state["step"]))
     pending: list[tuple[int, dict]] = []
     batch, stream = None, batches(first)
+    checks = evaluators(mesh, seed)
+
+    def evaluate(step: int, state: State) -> None:
+        snapshot = Snapshot(step, state["params"], averaged(state), state["model_state"], frozen)
+        with clock.evaluating():
+            metrics = {k: v for check in checks if due(check, step, hparams.steps) for k, v in check(snapshot).items()}
+        if metrics and writer:
+            writer.scalars(step, metrics)
+        clock.heldout = metrics.get(heldout_loss.NAME, clock.heldout)
+
     try:
         for step in range(first, hparams.steps):
             batch = sharding.to_devices(clock.wait(stream, pending), mesh)
@@ -134,8 +149,10 @@ def train(
                 checkpoints.save(done, state)
             if stop and done < hparams.steps:
                 raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}")
-            if on_sample and hparams.sample_every and done % hparams.sample_every == 0 and done < hparams.steps:
-                on_sample(done, averaged(state), state["model_state"])
+            if done < hparams.steps:
+                evaluate(done, state)
+        evaluate(hparams.steps, state)
+        _conclude(stage, writer, clock, progress)
     finally:
         if writer:
             writer.close()
@@ -284,12 +301,24 @@ def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, b
     return grads, (value, metrics, model_state)
 
 
+def _conclude(stage: Stage, writer: MetricsWriter | None, clock: _Clock, progress: Progress) -> None:
+    """Says what the stage has reached on held-out data, and what it cost to know."""
+    best = writer.best(heldout_loss.NAME) if writer else None
+    if clock.heldout is None or best is None:
+        return
+    progress.say(
+        f"{stage.name}: held-out loss {clock.heldout:.4g}; the best was {best[0]:.4g} after step {best[1]} "
+        f"({clock.share(clock.evaluated):.1%} of the time went into evaluation)"
+    )
+
+
 class _Clock:
-    """Times the steps, and how long the device had nothing to do because the batch was not there."""
+    """Times the steps, evaluation, and how long the device had nothing to do because the batch was not there."""
 
     def __init__(self, hparams: Any, first: int):
         self.hparams, self.first = hparams, first
-        self.waited, self.logged = 0.0, first
+        self.waited, self.evaluated, self.logged = 0.0, 0.0, first
+        self.heldout: float | None = None
         self.begin = self.last = None
 
     def wait(self, stream: Iterator, pending: list) -> dict[str, np.ndarray]:
@@ -318,9 +347,22 @@ class _Clock:
         overall = (step - self.first - 1) / max(now - self.begin, 1e-6)
         return rate * self.hparams.batch_size, (self.hparams.steps - step) / overall if overall > 0 else 0.0
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Counts the time inside as evaluation and not as that of steps."""
+        before = time.monotonic()
+        yield
+        spent = time.monotonic() - before
+        self.evaluated += spent
+        self.last = self.last and self.last + spent
+
+    def share(self, seconds: float) -> float:
+        """Returns which share of the time since the first step `seconds` are."""
+        return seconds / max(time.monotonic() - self.begin, 1e-6) if self.begin else 0.0
+
     def data_wait(self) -> float:
         """Returns the share of the time since the first step that was spent waiting for data."""
-        return self.waited / max(time.monotonic() - self.begin, 1e-6) if self.begin else 0.0
+        return self.share(self.waited)
 
 
 def _log(
@@ -339,7 +381,7 @@ def _log(
         writer.scalars(step, means)
     # The last objective's: of a GAN, the generator's.
     loss = means[stage.objectives(stage.variant(step - 1))[-1].name + "/loss"]
-    progress.report(Report(stage.name, step, stage.hparams.steps, loss, rate, left))
+    progress.report(Report(stage.name, step, stage.hparams.steps, loss, rate, left, clock.heldout))
     pending.clear()
 
 

@@ -16,9 +16,10 @@ from audioldm2_jax import recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.data import sources
+from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.runtime import start
-from audioldm2_jax.training import fine_tuning, run, show, side_by_side
+from audioldm2_jax.training import fine_tuning, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen
 

@@ -28,6 +28,19 @@ class MetricsWriter:
         """Writes one clip [samples] to TensorBoard."""
         self._board.add_audio(name, waveform[:, None], step, sample_rate=sampling_rate)
 
+    def best(self, name: str) -> tuple[float, int] | None:
+        """Returns the least value of a metric over the whole stage, earlier processes included, and its step."""
+        values = {}
+        with open(self._lines.name, encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # half a line, of a process that was killed
+                    continue
+                if name in entry:
+                    values[entry["step"]] = entry[name]  # a step that was repeated counts as it was the last time
+        return min(((value, step) for step, value in values.items()), default=None)
+
     def close(self) -> None:
         self._lines.close()
         self._board.close()

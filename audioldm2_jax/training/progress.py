@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Report(NamedTuple):
-    """Where a stage stands. `seconds` is the time left, `rate` examples a second."""
+    """Where a stage stands. `seconds` is the time left, `rate` examples a second, `heldout` the last loss on held-out
+    data."""
 
     stage: str
     step: int
@@ -16,6 +17,7 @@ class Report(NamedTuple):
     loss: float
     rate: float
     seconds: float
+    heldout: float | None = None
 
 
 class Progress(Protocol):
@@ -52,7 +54,8 @@ class Screen:
             self._bars.stop()
 
     def report(self, report: Report) -> None:
-        text = f"loss {report.loss:.4g}  {report.rate:.0f} examples/s  {_clock(report.seconds)} left"
+        heldout = "" if report.heldout is None else f"held-out {report.heldout:.4g}  "
+        text = f"loss {report.loss:.4g}  {heldout}{report.rate:.0f} examples/s  {_clock(report.seconds)} left"
         if self._bars:
             if report.stage not in self._tasks:
                 self._tasks[report.stage] = self._bars.add_task(report.stage, total=report.steps, text="")

@@ -22,21 +22,26 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.evaluation import samples
+from audioldm2_jax.evaluation.base import Evaluator
+from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
+from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop, show
+from audioldm2_jax.training import loop
 from audioldm2_jax.training.progress import Progress
 
 # What may differ from the run that a folder was begun with.
 FREE = ("run_dir", "stages", "side_by_side", "compilation_cache", "mesh", "remat", "samples")
 FREE_BELOW = {
     "data": ("workers", "threads", "prefetch"),
-    "train": ("log_every", "save_every", "keep", "sample_every"),
+    "train": ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips"),
 }
 # Which sections of `config.models` decide what a component is, and what becomes of it in training.
 SECTIONS = {
@@ -215,43 +220,39 @@ def train_stage(
     """
     where, root = stage_folder(config, name), Path(config.run_dir)
     tokenizers = text.load_tokenizers(root, config.text.clap_length, config.text.t5_length)
-    samples = round(config.audio.seconds * config.audio.sampling_rate)
-    available = encoders.recipe_encoders(samples, tokenizers)
+    clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
+    available = encoders.recipe_encoders(clip_samples, tokenizers)
     stage = STAGES[name](config, load_components(config, name), encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     where.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         _write_json(where / "config.json", _relevant(config, name))
 
-    def batches(split: str, batch_size: int, host: int, hosts: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
         source = sources.open_source(config, split)
         return lambda step: pipeline.batches(
             source,
             wanted,
             batch_size=batch_size,
-            samples=samples,
+            samples=clip_samples,
             seed=config.seed,
             start_step=step,
-            host_index=host,
-            host_count=hosts,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
             workers=config.data.workers if split == "train" else 0,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
 
-    make_sample = jax.jit(stage.sample)
+    def evaluators(mesh: Mesh, key: jax.Array) -> tuple[Evaluator, ...]:
+        heldout = batches("heldout", stage.hparams.batch_size)
+        some = batches("heldout", samples.clips(mesh))
+        return (
+            HeldoutLoss(stage, lambda: heldout(0), mesh, key),
+            Samples(stage, lambda: some(0), mesh, where / "samples", progress.say),
+        )
 
-    def sample(step: int, params, model_state) -> None:
-        params, model_state = hosts.to_host((params, model_state))
-        if jax.process_index() == 0:
-            heldout = next(batches("heldout", 4, 0, 1)(0))
-            made = jax.device_get(make_sample(params, model_state, stage.frozen, heldout, jax.random.key(step)))
-            show.write_samples(where / "samples" / f"{step:07}", made, config.audio.sampling_rate)
-
-    train_batches = batches("train", stage.hparams.batch_size, jax.process_index(), jax.process_count())
-    trained = loop.train(stage, train_batches, where, progress, should_stop, sample)
-    if stage.hparams.sample_every:
-        sample(stage.hparams.steps, trained.params, trained.model_state)
+    trained = loop.train(stage, batches("train", stage.hparams.batch_size), where, progress, should_stop, evaluators)
     params, model_state, batch = hosts.to_host((trained.params, trained.model_state, trained.batch))
     if jax.process_index() == 0:
         _write_result(where / "result", stage.results(params, model_state, stage.frozen, batch))

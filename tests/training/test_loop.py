@@ -260,24 +260,33 @@ def test_one_executable_a_variant(tmp_path):
     assert stage.traced == ["even", "odd"]
 
 
-def test_samples_at_intervals(tmp_path):
-    steps = []
-    loop.train(
-        Line(config(steps=6, sample_every=2), {}),
-        toys.data,
-        tmp_path,
-        Said(),
-        on_sample=lambda step, params, state: steps.append((step, params["line"]["kernel"].shape)),
-    )
-    assert steps == [(2, (6, 6)), (4, (6, 6))]  # the last sample is the run's
+class Recorder:
+    """An evaluator that notes when it was called."""
+
+    def __init__(self, every):
+        self.every, self.steps = every, []
+
+    def __call__(self, snapshot):
+        assert snapshot.averaged["line"]["kernel"].shape == (6, 6)
+        self.steps.append(snapshot.step)
+        return {"recorded": float(snapshot.step)}
+
+
+def test_evaluators_run_at_intervals_and_at_the_end(tmp_path):
+    often, seldom, never = (Recorder(every) for every in (2, 100, 0))
+    stage = Line(config(steps=7), {})
+    loop.train(stage, toys.data, tmp_path, Said(), evaluators=lambda mesh, key: (often, seldom, never))
+    assert (often.steps, seldom.steps, never.steps) == ([2, 4, 6, 7], [7], [])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "recorded" in line] == [2, 4, 6, 7]
 
 
 def test_waiting_for_data_is_measured(tmp_path):
     def slow(step):
         for batch in toys.data(step):
-            time.sleep(0.02)
+            time.sleep(0.2)  # much longer than a step, also on a machine that is busy
             yield batch
 
-    late, _ = toys.train(Line(config(steps=12, save_every=0), {}), tmp_path / "slow", batches=slow)
+    late, _ = toys.train(Line(config(steps=8, save_every=0), {}), tmp_path / "slow", batches=slow)
     ready, _ = toys.train(Line(config(steps=200, save_every=0, log_every=50), {}), tmp_path / "ready")
     assert late.data_wait > 0.5 > ready.data_wait
