@@ -22,12 +22,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import loop, show
 from audioldm2_jax.training.progress import Progress
@@ -98,11 +99,11 @@ def waits_for(config: ConfigDict, name: str, chosen: list[str]) -> list[str]:
     return [other for other in chosen if other in makers and other != name]
 
 
-def prepare(config: ConfigDict) -> None:
-    """Makes the run folder, checks it against the recipe, and writes the tokenizers.
+def make_folder(config: ConfigDict) -> Path:
+    """Makes the run folder and returns it. Called by all hosts.
 
     Raises:
-        RunError: no data is named, the folder cannot be written, or it belongs to another recipe.
+        RunError: no data is named, or the folder cannot be written.
     """
     if not config.data.source:
         raise RunError(
@@ -120,12 +121,22 @@ def prepare(config: ConfigDict) -> None:
         raise RunError(
             f"cannot write to the run folder {root} ({error.strerror}): choose another with --config.run_dir=PATH"
         ) from error
+    return root
+
+
+def prepare(config: ConfigDict) -> None:
+    """Checks the run folder against the recipe and writes the tokenizers. Called by all hosts.
+
+    Raises:
+        RunError: it belongs to another recipe, and what `make_folder` raises.
+    """
+    root = make_folder(config)
     for name in STAGES:
         if (stage_folder(config, name) / "config.json").exists():
             _check_config(config, name)
-    if jax.process_index() == 0 and not (root / text.T5_FOLDER).is_dir():
+    if hosts.is_first() and not (root / text.T5_FOLDER).is_dir():
         text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
-    hosts.wait_for_hosts("run folder prepared")
+    hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -205,9 +216,7 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     return found
 
 
-def train_stage(
-    config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], bool] = lambda: False
-) -> float:
+def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
     Raises:
@@ -220,10 +229,10 @@ def train_stage(
         empty |= {f"{kind}_ids": ids, f"{kind}_mask": mask}
     stage = STAGES[name](config, load_components(config, name), empty)
     where.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         _write_json(where / "config.json", _relevant(config, name))
 
-    def batches(split: str, batch_size: int, host: int, hosts: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    def batches(split: str, batch_size: int, host: int, count: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
         source = sources.open_source(config, split)
         return lambda step: pipeline.batches(
             source,
@@ -234,29 +243,35 @@ def train_stage(
             seed=config.seed,
             start_step=step,
             host_index=host,
-            host_count=hosts,
+            host_count=count,
             workers=config.data.workers if split == "train" else 0,
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
 
-    make_sample = jax.jit(stage.sample)
+    everywhere = NamedSharding(sharding.make_mesh(config), PartitionSpec())
+    make_sample = jax.jit(
+        lambda params, model_state, frozen, batch, step: stage.sample(
+            params, model_state, frozen, batch, jax.random.key(step)
+        ),
+        out_shardings=everywhere,
+    )
 
-    def sample(step: int, params, model_state) -> None:
-        params, model_state = hosts.to_host((params, model_state))
-        if jax.process_index() == 0:
-            heldout = next(batches("heldout", 4, 0, 1)(0))
-            made = jax.device_get(make_sample(params, model_state, stage.frozen, heldout, jax.random.key(step)))
-            show.write_samples(where / "samples" / f"{step:07}", made, config.audio.sampling_rate)
+    def sample(step: int, params, model_state, frozen) -> None:
+        """Called by all hosts: the first one reads the clips and writes what the mesh makes of them."""
+        heldout = next(batches("heldout", 4, 0, 1)(0)) if hosts.is_first() else None
+        heldout = sharding.place(hosts.broadcast_arrays(heldout, "held-out clips"), everywhere)
+        made = make_sample(params, model_state, frozen, heldout, np.uint32(step))
+        if hosts.is_first():
+            show.write_samples(where / "samples" / f"{step:07}", jax.device_get(made), config.audio.sampling_rate)
 
     train_batches = batches("train", stage.hparams.batch_size, jax.process_index(), jax.process_count())
     trained = loop.train(stage, train_batches, where, progress, should_stop, sample)
     if stage.hparams.sample_every:
-        sample(stage.hparams.steps, trained.params, trained.model_state)
-    params, model_state, batch = hosts.to_host((trained.params, trained.model_state, trained.batch))
-    if jax.process_index() == 0:
-        _write_result(where / "result", stage.results(params, model_state, stage.frozen, batch))
-    hosts.wait_for_hosts(f"{name} finished")
+        sample(stage.hparams.steps, trained.params, trained.model_state, trained.frozen)
+    results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
+    _write_result(where / "result", results)
+    hosts.wait_for_file(where / "result", f"{name} finished")
     return trained.data_wait
 
 
@@ -283,12 +298,19 @@ def publish(config: ConfigDict) -> Path | None:
 
 
 def _write_result(target: Path, components: dict[str, model_folder.Component]) -> None:
-    """Writes all components of a stage's result, or none."""
+    """Writes all components of a stage's result, or none. Called by all hosts; the first one writes.
+
+    Weights that lie on several hosts come to it one by one, so that only its memory ever holds a whole component.
+    """
     partial = target.with_name("result.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if hosts.is_first():
+        shutil.rmtree(partial, ignore_errors=True)
     for name, part in components.items():
-        model_folder.write_component(partial, name, part.config, part.variables, part.unused)
-    os.replace(partial, target)
+        variables = hosts.to_first(part.variables)
+        if hosts.is_first():
+            model_folder.write_component(partial, name, part.config, variables, part.unused)
+    if hosts.is_first():
+        os.replace(partial, target)
 
 
 def _write_json(path: Path, content: object) -> None:
