@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from audioldm2_jax.runtime import cluster, watch
+
 #: Ending and libsndfile's name of the samples, of each `--format`.
 FORMATS = {"wav": (".wav", "PCM_16"), "float": (".wav", "FLOAT"), "flac": (".flac", "PCM_16")}
 #: Where the models are that the authors' command knows by name; None: not on the hub in the diffusers layout.
@@ -100,6 +102,10 @@ def flags() -> argparse.ArgumentParser:
     out.add_argument(
         "--format", choices=tuple(FORMATS), default="wav", help="WAV of 16 bits or of floats, or FLAC of 16 bits"
     )
+    hosts = parser.add_argument_group("on several hosts")
+    for name, help in cluster.FLAGS.items():
+        default = cluster.Cluster._field_defaults[name]
+        hosts.add_argument(f"--{name}", type=type(default), default=default, help=help)
     return parser
 
 
@@ -187,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(path)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        watch.fail(str(error), 1)  # others would wait for this process
         return 1
     return 0
 
@@ -240,9 +247,9 @@ def generate(options: argparse.Namespace):
 
     from audioldm2_jax.audio import files
     from audioldm2_jax.generation.pipeline import AudioLDM2
-    from audioldm2_jax.runtime.start import join_hosts
+    from audioldm2_jax.runtime import start
 
-    join_hosts()
+    cluster.join(cluster.Cluster(**{name: getattr(options, name) for name in cluster.FLAGS}))
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
     edit = given_clip(options, pipeline.sampling_rate)
     # A CLAP that only reads has no favourite.
@@ -264,7 +271,7 @@ def generate(options: argparse.Namespace):
     size = -(-len(requests) // -(-len(requests) // options.batchsize))
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-        with tqdm(desc=batch[0].name[:30], unit="step", leave=False, disable=None) as bar:
+        with tqdm(desc=batch[0].name[:30], unit="step", leave=False, disable=bool(jax.process_index()) or None) as bar:
 
             def show(done: int, total: int, bar=bar) -> None:
                 bar.total = total
@@ -279,6 +286,7 @@ def generate(options: argparse.Namespace):
             files.write(path, audio, output.sampling_rate, subtype)
             write_record(path.with_suffix(".json"), record(options, request, model, settings, edit))
             yield path
+    start.leave()
 
 
 def record(options: argparse.Namespace, request: Request, model: str, settings: dict, edit) -> dict:

@@ -1,6 +1,6 @@
 """Trains a recipe: python launch/train.py --config configs/music.py [--config.KEY=VALUE ...]
 
-The same command again goes on where it stopped.
+The same command again goes on where it stopped. On several hosts the same command runs on each.
 """
 
 import sys
@@ -8,8 +8,13 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from audioldm2_jax.runtime import cluster
+
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, as configs/music.py or configs/music.py:base.")
 flags.mark_flag_as_required("config")
+for _name, _help in cluster.FLAGS.items():
+    _default = cluster.Cluster._field_defaults[_name]
+    (flags.DEFINE_string if isinstance(_default, str) else flags.DEFINE_integer)(_name, _default, _help)
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -31,7 +36,8 @@ def parse(arguments: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     from audioldm2_jax.training import main as training
 
-    raise SystemExit(training.main(CONFIG.value))
+    others = cluster.Cluster(**{name: flags.FLAGS[name].value for name in cluster.FLAGS})
+    raise SystemExit(training.main(CONFIG.value, others))
 
 
 if __name__ == "__main__":

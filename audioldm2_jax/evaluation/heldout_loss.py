@@ -31,13 +31,13 @@ class HeldoutLoss:
     ):
         """Args:
         stage: whose loss.
-        batches: opens this host's part of the held-out data, in batches of the training's size.
+        batches: opens this host's part of the held-out data, in batches of `batch_size(stage)`.
         mesh: of the training.
         key: the stage's random key; noise and timesteps follow from it.
         """
         self.every = stage.hparams.heldout_every
         self._batches, self._mesh = batches, mesh
-        self._count = -(-stage.hparams.heldout_clips // stage.hparams.batch_size)
+        self._count = -(-stage.hparams.heldout_clips // batch_size(stage))
         self._held: list[dict[str, np.ndarray]] = []
 
         def loss(key, number, params, model_state, frozen, batch):
@@ -65,3 +65,8 @@ class HeldoutLoss:
             for name, value in (metrics | {"loss": loss}).items():
                 values[name].append(value)
         return {name: float(np.mean(jax.device_get(several))) for name, several in values.items()}
+
+
+def batch_size(stage: Stage) -> int:
+    """Returns the clips of a held-out batch over all hosts: as many as a microbatch of the training has."""
+    return stage.hparams.batch_size // stage.hparams.accumulate

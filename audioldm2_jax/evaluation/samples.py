@@ -39,14 +39,17 @@ class Samples:
         self.every = stage.hparams.sample_every
         self._batches, self._mesh, self._folder, self._say = batches, mesh, folder, say
         self._rate = stage.config.audio.sampling_rate
-        self._sample = jax.jit(stage.sample, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+        def sample(params, model_state, frozen, batch, step):
+            return stage.sample(params, model_state, frozen, batch, jax.random.key(step))
+
+        self._sample = jax.jit(sample, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         stream = self._batches()
         batch = sharding.to_devices(next(stream), self._mesh)
         getattr(stream, "close", lambda: None)()
-        key = jax.random.key(snapshot.step)
-        made = self._sample(snapshot.averaged, snapshot.model_state, snapshot.frozen, batch, key)
+        made = self._sample(snapshot.averaged, snapshot.model_state, snapshot.frozen, batch, np.uint32(snapshot.step))
         if jax.process_index() == 0:
             first = {name: np.asarray(value)[:CLIPS] for name, value in made.items()}
             try:

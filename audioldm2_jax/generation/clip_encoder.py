@@ -17,6 +17,7 @@ from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.loa import audiomae_loa, pooling_of
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.runtime import hosts
 
 # n_fft, fmin and fmax of the mel where the vocoder's config.json has none: those of the authors' models, by rate.
 _AUTHORS_MEL = {16000: (1024, 0.0, 8000.0), 48000: (2048, 20.0, 24000.0)}
@@ -50,7 +51,7 @@ class ClipEncoder:
         """
         scale = np.float32(self.components["vae"].config["scaling_factor"])
         whole = _clip(waveform, frames * self.factor * self.mel.hop_length)
-        return np.asarray(_latents(self.vae, whole[None], scale, mel=self.mel))
+        return hosts.to_host(_latents(self.vae, whole[None], scale, mel=self.mel))
 
     def places(self, frames: int) -> tuple[np.ndarray, np.ndarray]:
         """The middle of each of so many latent frames in seconds, and of each latent frequency in Hz."""

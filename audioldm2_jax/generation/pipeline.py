@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
@@ -91,6 +92,7 @@ class AudioLDM2:
         *,
         scheduler_class: str = "DDIMScheduler",
         source: str | os.PathLike | None = None,
+        mesh: Mesh | None = None,
     ):
         """Args:
         components: by their names in the model folder; `audiomae` may be missing.
@@ -99,6 +101,8 @@ class AudioLDM2:
         clap_mel: what CLAP hears of a clip; None where it only reads, so that nothing sorts the clips of a prompt.
         scheduler_class: the diffusers scheduler that the solver is to equal.
         source: the model folder with the parts that are copied by `save_pretrained` as they are.
+        mesh: the devices, by default all of all hosts. Clips are shared out among them; weights are whole on each, or
+            over the axis `fsdp` where the mesh has one. On several hosts all make the pipeline and call it alike.
 
         Raises:
           FolderError: where the scheduler is one that we have no solver for.
@@ -107,12 +111,13 @@ class AudioLDM2:
         self.components = dict(components)
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
-        self._mesh = sharding.all_devices()
+        self._mesh = sharding.all_devices() if mesh is None else mesh
         self.networks: dict[str, Network] = {}
         for name, part in components.items():
             if name == "audiomae":
                 continue
-            self.networks[name] = sharding.replicate(sampling.cast_kernels(part.network), self._mesh)
+            network = sampling.cast_kernels(part.network)
+            self.networks[name] = sharding.place(network, sharding.state_sharding(network, self._mesh))
             if part.module.dtype == jnp.float32:  # the same numbers: one copy is enough
                 self.components[name] = part._replace(variables=self.networks[name].variables)
         vocoder = self.components["vocoder"].config
@@ -132,11 +137,16 @@ class AudioLDM2:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike, dtype: Any = jnp.float32, *, variant: str | None = None
+        cls,
+        source: str | os.PathLike,
+        dtype: Any = jnp.float32,
+        *,
+        variant: str | None = None,
+        mesh: Mesh | None = None,
     ) -> AudioLDM2:
         """Reads a model folder in the diffusers layout.
 
-        Where JAX has no compilation cache yet, it gets one (`training.setup.use_compilation_cache`), so that a later
+        Where JAX has no compilation cache yet, it gets one (`runtime.start.use_compilation_cache`), so that a later
         process does not compile again.
 
         Args:
@@ -144,6 +154,7 @@ class AudioLDM2:
           dtype: of the computation; parameters are float32, however they are stored.
           variant: which of several files of the same weights to read, "fp16", say, as in diffusers; by default those
             without a variant, or else the only one there is.
+          mesh: the devices, as in `AudioLDM2`.
 
         Raises:
           FolderError: where it is none, or damaged; names the file and what to do.
@@ -160,10 +171,12 @@ class AudioLDM2:
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
         hears = isinstance(components["text_encoder"].module, Clap)
         heard = model_folder.read_feature_extractor(path) if hears else None
-        return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path)
+        return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path, mesh=mesh)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
+
+        On several hosts all call it, and the first one writes.
 
         Weights are written as float32, one safetensors file a component, bit by bit as they are here; those that were
         read from half precision are its numbers in float32.
@@ -181,7 +194,11 @@ class AudioLDM2:
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
         for name, part in self.components.items():
-            model_folder.write_component(path, name, part.config, jax.device_get(part.variables), part.unused)
+            variables = hosts.to_first(part.variables)
+            if hosts.is_first():
+                model_folder.write_component(path, name, part.config, variables, part.unused)
+        if not hosts.is_first():
+            return
         model_folder.write_scheduler(path, self.schedule, self.scheduler_class)
         if source.resolve() != Path(path).resolve():
             for name in others:
@@ -363,7 +380,7 @@ class AudioLDM2:
             sampling_rate=self.sampling_rate,
             heard=self.clap_mel,
         )
-        order = np.argsort(-np.asarray(scores).reshape(-1, clips), axis=1, kind="stable")
+        order = np.argsort(-hosts.to_host(scores).reshape(-1, clips), axis=1, kind="stable")
         return (order + np.arange(len(order))[:, None] * clips).ravel()
 
     def decode(self, latents: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

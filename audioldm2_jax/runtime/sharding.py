@@ -55,8 +55,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for every leaf: its largest axis that `fsdp` divides; small leaves are whole."""
-    size = mesh.shape["fsdp"]
+    """Returns a sharding for every leaf: its largest axis that `fsdp` divides; small leaves are whole.
+
+    On a mesh without the axis `fsdp` all leaves are whole.
+    """
+    size = mesh.shape.get("fsdp", 1)
 
     def place(leaf: Any) -> NamedSharding:
         axes = [axis for axis, extent in enumerate(leaf.shape) if extent % size == 0]
@@ -74,9 +77,29 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Returns the tree's arrays laid out as `shardings`: one for all leaves, or a tree of them.
+
+    Every host has all of each array and puts its own part on its own devices; nothing goes from host to host.
+    (`device_put` would first compare what the hosts have, with a copy of each host's on every device.)
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(_place, tree, shardings)
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1 or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding))
+    leaf = np.asarray(leaf)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Returns a tree of arrays whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def spread(tree: Any, mesh: Mesh) -> Any:
@@ -85,13 +108,12 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     Every host has all rows.
     """
 
-    def place(x: jax.Array | np.ndarray) -> jax.Array:
+    def spread_rows(x: jax.Array | np.ndarray) -> jax.Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(place(jax.random.key_data(x)))
-        if jax.process_count() > 1:
-            x = np.asarray(x)
-        missing = -len(x) % mesh.size
-        x = np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x
-        return jax.device_put(x, batch_sharding(mesh))
+            return jax.random.wrap_key_data(spread_rows(jax.random.key_data(x)))
+        rows = np.minimum(np.arange(-(-len(x) // mesh.size) * mesh.size), len(x) - 1)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:  # it lies on several hosts already
+            return jax.jit(lambda x: x[rows], out_shardings=batch_sharding(mesh))(x)
+        return place(x if len(rows) == len(x) else np.asarray(x)[rows], batch_sharding(mesh))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(spread_rows, tree)

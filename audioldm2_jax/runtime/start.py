@@ -1,34 +1,33 @@
-"""What a process does before its first computation: several hosts, the compilation cache, the compiler's options."""
+"""What a process does before its first computation, and after its last: other processes, the compilation cache."""
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from audioldm2_jax.runtime import cluster, watch
 
-def start(config: ConfigDict) -> None:
-    """Joins the other hosts, and turns on the compilation cache."""
-    join_hosts()
+
+def start(config: ConfigDict, others: cluster.Cluster | None = None) -> None:
+    """Joins the other processes of the job, if `others` says how (or that JAX is to find out), and turns on the
+    compilation cache.
+
+    Raises:
+        ClusterError: see `cluster.join`.
+    """
+    if others is not None:
+        cluster.join(others)
     if config.compilation_cache != "off":
         use_compilation_cache(config.compilation_cache)
 
 
-def join_hosts() -> None:
-    """Joins the other hosts, where the environment names them.
+def leave() -> None:
+    """Meets the other processes for the last time, before this one ends in good order. Called by all."""
+    from audioldm2_jax.runtime import hosts
 
-    JAX finds the hosts of a TPU pod, of Slurm, Open MPI and Kubernetes by itself; elsewhere set JAX_COORDINATOR_ADDRESS
-    (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-    import jax
-
-    # absl.app lets through what JAX says of every backend that a machine does not have.
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
-        count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(num_processes=count and int(count), process_id=index and int(index))
+    hosts.wait_for_hosts("end")
+    watch.stop()
 
 
 def use_compilation_cache(folder: str = "") -> None:

@@ -42,7 +42,11 @@ State = dict[str, Any]
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop, by the signal `number`; its state is saved."""
+
+    def __init__(self, message: str, number: int = 0):
+        super().__init__(message)
+        self.number = number
 
 
 class NotFinite(RuntimeError):
@@ -50,10 +54,14 @@ class NotFinite(RuntimeError):
 
 
 class Trained(NamedTuple):
-    """What a finished stage hands on. `data_wait` is the share of the time that was spent waiting for data."""
+    """What a finished stage hands on, laid out on the mesh as in training: arrays may lie on several hosts.
+
+    `data_wait` is the share of the time that was spent waiting for data.
+    """
 
     params: Any
     model_state: Any
+    frozen: Any
     batch: Any
     data_wait: float
 
@@ -63,7 +71,7 @@ def train(
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]],
     folder: Path,
     progress: Progress,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], int] = lambda: 0,
     evaluators: Callable[[Mesh, jax.Array], Sequence[Evaluator]] = lambda mesh, key: (),
 ) -> Trained:
     """Trains `stage` to the end of its recipe, from where `folder` left it.
@@ -73,7 +81,7 @@ def train(
         batches: gives the host's batches from a step on.
         folder: of this stage, for checkpoints and metrics.
         progress: where reports go.
-        should_stop: asked after every step.
+        should_stop: asked after every step for the signal that asks to stop, 0 without one.
         evaluators: made for the mesh and the stage's random key, once.
 
     Raises:
@@ -111,7 +119,7 @@ def train(
         progress.say(f"{stage.name}: going on after step {int(state['step'])} of {hparams.steps}")
 
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    frozen = jax.device_put(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
+    frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
     step_function = jax.jit(
         partial(_step, stage, optimizers, seed),
         static_argnames="variant",
@@ -141,28 +149,35 @@ def train(
             done = step + 1
             logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
             # Several hosts have to agree on the step at which they stop.
-            stop = (logs or jax.process_count() == 1) and hosts.any_host(should_stop())
+            stop = max(hosts.gather(int(should_stop()), "stop")) if logs or jax.process_count() == 1 else 0
             if logs or stop:
                 _log(stage, pending, clock, writer, progress, checkpoints)
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
                 _check(stage, pending, checkpoints)
                 checkpoints.save(done, state)
             if stop and done < hparams.steps:
-                raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}")
+                raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}", stop)
             if done < hparams.steps:
                 evaluate(done, state)
         evaluate(hparams.steps, state)
         _conclude(stage, writer, clock, progress)
+        checkpoints.close()
+    except (Stopped, NotFinite):  # on all hosts at the same step
+        checkpoints.close()
+        raise
+    except BaseException:
+        if jax.process_count() == 1:  # others would not come to the place where their saves are finished together
+            checkpoints.close()
+        raise
     finally:
         if writer:
             writer.close()
         close = getattr(stream, "close", None)
         if close:
             close()
-        checkpoints.close()
     if batch is None:
         batch = sharding.to_devices(next(batches(first)), mesh)
-    return Trained(averaged(state), state["model_state"], batch, clock.data_wait())
+    return Trained(averaged(state), state["model_state"], frozen, batch, clock.data_wait())
 
 
 def averaged(state: State) -> Any:
@@ -201,7 +216,7 @@ def _start(stage: Stage, optimizers: dict[str, optax.GradientTransformation], ke
         state["params"][group] = _place(abstract["params"][group], given, f"{stage.name}.{group}")
     state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
     state["opt"] = jax.jit(partial(_new_optimizers, stage, optimizers), out_shardings=places["opt"])(state["params"])
-    return state | {"step": jax.device_put(np.zeros((), np.int32), places["step"])}
+    return state | {"step": sharding.place(np.zeros((), np.int32), places["step"])}
 
 
 def _place(wanted: Any, given: Any, where: str) -> Any:
@@ -213,7 +228,7 @@ def _place(wanted: Any, given: Any, where: str) -> Any:
     if not isinstance(wanted, dict):
         if wanted.shape != given.shape:
             raise ValueError(f"{where}: the recipe has shape {wanted.shape}, the weights to start from {given.shape}")
-        return jax.device_put(np.asarray(given, wanted.dtype), wanted.sharding)
+        return sharding.place(np.asarray(given, wanted.dtype), wanted.sharding)
     if wanted.keys() != given.keys():
         only = sorted(wanted.keys() ^ given.keys())[0]
         owner = "recipe's network" if only in wanted else "network to start from"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,48 +20,130 @@ from audioldm2_jax import recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.data import sources
+from audioldm2_jax.data.example import Example
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
-from audioldm2_jax.runtime import start
+from audioldm2_jax.runtime import cluster, hosts, lock, sharding, start, watch
 from audioldm2_jax.training import fine_tuning, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
-from audioldm2_jax.training.progress import Progress, Screen
+from audioldm2_jax.training.progress import Progress, Screen, Silent
+
+#: What is told in one line, without a traceback.
+REPORTED_ERRORS = (*side_by_side.REPORTED_ERRORS, side_by_side.StageFailed, lock.LockedError, hosts.HostsError)
+#: Exit codes: of a run that is to be started again as it is, and after Ctrl-C.
+RESTART, INTERRUPTED = watch.RESTART, 130
 
 
-def main(config: ConfigDict) -> int:
-    """Runs the recipe to its end, or from where its run folder stands; returns the exit code."""
-    start.start(config)
-    begin = time.monotonic()
-    with Screen() as screen:
+def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int:
+    """Runs the recipe to its end, or from where its run folder stands; returns the exit code.
+
+    It is 0 for a finished run, 75 (`RESTART`) for one that SIGTERM stopped, or the loss of another host: the same
+    command goes on from there; 130 after Ctrl-C; 1 for an error that a person has to mend.
+
+    Args:
+        config: the recipe.
+        others: how the other processes of the job are found.
+    """
+    try:
+        start.start(config, others)
+    except cluster.ClusterError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+    with Screen() if hosts.is_first() else Silent() as screen:
         try:
-            taken = fine_tuning.take_over(config)
-            _introduce(config, screen)
-            for change in taken:
-                screen.say(f"  as in {config.init_from.model}: {change}")
-            run.prepare(config)
-            waits = side_by_side.train_all(config, screen)
-            for name, share in waits.items():
-                screen.say(f"{name}: waited for data {share:.1%} of the time")
-            model = _publish(config, screen, anew=bool(waits))
-            if model:
-                _show(config, model, screen)
-            if waits:
-                screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.")
-            return 0
-        except Stopped as stop:
-            screen.say(f"{stop}. The same command goes on from there.")
-            return 0
+            code = _run(config, screen)
         except KeyboardInterrupt:
             screen.say("Interrupted; the same command goes on after the last checkpoint.")
-            return 130
-        except (*side_by_side.REPORTED_ERRORS, side_by_side.StageFailed) as error:
-            print(f"error: {error}{_keep_traceback(config)}", file=sys.stderr, flush=True)
-            return 1
+            watch.fail("interrupted", INTERRUPTED)
+            return INTERRUPTED
+        except REPORTED_ERRORS as error:
+            return _fail(config, error, str(error))
+        except Exception as error:
+            if jax.process_count() == 1:
+                raise
+            traceback.print_exc()
+            return _fail(config, error, f"{type(error).__name__}: {error}")
+    start.leave()
+    return code
+
+
+def _run(config: ConfigDict, screen: Progress) -> int:
+    """Trains, publishes and samples; returns the exit code."""
+    begin = time.monotonic()
+    taken = fine_tuning.take_over(config)
+    _introduce(config, screen)
+    for change in taken:
+        screen.say(f"  as in {config.init_from.model}: {change}")
+    with _locked(run.make_folder(config), screen):
+        run.prepare(config)
+        try:
+            waits = side_by_side.train_all(config, screen)
+        except Stopped as stop:
+            screen.say(f"{stop}. The same command goes on from there.")
+            return INTERRUPTED if stop.number == signal.SIGINT else RESTART
+        for name, share in waits.items():
+            screen.say(f"{name}: waited for data {share:.1%} of the time")
+        model = _publish(config, screen, anew=bool(waits))
+        if model:
+            _show(config, model, screen)
+        if waits:
+            screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.")
+    return 0
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, screen: Progress) -> Iterator[None]:
+    """Holds the lock of the run folder, which is one for all processes of the job; process 0 keeps it.
+
+    Raises:
+        LockedError: another run is at work there.
+        HostsError: the folder is not the same one on all hosts.
+    """
+
+    def lost(holder: str) -> None:
+        message = f"{folder} was taken over by another run ({holder}) while this one was suspended; this one ends"
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        watch.fail(message, 1)
+        os._exit(1)
+
+    held, refusal = lock.RunLock(folder, screen.say, lost), ""
+    if hosts.is_first():
+        try:
+            held.__enter__()
+            watch.at_end(held.release)
+        except lock.LockedError as error:
+            refusal = str(error)
+    if refusal := hosts.broadcast(refusal, "lock"):
+        raise lock.LockedError(refusal)
+    try:
+        hosts.wait_for_file(held.path, "run folder locked")
+        yield
+    finally:
+        if hosts.is_first():
+            held.release()
+
+
+def _fail(config: ConfigDict, error: Exception, message: str) -> int:
+    """Says what went wrong, once where it went wrong for all processes, and ends the others too."""
+    if not watch.first_says(message):
+        where = f" in {watch.names()[jax.process_index()]}" if jax.process_index() else ""
+        print(f"error{where}: {message}{_keep_traceback(config)}", file=sys.stderr, flush=True)
+    watch.fail(message, 1, look_for_cause=_of_communication(error))
+    return 1
+
+
+def _of_communication(error: BaseException | None) -> bool:
+    """Whether JAX raised it, or what led to it: so it does where another process is lost."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _keep_traceback(config: ConfigDict) -> str:
     """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message."""
-    path = Path(config.run_dir) / "error.txt"
+    path = Path(config.run_dir) / (f"error-{jax.process_index()}.txt" if jax.process_index() else "error.txt")
     try:
         path.write_text(traceback.format_exc(), encoding="utf-8")
     except OSError:
@@ -69,7 +155,7 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
     devices = jax.devices()
     screen.say(f"AudioLDM 2, recipe {config.recipe}: stages {config.stages}; data {config.data.source or '(none)'}")
     screen.say(
-        f"{len(devices)} × {devices[0].device_kind} on {jax.process_count()} host(s); run folder {config.run_dir}"
+        f"{len(devices)} × {devices[0].device_kind} in {jax.process_count()} process(es); run folder {config.run_dir}"
     )
     if config.recipe == recipes.SMALL:
         screen.say(
@@ -80,46 +166,63 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
 
 
 def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
+    """Has the first host publish the model folder; returns it on all hosts, or None while a network is missing."""
     model = Path(config.run_dir) / "model"
-    if jax.process_index() > 0:
-        return None  # the first host publishes and shows
-    if not anew and (model / "model_index.json").exists():
-        screen.say(f"This run is finished; its model is {model}.")
-        return model
-    published = run.publish(config)
-    if published is None:
-        missing = [name for name in run.STAGES if not run.finished(config, name)]
-        screen.say(f"No model folder yet: {', '.join(missing)} still to be trained.")
-    return published
+    there = False
+    if hosts.is_first():
+        if not anew and (model / "model_index.json").exists():
+            screen.say(f"This run is finished; its model is {model}.")
+            there = True
+        elif run.publish(config):
+            there = True
+        else:
+            missing = [name for name in run.STAGES if not run.finished(config, name)]
+            screen.say(f"No model folder yet: {', '.join(missing)} still to be trained.")
+    if not hosts.broadcast(there, "published"):
+        return None
+    hosts.wait_for_file(model / "model_index.json", "published")
+    return model
 
 
 def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
-    """Generates a clip for held-out captions and lays them beside the real ones, unless that was done before."""
+    """Generates a clip for held-out captions and lays them beside the real ones, unless that was done before.
+
+    All hosts generate, on the mesh of the training; the first one chooses the captions and writes.
+    """
     target, hparams = Path(config.run_dir) / "samples", config.samples
     picture = target / "mels.png"
-    heldout = sources.open_source(config, "heldout")
-    examples = (heldout[index] for index in range(len(heldout)))
-    chosen = list(itertools.islice((example for example in examples if example.text), hparams.clips))
-    if not picture.exists() and chosen:
-        target.mkdir(parents=True, exist_ok=True)
-        captions = [example.text for example in chosen]
-        result = AudioLDM2.from_pretrained(model)(
+    chosen = []
+    if hosts.is_first() and not picture.exists():
+        heldout = sources.open_source(config, "heldout")
+        examples = (heldout[index] for index in range(len(heldout)))
+        chosen = list(itertools.islice((example for example in examples if example.text), hparams.clips))
+    captions = hosts.broadcast([example.text for example in chosen], "captions")
+    if captions:
+        result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config))(
             captions,
             num_inference_steps=hparams.steps,
             guidance_scale=hparams.guidance_scale,
             audio_length_in_s=config.audio.seconds,
             seed=config.seed,
         )
-        samples = round(config.audio.seconds * config.audio.sampling_rate)
-        real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
-        for number, waveform in enumerate(result.audios):
-            files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
-        ends = front_ends(config)
-        log_mel = jax.jit(ends.log_mel)
-        show.draw_mels(picture, {"real": log_mel(real), "generated": log_mel(result.audios)}, captions)
-        lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
-        (target / "captions.txt").write_text(lines + "\n", encoding="utf-8")
+        if hosts.is_first():
+            _write_clips(config, target, chosen, result.audios)
     screen.say(f"Clips of held-out captions: {target}; their spectrograms beside real clips: {picture}")
     screen.say(
         f'More:\n  python launch/generate.py --model {config.run_dir} -t "a slow melody on a violin in a minor key"'
     )
+
+
+def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], audios: np.ndarray) -> None:
+    """Writes generated clips [clips, samples], their captions, and their mels below those of the real clips."""
+    target.mkdir(parents=True, exist_ok=True)
+    captions = [example.text for example in chosen]
+    samples = round(config.audio.seconds * config.audio.sampling_rate)
+    real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
+    for number, waveform in enumerate(audios):
+        files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
+    lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
+    (target / "captions.txt").write_text(lines + "\n", encoding="utf-8")
+    log_mel = jax.jit(front_ends(config).log_mel)
+    mels = {"real": log_mel(real), "generated": log_mel(audios)}
+    show.draw_mels(target / "mels.png", mels, captions)  # last: it says that the others are there

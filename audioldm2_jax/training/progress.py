@@ -73,6 +73,22 @@ class Screen:
             print(text, flush=True)
 
 
+class Silent:
+    """Shows nothing: of several processes, one tells how it goes for all."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def report(self, report: Report) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 class Pipe:
     """Sends everything through a multiprocessing connection: `(method, argument)`."""
 

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.evaluation import samples
+from audioldm2_jax.evaluation import heldout_loss, samples
 from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
@@ -103,11 +103,11 @@ def waits_for(config: ConfigDict, name: str, chosen: list[str]) -> list[str]:
     return [other for other in chosen if other in makers and other != name]
 
 
-def prepare(config: ConfigDict) -> None:
-    """Makes the run folder, checks it against the recipe, and writes the tokenizers.
+def make_folder(config: ConfigDict) -> Path:
+    """Makes the run folder and returns it. Called by all hosts.
 
     Raises:
-        RunError: no data is named, the folder cannot be written, or it belongs to another recipe.
+        RunError: no data is named, or the folder cannot be written.
     """
     if not config.data.source:
         raise RunError(
@@ -125,12 +125,22 @@ def prepare(config: ConfigDict) -> None:
         raise RunError(
             f"cannot write to the run folder {root} ({error.strerror}): choose another with --config.run_dir=PATH"
         ) from error
+    return root
+
+
+def prepare(config: ConfigDict) -> None:
+    """Checks the run folder against the recipe and writes the tokenizers. Called by all hosts.
+
+    Raises:
+        RunError: it belongs to another recipe, and what `make_folder` raises.
+    """
+    root = make_folder(config)
     for name in STAGES:
         if (stage_folder(config, name) / "config.json").exists():
             _check_config(config, name)
-    if jax.process_index() == 0 and not (root / text.T5_FOLDER).is_dir():
+    if hosts.is_first() and not (root / text.T5_FOLDER).is_dir():
         text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
-    hosts.wait_for_hosts("run folder prepared")
+    hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -210,9 +220,7 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     return found
 
 
-def train_stage(
-    config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], bool] = lambda: False
-) -> float:
+def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
     Raises:
@@ -225,7 +233,7 @@ def train_stage(
     stage = STAGES[name](config, load_components(config, name), encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     where.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
+    if hosts.is_first():
         _write_json(where / "config.json", _relevant(config, name))
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
@@ -245,7 +253,7 @@ def train_stage(
         )
 
     def evaluators(mesh: Mesh, key: jax.Array) -> tuple[Evaluator, ...]:
-        heldout = batches("heldout", stage.hparams.batch_size)
+        heldout = batches("heldout", heldout_loss.batch_size(stage))
         some = batches("heldout", samples.clips(mesh))
         return (
             HeldoutLoss(stage, lambda: heldout(0), mesh, key),
@@ -253,10 +261,9 @@ def train_stage(
         )
 
     trained = loop.train(stage, batches("train", stage.hparams.batch_size), where, progress, should_stop, evaluators)
-    params, model_state, batch = hosts.to_host((trained.params, trained.model_state, trained.batch))
-    if jax.process_index() == 0:
-        _write_result(where / "result", stage.results(params, model_state, stage.frozen, batch))
-    hosts.wait_for_hosts(f"{name} finished")
+    results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
+    _write_result(where / "result", results)
+    hosts.wait_for_file(where / "result", f"{name} finished")
     return trained.data_wait
 
 
@@ -283,12 +290,19 @@ def publish(config: ConfigDict) -> Path | None:
 
 
 def _write_result(target: Path, components: dict[str, model_folder.Component]) -> None:
-    """Writes all components of a stage's result, or none."""
+    """Writes all components of a stage's result, or none. Called by all hosts; the first one writes.
+
+    Weights that lie on several hosts come to it one by one, so that only its memory ever holds a whole component.
+    """
     partial = target.with_name("result.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if hosts.is_first():
+        shutil.rmtree(partial, ignore_errors=True)
     for name, part in components.items():
-        model_folder.write_component(partial, name, part.config, part.variables, part.unused)
-    os.replace(partial, target)
+        variables = hosts.to_first(part.variables)
+        if hosts.is_first():
+            model_folder.write_component(partial, name, part.config, variables, part.unused)
+    if hosts.is_first():
+        os.replace(partial, target)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
@@ -19,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import FolderError
+from audioldm2_jax.runtime import hosts
 from audioldm2_jax.training import run
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import NotFinite, Stopped
@@ -43,33 +43,37 @@ def train_all(config: ConfigDict, progress: Progress) -> dict[str, float]:
         StageFailed, and what `run.train_stage` raises.
     """
     chosen = run.plan(config)
+    # One host decides: what another sees of the run folder may be older.
+    left = hosts.broadcast([name for name in chosen if not run.finished(config, name)], "stages left")
     for name in chosen:
-        if run.finished(config, name):
+        if name not in left:
             progress.say(f"{name}: finished before")
-    left = [name for name in chosen if not run.finished(config, name)]
     with stop_flag() as stopped:
         if config.side_by_side > 1 and left and jax.default_backend() == "cpu" and jax.process_count() == 1:
-            return WorkerPool(config, left, progress, stopped.is_set).work()
+            return WorkerPool(config, left, progress, stopped).work()
         waits = {}
         for name in sorted(left, key=list(run.STAGES).index):
             progress.say(f"{name}: training")
-            waits[name] = run.train_stage(config, name, progress, stopped.is_set)
+            waits[name] = run.train_stage(config, name, progress, stopped)
         return waits
 
 
 @contextmanager
-def stop_flag() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop asks for; a second Ctrl-C interrupts at once."""
-    flag = threading.Event()
+def stop_flag() -> Iterator[Callable[[], int]]:
+    """Turns the first Ctrl-C or SIGTERM into its number, for which the loop asks, 0 before that.
+
+    A second Ctrl-C interrupts at once.
+    """
+    asked = []
 
     def ask(number: int, _: Any) -> None:
-        if flag.is_set() and number == signal.SIGINT:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        flag.set()
+        asked.append(number)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield flag
+        yield lambda: int(asked[0]) if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -78,7 +82,7 @@ def stop_flag() -> Iterator[threading.Event]:
 class WorkerPool:
     """Processes at work, each on one stage with its own cores; this process starts them and shows their progress."""
 
-    def __init__(self, config: ConfigDict, left: list[str], progress: Progress, stopped: Callable[[], bool]):
+    def __init__(self, config: ConfigDict, left: list[str], progress: Progress, stopped: Callable[[], int]):
         self.config, self.left, self.progress, self.stopped = config, list(left), progress, stopped
         self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self.size = min(config.side_by_side, max(1, len(self.cores) or config.side_by_side))
@@ -98,7 +102,7 @@ class WorkerPool:
         if self.failure:
             raise self.failure
         if self.stopped() and self.left:
-            raise Stopped("stopped between two stages; everything is saved")
+            raise Stopped("stopped between two stages; everything is saved", self.stopped())
         return self.waits
 
     def _ending(self) -> bool:
@@ -176,10 +180,10 @@ def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
     from audioldm2_jax.runtime import start
 
     config = ConfigDict(fields)
-    start.start(config)
+    start.start(config)  # and joins nobody: the process that started this one is the only one of its job
     try:
         with stop_flag() as stopped:
-            wait_share = run.train_stage(config, name, Pipe(connection), stopped.is_set)
+            wait_share = run.train_stage(config, name, Pipe(connection), stopped)
         connection.send(("done", wait_share))
     except Stopped as stop:
         connection.send(("stopped", str(stop)))
