@@ -1,4 +1,4 @@
-"""Every knob and every size, declared once.
+"""Every hyperparameter and every size, declared once.
 
 A recipe is a locked `ConfigDict`: reading or overriding a key that is not declared here fails with the nearest
 real name. `configs/*.py` call `get(name)` and change what differs. Sources in brackets: paper = arXiv 2308.05734;
@@ -413,7 +413,7 @@ def tiny() -> ConfigDict:
         decay="cosine",
         crop_frames=64,
         crops=2,
-        kl_weight=500.0,  # latents that hold little else than what is heard: the UNet learns them sooner
+        kl_weight=500.0,  # latents that hold little else than what is audible: the UNet learns them sooner
         discriminator_start=700,
     )
     # Many small steps: a narrow network on half a second of each clip.
@@ -431,7 +431,7 @@ def tiny() -> ConfigDict:
         ema=0.999,
         segment_samples=7680,
         crops=2,
-        # Long windows hear the pitch, short ones the timbre and the onsets.
+        # Long windows resolve the pitch, short ones the timbre and the onsets.
         mel_scales=((2048, 128), (512, 40), (256, 20)),
         convergence_weight=0.5,
         discriminator_start=17_000,

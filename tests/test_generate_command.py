@@ -122,7 +122,7 @@ def test_speech(command, tmp_path):
         (["-t", "x", "-b", "0"], "-b is 0"),
         (["-t", "x", "--mode", "transfer"], "starts from a sound file"),
         (["-t", "x", "-f", "/nowhere/none.wav"], "does not exist"),
-        (["-t", "x", "--transcription", "hello"], "does not speak"),
+        (["-t", "x", "--transcription", "hello"], "not a model of speech"),
         (["-t", "x", "--until", "1"], "--until is for a sound file (-f) with --mode generation or continuation"),
         (["-t", "x", "-f", "x.wav", "--span", "0", "1"], "--span is for a sound file (-f) with --mode sr_inpainting"),
         (["-t", "x", "-f", "x.wav", "-ts", "0.5"], "--transfer_strength is for a sound file (-f) with --mode transfer"),

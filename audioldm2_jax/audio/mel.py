@@ -1,4 +1,4 @@
-"""The front ends: what every network hears of a waveform. Pure JAX, run inside the jitted training step.
+"""The front ends: the spectrograms that the networks take of a waveform. Pure JAX, run inside the jitted training step.
 
 All of them compute in float32 whatever the precision of the networks: the logarithm of a quiet band keeps
 nothing of a bfloat16 spectrum. Filterbanks, windows and Fourier bases are computed once in float64 by NumPy
@@ -98,7 +98,7 @@ class ClapMelSettings:
     n_mels: int
     fmin: float  # Hz
     fmax: float  # Hz, at most sampling_rate / 2
-    samples: int  # length of the clip CLAP hears: shorter ones are repeated, longer ones cut
+    samples: int  # length of the clip CLAP takes: shorter ones are repeated, longer ones cut
 
     def __post_init__(self) -> None:
         _check_band(self.fmin, self.fmax, self.sampling_rate)

@@ -66,7 +66,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         write_json(partial / MANIFEST, {"sha256": {file.name: _digest(file) for file in files}})
         replace_folder(partial, path)
     except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error}. Make room or choose another folder.") from error
+        raise FolderError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -168,7 +168,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield partial
         replace_folder(partial, target)
     except OSError as error:
-        raise FolderError(f"{target} cannot be written: {error}. Make room or choose another folder.") from error
+        raise FolderError(f"{target} cannot be written: {error}. Free some space or choose another folder.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -179,8 +179,10 @@ def _write(model: _Model, path: Path, tokenizers: str | os.PathLike | None) -> N
         for name in ("tokenizer", "tokenizer_2"):
             if {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}[name] in model.components:
                 _write_tokenizer(path, name, model.components, tokenizers)
-        hears = dataclasses.asdict(CLAP_MEL)
-        model_folder.write_feature_extractor(path, seconds=hears.pop("samples") / CLAP_MEL.sampling_rate, **hears)
+        front_end = dataclasses.asdict(CLAP_MEL)
+        model_folder.write_feature_extractor(
+            path, seconds=front_end.pop("samples") / CLAP_MEL.sampling_rate, **front_end
+        )
     elif model.schedule:
         for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
             if (model.folder / name).is_dir():

@@ -318,7 +318,7 @@ def write_feature_extractor(
 ) -> None:
     """Writes feature_extractor/: CLAP's front end (a recipe's `audio.clap`), for diffusers to rank clips.
 
-    transformers' ClapFeatureExtractor reads any number of seconds, but hears clips only if it is an integer.
+    transformers' ClapFeatureExtractor reads any number of seconds, but takes clips only if it is an integer.
     """
     config = {
         "feature_extractor_type": "ClapFeatureExtractor",

@@ -90,7 +90,7 @@ def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Writes one safetensors file.
 
     Raises:
-      OSError: where there is no room, say.
+      OSError: for want of space, say.
     """
     try:
         save_file(tensors, path, metadata={"format": "pt"})

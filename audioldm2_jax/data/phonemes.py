@@ -33,7 +33,7 @@ LENGTH = 310
 """Most ids of a sentence, the end among them."""
 
 _ABBREVIATIONS = {
-    "mrs": "misess",  # sic: as the models have heard it
+    "mrs": "misess",  # sic: as in the models' training
     "mr": "mister",
     "dr": "doctor",
     "st": "saint",
@@ -63,12 +63,12 @@ class PhonemeTable(NamedTuple):
     Attributes:
       ids: symbol → id.
       length: most ids of a sentence, the end among them.
-      speak: whether a transcription is text; if not, it is phonemes already.
+      phonemize: whether a transcription is text; if not, it is phonemes already.
     """
 
     ids: Mapping[str, int]
     length: int = LENGTH
-    speak: bool = True
+    phonemize: bool = True
 
 
 AUTHORS = PhonemeTable({symbol: index for index, symbol in enumerate(SYMBOLS)})
@@ -104,7 +104,7 @@ def encode(transcription: str, table: PhonemeTable = AUTHORS) -> np.ndarray:
       ValueError: where there is nothing to say, a symbol is not in the table, or the sentence is too long; says which.
       ImportError: where a package is missing; says which.
     """
-    spoken = phonemes(transcription) if table.speak else transcription
+    spoken = phonemes(transcription) if table.phonemize else transcription
     if not spoken.strip():
         raise ValueError(f"There is nothing to say in the transcription {_quoted(transcription)}.")
     ids = [table.ids.get(symbol, PADDING) for symbol in spoken]

@@ -17,7 +17,7 @@ from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Stage
 
 NAME = "heldout/loss"
-"""The metric by which a stage is judged: that of the parameters that it publishes."""
+"""The metric by which a stage is compared: that of the parameters that it publishes."""
 
 
 class HeldoutLoss:

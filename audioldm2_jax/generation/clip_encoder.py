@@ -24,7 +24,7 @@ _AUTHORS_MEL = {16000: (1024, 0.0, 8000.0), 48000: (2048, 20.0, 24000.0)}
 
 
 class ClipEncoder:
-    """What hears a clip: the VAE's encoder, and AudioMAE."""
+    """Encodes a clip: the VAE's encoder, and AudioMAE."""
 
     def __init__(self, components: Mapping[str, Component], vae: Network):
         """Args:
@@ -71,7 +71,7 @@ class ClipEncoder:
             raise ValueError("This model has no language of audio: variation and continuation need one.")
         if "audiomae" not in self.components:
             raise ValueError(
-                "The model folder has no audiomae/, which hears a clip's language of audio: convert AudioMAE's "
+                "The model folder has no audiomae/, which makes a clip's language of audio: convert AudioMAE's "
                 "checkpoint, or the authors' file of this model, with launch/convert.py."
             )
         audiomae = self.components["audiomae"]
@@ -79,7 +79,7 @@ class ClipEncoder:
         patch = audiomae.module.patch_size
         pooling = pooling_of(tokens, frames // patch, bands // patch)
         settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
-        window = frames * settings.hop_length / settings.sampling_rate  # seconds that AudioMAE hears
+        window = frames * settings.hop_length / settings.sampling_rate  # seconds that AudioMAE takes
         whole = _clip(waveform, round(window * self.sampling_rate))
         network = jax.device_put(audiomae.network)
         loa = _loa(network, whole[None], sampling_rate=self.sampling_rate, settings=settings, pooling=pooling)

@@ -76,7 +76,7 @@ class Edit:
         return 0
 
     @property
-    def heard(self) -> float:
+    def encoded_seconds(self) -> float:
         """Seconds of the clip whose LOA is given."""
         return 0.0
 
@@ -166,7 +166,7 @@ class Variation(Edit):
         return own
 
     @property
-    def heard(self) -> float:
+    def encoded_seconds(self) -> float:
         return math.inf if self.until is None else self.until
 
     @property
@@ -196,12 +196,12 @@ class Continuation(Edit):
         return own
 
     @property
-    def heard(self) -> float:
+    def encoded_seconds(self) -> float:
         return self.seconds if self.until is None else self.until
 
     def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
         """What lies before `until`."""
-        return np.logical_and.outer(seconds < self.heard, np.ones_like(hertz, bool))
+        return np.logical_and.outer(seconds < self.encoded_seconds, np.ones_like(hertz, bool))
 
 
 def join(edit: Edit, made: np.ndarray, sampling_rate: int) -> np.ndarray:

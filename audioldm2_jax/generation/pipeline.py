@@ -2,7 +2,7 @@
 
 `AudioLDM2` is called as diffusers' AudioLDM2Pipeline is, with a seed in the place of the generator. A clip is a
 function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch. Several
-clips of a prompt come in the order in which CLAP hears the prompt in them.
+clips of a prompt come in the order of their CLAP similarity to the prompt.
 
 What conditions the UNet follows from the networks that the folder has: with a language model the LOA, with T5 beside
 it the text states, with a phoneme encoder a transcription; without a language model T5's states or, without those,
@@ -98,7 +98,7 @@ class AudioLDM2:
         components: by their names in the model folder; `audiomae` may be missing.
         schedule: the noise schedule.
         prompts: the tokenizers.
-        clap_mel: what CLAP hears of a clip; None where it only reads, so that nothing sorts the clips of a prompt.
+        clap_mel: CLAP's front end; None for a text-only CLAP, with which the clips of a prompt are not sorted.
         scheduler_class: the diffusers scheduler that the solver is to equal.
         source: the model folder with the parts that are copied by `save_pretrained` as they are.
         mesh: the devices, by default all of all hosts. Clips are shared out among them; weights are whole on each, or
@@ -169,9 +169,9 @@ class AudioLDM2:
             name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
         }
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
-        hears = isinstance(components["text_encoder"].module, Clap)
-        heard = model_folder.read_feature_extractor(path) if hears else None
-        return cls(components, schedule, prompts, heard, scheduler_class=scheduler_class, source=path, mesh=mesh)
+        takes_audio = isinstance(components["text_encoder"].module, Clap)
+        front_end = model_folder.read_feature_extractor(path) if takes_audio else None
+        return cls(components, schedule, prompts, front_end, scheduler_class=scheduler_class, source=path, mesh=mesh)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
         """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
@@ -188,7 +188,7 @@ class AudioLDM2:
             raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
         source, index = Path(self.source), model_folder.read_index(self.source)
         others = ("tokenizer", "tokenizer_2", "feature_extractor")
-        # AudioLDMPipeline has no feature extractor, but a CLAP that hears needs one.
+        # AudioLDMPipeline has no feature extractor, but a CLAP that takes audio needs one.
         others = [name for name in others if (index.get(name) or [None])[0] or (source / name).is_dir()]
         missing = [name for name in others if not (source / name).is_dir()]
         if missing:
@@ -234,7 +234,7 @@ class AudioLDM2:
           num_inference_steps: denoising steps.
           guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
           audio_length_in_s: length of a clip in seconds; by default that which the model was trained on.
-          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it hears; to have the best of three, take the
+          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it takes audio; to have the best of three, take the
             first.
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
@@ -246,8 +246,8 @@ class AudioLDM2:
             scheduler.
           uncond: the LOA of the negative prompt: as the `language_model` writes it (diffusers), or `zeros` (the
             authors' tool).
-          use_loa: False zeroes the LOA, to hear what the text states do alone.
-          use_text_states: False gives the UNet T5's states of the empty text, to hear what the LOA does alone.
+          use_loa: False zeroes the LOA, for what the text states do alone.
+          use_text_states: False gives the UNet T5's states of the empty text, for what the LOA does alone.
           progress: called after each call of the UNet, with how many are done and how many there are.
 
         Returns:
@@ -300,10 +300,10 @@ class AudioLDM2:
         """What is said and meant, checked and as token ids."""
         prompts = prompt_list(prompt)
         negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
-        if self.prompts.speaks and transcription is None:
+        if self.prompts.takes_transcription and transcription is None:
             raise ValueError("This is a model of speech: give a transcription, what is to be said.")
-        if not self.prompts.speaks and transcription is not None:
-            raise ValueError("This model does not speak: transcription is for models of speech; leave it out.")
+        if not self.prompts.takes_transcription and transcription is not None:
+            raise ValueError("This is not a model of speech: transcription is for those; leave it out.")
         said = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
         return _Texts(prompts, self.prompts.encode(prompts, negatives, said, emptied=emptied))
 
@@ -348,8 +348,8 @@ class AudioLDM2:
             if keep.all():
                 raise ValueError("All of the given clip would be kept: make more of it anew, or ask for a longer one.")
             keep = keep[None, :, :, None].astype(np.float32)
-        if edit.heard:
-            loa = self.clip_encoder.loa(waveform, tokens, edit.heard)
+        if edit.encoded_seconds:
+            loa = self.clip_encoder.loa(waveform, tokens, edit.encoded_seconds)
         return _Given(latents, keep, loa)
 
     def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
@@ -370,15 +370,15 @@ class AudioLDM2:
         """
         clips = len(audios) // len(meant)
         # Cut, or repeated and padded, as CLAP would have it: so clips of any length have the same shape.
-        heard = -(-self.clap_mel.samples * self.sampling_rate // self.clap_mel.sampling_rate)
-        audios = np.tile(audios[:, :heard], (1, max(1, heard // audios.shape[1])))
-        audios = np.pad(audios, ((0, 0), (0, heard - audios.shape[1])))
+        samples = -(-self.clap_mel.samples * self.sampling_rate // self.clap_mel.sampling_rate)
+        audios = np.tile(audios[:, :samples], (1, max(1, samples // audios.shape[1])))
+        audios = np.pad(audios, ((0, 0), (0, samples - audios.shape[1])))
         scores = _similarity(
             self.networks["text_encoder"],
             audios,
             jnp.repeat(meant, clips, axis=0),
             sampling_rate=self.sampling_rate,
-            heard=self.clap_mel,
+            front_end=self.clap_mel,
         )
         order = np.argsort(-hosts.to_host(scores).reshape(-1, clips), axis=1, kind="stable")
         return (order + np.arange(len(order))[:, None] * clips).ravel()
@@ -468,10 +468,12 @@ def _encode(
     return Conditions(written, states, mask), meant
 
 
-@partial(jax.jit, static_argnames=("sampling_rate", "heard"))
-def _similarity(clap: Network, audios, meant: jax.Array, *, sampling_rate: int, heard: ClapMelSettings) -> jax.Array:
+@partial(jax.jit, static_argnames=("sampling_rate", "front_end"))
+def _similarity(
+    clap: Network, audios, meant: jax.Array, *, sampling_rate: int, front_end: ClapMelSettings
+) -> jax.Array:
     """Cosines [clips] of clips [clips, samples] and embeddings of texts [clips, d]."""
-    mel = clap_mel(resample(audios, sampling_rate, heard.sampling_rate), heard)
+    mel = clap_mel(resample(audios, sampling_rate, front_end.sampling_rate), front_end)
     return (clap(mel, method="audio_features") * meant).sum(-1)
 
 

@@ -37,7 +37,7 @@ class Prompts:
         self.t5_limit = min(t5_limit or t5.model_max_length, t5.model_max_length) if t5 else 0
 
     @property
-    def speaks(self) -> bool:
+    def takes_transcription(self) -> bool:
         """Whether a prompt comes with a transcription."""
         return self.speech is not None
 
@@ -82,7 +82,7 @@ class Prompts:
 
         Args:
           prompts, negatives: as many of the one as of the other.
-          transcriptions: what is said, as many as prompts; needed where `speaks`.
+          transcriptions: what is said, as many as prompts; needed where `takes_transcription`.
           emptied: adds the empty text, once a prompt and of its length, as a third part.
 
         Returns:

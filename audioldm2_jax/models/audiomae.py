@@ -1,4 +1,4 @@
-"""AudioMAE: a masked autoencoder of spectrograms, whose encoder speaks the language of audio.
+"""AudioMAE: a masked autoencoder of spectrograms, whose encoder makes the language of audio.
 
 The network of "Masked Autoencoders that Listen" (Huang et al. 2022, arXiv 2207.06405, section 3) as released in
 facebookresearch/AudioMAE (models_mae.py with decoder_mode 1; timm_patch/swin_transformer.py), with its parameter

@@ -99,12 +99,12 @@ class ClapTextTower(nn.Module):
     def __call__(self, input_ids: Array, attention_mask: Array, *, deterministic: bool = True) -> Array:
         """input_ids, attention_mask [batch, tokens] int32 (1: a real token) → [batch, hidden_size] float32.
 
-        Raises ValueError where max_position_embeddings has no room for the tokens.
+        Raises ValueError where max_position_embeddings is too small for the tokens.
         """
         check_gelu(self.hidden_act)
-        room = self.max_position_embeddings - self.pad_token_id - 1
-        if input_ids.shape[1] > room:
-            raise ValueError(f"{input_ids.shape[1]} tokens; max_position_embeddings leaves room for {room}: cut them")
+        most = self.max_position_embeddings - self.pad_token_id - 1
+        if input_ids.shape[1] > most:
+            raise ValueError(f"{input_ids.shape[1]} tokens; max_position_embeddings allows {most}: cut them")
         style = LayerConfig(
             (2 * self.num_hidden_layers * self.hidden_size) ** -0.5,
             self.hidden_dropout_prob,

@@ -1,6 +1,6 @@
-"""The critics of the adversarial stages: PatchGAN for the mel VAE, multi-period and multi-scale for the vocoder.
+"""The discriminators of the adversarial stages: PatchGAN for the mel VAE, multi-period and multi-scale for the vocoder.
 
-Each returns (logits, features): a list with one array of logits for each critic inside it, and a list of as many
+Each returns (logits, features): a list with one array of logits for each discriminator inside it, and a list of as many
 lists with the activations after each of its layers (for feature matching). They are trained, never published.
 """
 
@@ -18,7 +18,7 @@ _SLOPE = 0.1  # of the leaky ReLUs in jik876/hifi-gan, models.py
 
 
 class PatchGAN(nn.Module):
-    """Judges overlapping patches of a mel (Isola et al. 2017, arXiv 1611.07004, appendix 6.1.2).
+    """Scores overlapping patches of a mel (Isola et al. 2017, arXiv 1611.07004, appendix 6.1.2).
 
     The layers are those of `NLayerDiscriminator` in taming-transformers (taming/modules/discriminator/model.py): 4 × 4
     convolutions of stride 2, the last two of stride 1, with BatchNorm on all but the first and the last.
@@ -147,7 +147,7 @@ def _unit(vector: jax.Array) -> jax.Array:
     return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
 
 
-class WaveCritic(nn.Module):
+class WaveDiscriminator(nn.Module):
     """A stack of convolutions with leaky ReLUs between them, and one more to the logits: the body of both families."""
 
     channels: Sequence[int]
@@ -194,7 +194,7 @@ class MultiPeriodDiscriminator(nn.Module):
         for i, period in enumerate(self.periods):
             x = jnp.pad(waveform, ((0, 0), (0, -samples % period)), mode="reflect")
             x = x.reshape(batch, -1, period).transpose(0, 2, 1).reshape(batch * period, -1, 1)
-            judged, seen = WaveCritic(
+            scores, maps = WaveDiscriminator(
                 self.channels,
                 (self.kernel_size,) * layers,
                 (self.stride,) * (layers - 1) + (1,),
@@ -202,8 +202,8 @@ class MultiPeriodDiscriminator(nn.Module):
                 dtype=self.dtype,
                 name=f"discriminators_{i}",
             )(x)
-            logits.append(judged.reshape(batch, -1))
-            features.append(seen)
+            logits.append(scores.reshape(batch, -1))
+            features.append(maps)
         return logits, features
 
 
@@ -231,14 +231,14 @@ class MultiScaleDiscriminator(nn.Module):
         between = len(self.channels) - 2
         if not 0 <= between <= 5:
             raise ValueError(
-                f"A critic of a scale has 2 to 7 layers, not {len(self.channels)}: channels {self.channels}."
+                f"The discriminator of a scale has 2 to 7 layers, not {len(self.channels)}: channels {self.channels}."
             )
         x = waveform[..., None]
         logits, features = [], []
         for i in range(self.scales):
             if i > 0:
                 x = nn.avg_pool(x, (4,), (2,), padding=[(2, 2)])  # the zeros beyond the ends count, as in PyTorch
-            judged, seen = WaveCritic(
+            scores, maps = WaveDiscriminator(
                 self.channels,
                 (15, *(41,) * between, 5),
                 (1, *(2, 2, 4, 4, 1)[:between], 1),
@@ -247,6 +247,6 @@ class MultiScaleDiscriminator(nn.Module):
                 dtype=self.dtype,
                 name=f"discriminators_{i}",
             )(x, update_stats=update_stats)
-            logits.append(judged)
-            features.append(seen)
+            logits.append(scores)
+            features.append(maps)
         return logits, features

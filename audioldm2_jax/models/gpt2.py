@@ -74,7 +74,7 @@ class GPT2(_Part):
         attention_mask [batch, m], 1: may be attended to; m = n, or all slots of the cache, filled or not.
         A token sees the unmasked ones among itself and the tokens before it. Returns the states after ln_f,
         [batch, n, n_embd] float32; with a cache (states, cache), the n tokens written behind those that it held: it
-        must have room for them. With deterministic=False the rng "dropout" is needed, unless all rates are 0.
+        must have slots for them. With deterministic=False the rng "dropout" is needed, unless all rates are 0.
         """
         if self.n_embd % self.n_head:
             raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}; choose a divisor")

@@ -1,4 +1,4 @@
-"""AudioMAE: reconstruct masked patches of the spectrogram; its encoder then speaks the language of audio."""
+"""AudioMAE: reconstruct masked patches of the spectrogram; its encoder then makes the language of audio."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Stage:
     def heldout_loss(
         self, params: Tree, state: Tree, frozen: Tree, batch: Batch, rngs: Rngs
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss of held-out examples, of which a run is judged, and further metrics.
+        """Returns the loss of held-out examples, by which runs are compared, and further metrics.
 
         By default that of the last objective of `heldout_variant`, without dropout and augmentation.
         """

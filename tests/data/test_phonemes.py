@@ -77,9 +77,9 @@ def test_what_cannot_be_spoken_is_named():
 
 def test_too_long_a_sentence_is_refused_with_the_limit():
     fits = "m" * 309
-    assert len(encode(fits, AUTHORS._replace(speak=False))) == 310
+    assert len(encode(fits, AUTHORS._replace(phonemize=False))) == 310
     with pytest.raises(ValueError, match="has 312 phonemes; the model takes 309, so it is 3 too long"):
-        encode(fits + "mmm", AUTHORS._replace(speak=False))
+        encode(fits + "mmm", AUTHORS._replace(phonemize=False))
     with pytest.raises(ValueError, match="the model takes 309"):
         encode("a rather long sentence that goes on and on. " * 20)
 

@@ -26,7 +26,7 @@ from audioldm2_jax.models.htsat import shift_mask
 from audioldm2_jax.models.phonemes import VitsTextEncoder
 
 CLAP_MEL = ClapMelSettings(48000, 1024, 480, 64, 50.0, 14000.0, samples=480000)
-"""What CLAP hears, in all variants (haoheliu/AudioLDM2: clap/open_clip/model_configs/HTSAT-base.json)."""
+"""CLAP's front end, in all variants (haoheliu/AudioLDM2: clap/open_clip/model_configs/HTSAT-base.json)."""
 
 # The sizes that the authors' classes have whatever the file holds, for networks that a folder lacks.
 _HTSAT_BASE = {

@@ -61,7 +61,7 @@ LEFT_OUT = (
         "index tables and masks, which are computed",
         r".*\.(relative_position_index|attn_mask|position_ids|token_type_ids|h\.\d+\.attn\.(masked_)?bias)$",
     ),
-    ("critics and losses of the VAE's training", r"(first_stage_model\.)?loss\."),
+    ("discriminator and losses of the VAE's training", r"(first_stage_model\.)?loss\."),
 )
 """(reason, pattern) of what no folder needs."""
 

@@ -46,7 +46,7 @@ _VERSION = (
 )
 _NO_AUDIOMAE = (
     "There is no audiomae/: in its place the file holds zeros, which the authors' build_model takes. Sound from text "
-    "does not use it; what hears a clip does."
+    "does not use it; encoding a clip does."
 )
 _NO_DECODER = (
     "AudioMAE's encoder goes over; its decoder is of another form than in the authors' pipelines, which do not use it: "
@@ -90,7 +90,7 @@ def write_original(
         torch.save({"generator" if only == "vocoder" else "state_dict": state}, partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # PyTorch says so when the disk is full
-        raise FolderError(f"{path} cannot be written: {error}. Make room or choose another place.") from error
+        raise FolderError(f"{path} cannot be written: {error}. Free some space or choose another place.") from error
     finally:
         partial.unlink(missing_ok=True)
     return notes
