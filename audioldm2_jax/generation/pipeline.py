@@ -234,8 +234,8 @@ class AudioLDM2:
           num_inference_steps: denoising steps.
           guidance_scale: how strongly to follow the prompt; up to 1 is no guidance, as in diffusers.
           audio_length_in_s: length of a clip in seconds; by default that which the model was trained on.
-          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it takes audio; to have the best of three, take the
-            first.
+          num_waveforms_per_prompt: clips a prompt, sorted by CLAP where it takes audio; to have the best of three, take
+            the first.
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.

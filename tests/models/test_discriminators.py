@@ -1,4 +1,4 @@
-"""The critics against PyTorch's own layers and norms, wired from the papers, with the same weights.
+"""The discriminators against PyTorch's own layers and norms, wired from the papers, with the same weights.
 
 Tolerances: 1e-4 of the largest value, the project's bound for equal networks in float32.
 """
@@ -51,7 +51,7 @@ def by_channel(vector, taps):
     return tensor(np.asarray(vector).reshape(taps, -1).T.reshape(-1))
 
 
-def torch_critic(params, strides, groups, spectral=None):
+def torch_discriminator(params, strides, groups, spectral=None):
     spectral = spectral or {}
     convs = [
         torch_conv(params[f"convs_{i}"], stride, group, spectral.get(f"convs_{i}"))
@@ -74,7 +74,7 @@ def test_multi_period():
     variables = init(model, waveform)
     logits, features = jax.jit(model.apply)(variables, waveform)
     for i, period in enumerate((2, 3)):
-        convs = torch_critic(variables["params"][f"discriminators_{i}"], (3, 3, 1), (1, 1, 1))
+        convs = torch_discriminator(variables["params"][f"discriminators_{i}"], (3, 3, 1), (1, 1, 1))
         x = F.pad(tensor(waveform)[:, None], (0, -61 % period), "reflect").reshape(2, 1, -1, period)
         for layer, conv in enumerate(convs):  # as the paper has it: 2-D, one sample wide across the period
             x = F.conv2d(x, conv.weight[..., None], conv.bias, (conv.stride[0], 1), (conv.padding[0], 0))
@@ -101,7 +101,7 @@ def test_multi_scale_and_its_spectral_state():
         name = f"discriminators_{i}"
         x = F.avg_pool1d(x, 4, 2, padding=2) if i else x
         spectral = variables["spectral"].get(name)
-        convs = torch_critic(variables["params"][name], strides, groups, spectral)
+        convs = torch_discriminator(variables["params"][name], strides, groups, spectral)
         convs.train()
         expected, seen = judge(convs, x)
         close(logits[i], expected)
@@ -130,7 +130,7 @@ def test_norms_pass_the_gradients_of_pytorch():
     for i in range(2):
         x = F.avg_pool1d(x, 4, 2, padding=2) if i else x
         name = f"discriminators_{i}"
-        convs = torch_critic(variables["params"][name], (1, 1), (1, 1), variables["spectral"].get(name))
+        convs = torch_discriminator(variables["params"][name], (1, 1), (1, 1), variables["spectral"].get(name))
         judge(convs, x)[0].pow(2).sum().backward()
         ours = gradients[name]["convs_0"]
         if i == 0:

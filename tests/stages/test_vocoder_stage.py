@@ -75,7 +75,7 @@ def test_generator_loss(made):
     adversarial = sum(np.mean((np.asarray(x) - 1) ** 2) for name in fake for x in fake[name][0])
     pairs = [(r, f) for name in real for rs, fs in zip(real[name][1], fake[name][1]) for r, f in zip(rs, fs)]
     matching = sum(np.abs(np.asarray(r) - np.asarray(f)).mean() for r, f in pairs)
-    assert len(pairs) == 4 * 3  # four critics of two layers and their logits
+    assert len(pairs) == 4 * 3  # four discriminators of two layers and their logits
     assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=TOLERANCE)
     assert float(metrics["feature_matching"]) == pytest.approx(matching, rel=TOLERANCE)
     wanted = 45 * mel_distance(stage, outputs) + 2 * matching + adversarial
@@ -100,7 +100,7 @@ def test_discriminator_loss(made):
     assert sum(jax.tree.leaves(moved)) > len(jax.tree.leaves(moved)) / 2
 
 
-def test_critics_first(made):
+def test_discriminators_first(made):
     stage = made[0]
     assert [stage.variant(step) for step in (0, 1, 2)] == ["plain", "plain", "adversarial"]
     assert [(o.name, o.groups) for o in stage.objectives("adversarial")] == [

@@ -229,14 +229,14 @@ def test_new_style_weight_norm_is_the_same(tmp_path):
 
 
 def test_the_vae_of_its_own_training(tmp_path):
-    """Lightning's file: the VAE and its vocoder, beside losses and critic, and no latent scale."""
+    """Lightning's file: the VAE and its vocoder, beside losses and discriminator, and no latent scale."""
     prefix = "first_stage_model."
     state = {k.removeprefix(prefix): v for k, v in authors.checkpoint("audioldm2-full").items() if k.startswith(prefix)}
     state |= {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(4, 1, 4, 4)}
     read = read_original(save(tmp_path / "vae.ckpt", state))
     assert read.components.keys() == {"vae", "vocoder"}
     assert read.components["vae"].config["scaling_factor"] == 1.0 and "scale of the latents" in read.notes[0]
-    assert read.left_out == {"critics and losses of the VAE's training": 2}
+    assert read.left_out == {"discriminator and losses of the VAE's training": 2}
 
 
 def changed(**changes):
