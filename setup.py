@@ -17,7 +17,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["audioldm2_jax*"]),
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Topic :: Multimedia :: Sound/Audio :: Sound Synthesis",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=[*find_packages(include=["audioldm2_jax*"]), "audioldm2_jax.configs"],
+    package_dir={"audioldm2_jax.configs": "configs"},  # in a wheel they lie in the package
+    entry_points={"console_scripts": ["audioldm2-jax=audioldm2_jax.commands.main:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",

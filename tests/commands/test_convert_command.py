@@ -1,9 +1,7 @@
-"""`launch/convert.py`: what is written appears whole or not at all, and plays."""
+"""The command convert: what is written appears whole or not at all, and plays."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import authors
 import diffusers
@@ -15,10 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from audioldm2_jax.checkpoints import model_folder
-
-_spec = importlib.util.spec_from_file_location("convert", Path(__file__).parents[1] / "launch/convert.py")
-command = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(command)
+from audioldm2_jax.commands import convert as command
 
 
 @pytest.fixture(scope="module")

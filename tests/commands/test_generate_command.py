@@ -1,6 +1,5 @@
-"""launch/generate.py as a user types it, on folders of random weights."""
+"""The command generate as a user types it, on folders of random weights."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,18 +8,10 @@ import pytest
 from tiny_folder import CAPTIONS, write_model, write_speech_model
 
 from audioldm2_jax.audio import files
+from audioldm2_jax.commands import generate
 from audioldm2_jax.generation.pipeline import AudioLDM2
 
 STEPS, RATE = 4, 16000
-
-
-@pytest.fixture(scope="module")
-def generate():
-    location = Path(__file__).parents[1] / "launch" / "generate.py"
-    spec = importlib.util.spec_from_file_location("generate", location)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +20,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def command(generate, model, tmp_path, capsys):
+def command(model, tmp_path, capsys):
     """Runs it; returns what it printed: the paths, or the error."""
 
     def run(*arguments, of=model):
@@ -50,7 +41,7 @@ def clip(tmp_path_factory):
     return path
 
 
-def test_a_list_of_prompts_from_a_run(generate, model, command, tmp_path, capsys):
+def test_a_list_of_prompts_from_a_run(model, command, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "stages").mkdir(parents=True)
     assert "has not finished" in command("-t", "drums", of=run)
@@ -140,7 +131,7 @@ def test_one_sound_has_one_name(command, tmp_path):
     assert '"drums" is listed as a and as b' in command("-tl", tmp_path / "list.txt")
 
 
-def test_names_and_records_of_strange_prompts(generate, tmp_path):
+def test_names_and_records_of_strange_prompts(tmp_path):
     for prompt in ("𝓭" * 80, "小" * 80, "?!", "drums \udcff"):  # the last: a byte that is no UTF-8, on the command line
         path = generate.free_path(tmp_path, generate.file_stem(prompt), ".wav")
         files.write(path, np.zeros(9, np.float32), RATE)
@@ -156,8 +147,8 @@ def test_an_empty_list(command, tmp_path):
         assert "is empty" in command("-t", "x", "-tl", tmp_path / "empty.txt")
 
 
-def test_names_of_the_authors(generate):
+def test_names_of_the_authors():
     assert generate.model_folder("audioldm2-full") == "cvssp/audioldm2"
     assert generate.model_folder("some/other") == "some/other"
-    with pytest.raises(ValueError, match=r"convert\.py --from audioldm_48k\.pth"):
+    with pytest.raises(ValueError, match=r"convert --from audioldm_48k\.pth"):
         generate.model_folder("audioldm_48k")
