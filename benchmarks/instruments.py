@@ -24,11 +24,11 @@ import librosa
 import numpy as np
 from instrument_classifier import fit, real_clips
 
+from audioldm2_jax import AudioLDM2
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.data.builtin.music import heldout_captions, heldout_examples
 from audioldm2_jax.generation.editing import Transfer, Variation
-from audioldm2_jax.generation.pipeline import AudioLDM2
 
 SEMITONE = 2 ** (1 / 12)
 BATCH = 16

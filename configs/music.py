@@ -1,9 +1,9 @@
 """Text to music: AudioLDM 2 (arXiv 2308.05734), every stage from nothing.
 
-    python launch/train.py --config configs/music.py              the small recipe, about 15 minutes on two CPU cores
-    python launch/train.py --config configs/music.py:base \\
-        --config.data.source=/recordings                          the paper's base model, a pod or a host of GPUs
-    ... configs/music.py:large, configs/music.py:48k              the large UNet; the system at 48 kHz
+    audioldm2-jax train --config music                       the small recipe, about 15 minutes on two CPU cores
+    audioldm2-jax train --config music:base \\
+        --config.data.source=/recordings                     the paper's base model, a pod or a host of GPUs
+    ... music:large, music:48k                               the large UNet; the system at 48 kHz
 
 The small recipe makes 2.56 s clips of instruments named in a caption; benchmarks/instruments.py says how often the
 named instrument is heard. The paper trains base for about a million steps of batch 128 on 10.24 s clips.

@@ -21,9 +21,8 @@ def python(code: str, *arguments: str, folder: Path | None = None) -> str:
 
 
 def test_the_pipeline_is_at_the_top():
-    from audioldm2_jax.generation import pipeline
-
     from audioldm2_jax import AudioLDM2
+    from audioldm2_jax.generation import pipeline
 
     assert AudioLDM2 is pipeline.AudioLDM2
     assert {"AudioLDM2", "recipes"} <= set(dir(audioldm2_jax)) and audioldm2_jax.__all__ == ["AudioLDM2"]

@@ -16,6 +16,7 @@ from audioldm2_jax.audio.mel import FbankSettings, MelSettings, kaldi_fbank, log
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.loa import audiomae_loa, pooling_of
+from audioldm2_jax.invocation import command_line
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import hosts
 
@@ -72,7 +73,7 @@ class ClipEncoder:
         if "audiomae" not in self.components:
             raise ValueError(
                 "The model folder has no audiomae/, which hears a clip's language of audio: convert AudioMAE's "
-                "checkpoint, or the authors' file of this model, with launch/convert.py."
+                f"checkpoint, or the authors' file of this model, with {command_line('convert')}."
             )
         audiomae = self.components["audiomae"]
         frames, bands = audiomae.config["img_size"]

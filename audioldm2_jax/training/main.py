@@ -23,6 +23,7 @@ from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
+from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, hosts, lock, sharding, start, watch
 from audioldm2_jax.training import fine_tuning, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
@@ -161,7 +162,7 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
         screen.say(
             f"This is the small recipe: every network of the paper in its own topology, at a fraction of the size, on "
             f"{config.audio.seconds} s clips. The paper's model:\n"
-            "  python launch/train.py --config configs/music.py:base --config.data.source=/your/recordings"
+            f"  {command_line('train', '--config music:base --config.data.source=/your/recordings')}"
         )
 
 
@@ -208,6 +209,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         if hosts.is_first():
             _write_clips(config, target, chosen, result.audios)
     screen.say(f"Clips of held-out captions: {target}; their spectrograms beside real clips: {picture}")
+from audioldm2_jax.invocation import command_line
     screen.say(
         f'More:\n  python launch/generate.py --model {config.run_dir} -t "a slow melody on a violin in a minor key"'
     )

@@ -10,7 +10,7 @@ from audioldm2_jax import config_files
 from audioldm2_jax.commands import train
 from audioldm2_jax.commands.main import COMMANDS, main
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 def run(*command, folder):
