@@ -209,10 +209,8 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         if hosts.is_first():
             _write_clips(config, target, chosen, result.audios)
     screen.say(f"Clips of held-out captions: {target}; their spectrograms beside real clips: {picture}")
-from audioldm2_jax.invocation import command_line
-    screen.say(
-        f'More:\n  python launch/generate.py --model {config.run_dir} -t "a slow melody on a violin in a minor key"'
-    )
+    more = command_line("generate", f'--model {config.run_dir} -t "a slow melody on a violin in a minor key"')
+    screen.say(f"More:\n  {more}")
 
 
 def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], audios: np.ndarray) -> None:
