@@ -12,12 +12,14 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
+
+from audioldm2_jax.runtime.text_files import shown
 
 # Input samples (of the lower rate) that are decoded on either side of a segment, so that the resampling
 # filter sees the same neighbours as when the whole file is read.
@@ -69,14 +71,26 @@ def read(path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: i
         return _read_open(file, path, sampling_rate, start, samples)
 
 
-def decode(content: bytes, where: str) -> tuple[np.ndarray, int]:
-    """A sound file in memory as [samples] float32 mono, and its rate; `where` is what messages call it.
+def read_encoded(
+    content: bytes, where: str, sampling_rate: int, samples: int | None = None, position: float = 0.0
+) -> np.ndarray:
+    """Reads a sound file in memory, or an excerpt of it, as `read` does.
+
+    Args:
+        content: the file.
+        where: what messages call it.
+        sampling_rate: Hz of what is returned.
+        samples: length of the excerpt at `sampling_rate`; None reads all.
+        position: in [0, 1), where the excerpt lies between the ends of the whole.
 
     Raises:
         UnreadableAudio: as of `read`.
     """
+    start = 0
+    if samples is not None and position:
+        start = int(position * max(_length(lambda: io.BytesIO(content), where, sampling_rate) - samples + 1, 1))
     with _opened(io.BytesIO(content), where) as file:
-        return _read_open(file, where, file.samplerate, 0, None), file.samplerate
+        return _read_open(file, where, sampling_rate, start, samples)
 
 
 def length(path: str | os.PathLike, sampling_rate: int) -> int:
@@ -87,14 +101,7 @@ def length(path: str | os.PathLike, sampling_rate: int) -> int:
     Raises:
         UnreadableAudio: not there, not a sound file, empty, or damaged so that its end cannot be found.
     """
-    with _opened(path) as file:
-        frames = file.frames if _ends_as_said(file) else 0
-    if not frames:
-        frames = _count(path)
-    samples = -(-frames * sampling_rate // file.samplerate)
-    if samples < 1:
-        raise UnreadableAudio(f"{path} holds no samples: remove it or replace it")
-    return samples
+    return _length(lambda: path, "", sampling_rate)
 
 
 def to_mono(channels: np.ndarray) -> np.ndarray:
@@ -225,7 +232,7 @@ class _Stream(soundfile.SoundFile):
 def _opened(path: str | os.PathLike | io.BytesIO, name: str = "") -> Iterator[_Stream]:
     """Opens a sound file; whatever goes wrong inside is `UnreadableAudio` with the file's name."""
     # A name that is not UTF-8 is opened as it is, and shown with escapes.
-    where = name or os.fsdecode(path).encode("utf-8", "backslashreplace").decode()
+    where = name or shown(path)
     try:
         with _Stream(path if name else os.fsencode(path)) as file:
             yield file
@@ -254,50 +261,82 @@ def _ends_as_said(file: _Stream) -> bool:
         return False
 
 
-def _count(path: str | os.PathLike) -> int:
+def _length(source: Callable[[], str | os.PathLike | io.BytesIO], name: str, sampling_rate: int) -> int:
+    """As `length`; `source` gives what is to be opened, anew each time."""
+    with _opened(source(), name) as file:
+        where, rate = name or shown(source()), file.samplerate
+        frames = file.frames if _ends_as_said(file) else 0
+    if not frames:
+        with _opened(source(), name) as file:
+            frames = _count(file, where)
+    if frames < 1:
+        raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
+    return -(-frames * sampling_rate // rate)
+
+
+def _count(file: _Stream, where: str) -> int:
     """Frames that can be decoded. A file that ends within a frame, as half a download does, is refused."""
     frames = 0
-    with _opened(path) as file:
-        try:
-            for block in file.blocks_of():
-                frames += len(block)
-        except _DECODING_ERRORS as error:
-            raise UnreadableAudio(
-                f"{path} is damaged or incomplete ({_reason(error)} about {frames / file.samplerate:.1f} s in): "
-                "download or make it again, or remove it"
-            ) from error
+    try:
+        for block in file.blocks_of():
+            frames += len(block)
+    except _DECODING_ERRORS as error:
+        raise UnreadableAudio(
+            f"{where} is damaged or incomplete ({_reason(error)} about {frames / file.samplerate:.1f} s in): "
+            "download or make it again, or remove it"
+        ) from error
     return frames
 
 
 def _read_open(
     file: _Stream, path: str | os.PathLike, sampling_rate: int, start: int, samples: int | None
 ) -> np.ndarray:
-    common = math.gcd(file.samplerate, sampling_rate)
-    up, down = sampling_rate // common, file.samplerate // common
-    if up == down:
-        margin = 0
-    else:
-        margin = math.ceil(_FILTER_REACH * max(1, file.samplerate / sampling_rate))
+    def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
+        return _decode(file, offset, count, most=_LONGEST * file.samplerate // sampling_rate)
+
+    return segment_of(take, file.samplerate, shown(path), sampling_rate, start, samples)
+
+
+def segment_of(
+    take: Callable[[int, int | None], tuple[np.ndarray, float]],
+    rate: int,
+    where: str,
+    sampling_rate: int,
+    start: int = 0,
+    samples: int | None = None,
+) -> np.ndarray:
+    """A segment at `sampling_rate` of a sound that `take` gives in pieces; the rest as of `read`.
+
+    Args:
+        take: (offset, count or None) → at most `count` mono samples from `offset`, and the peak of their channels.
+        rate: Hz of these samples.
+        where: what messages call the sound.
+
+    Raises:
+        UnreadableAudio: empty, NaN or infinite samples, or `start` behind the end.
+    """
+    common = math.gcd(rate, sampling_rate)
+    up, down = sampling_rate // common, rate // common
+    margin = 0 if up == down else math.ceil(_FILTER_REACH * max(1, rate / sampling_rate))
     # Decoding starts where a sample of the file and one of the result fall together: every `down` of the one
     # and `up` of the other. So a segment is the same sound as that stretch of the whole file.
     first_period = max(0, start // up - -(-margin // down))
     offset = first_period * down
     count = None if samples is None else -(-(start + samples) * down // up) + margin - offset
-    decoded, channel_peak = _decode(file, offset, count, most=_LONGEST * down // up)
+    decoded, channel_peak = take(offset, count)
     if len(decoded) == 0:
         why = "holds no samples" if start == 0 else f"ends before sample {start} at {sampling_rate} Hz"
-        raise UnreadableAudio(f"{path} {why}: remove it or replace it")
+        raise UnreadableAudio(f"{where} {why}: remove it or replace it")
     if not np.isfinite(decoded).all():
-        raise UnreadableAudio(f"{path} holds NaN or infinite samples: remove it or replace it")
+        raise UnreadableAudio(f"{where} holds NaN or infinite samples: remove it or replace it")
     skip = start - first_period * up
     if up != down:
         total = -(-len(decoded) * up // down)
-        resampled = soxr.resample(decoded, file.samplerate, sampling_rate, quality="HQ")
-        decoded = segment(resampled, total)
+        decoded = segment(soxr.resample(decoded, rate, sampling_rate, quality="HQ"), total)
     if skip >= len(decoded):
-        raise UnreadableAudio(f"{path} ends before sample {start} at {sampling_rate} Hz: start earlier")
+        raise UnreadableAudio(f"{where} ends before sample {start} at {sampling_rate} Hz: start earlier")
     read = decoded[skip:] if samples is None else decoded[skip : skip + samples]
-    warn_of_silence(str(path), read, channel_peak)
+    warn_of_silence(where, read, channel_peak)
     return read
 
 
