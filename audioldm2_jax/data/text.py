@@ -287,8 +287,8 @@ def _characters(texts: Sequence[str], always: set[str], rows: int) -> int:
         wanted = -(-2 * there // 256) * 256
         raise ValueError(
             f"the captions have {there} different characters, and T5's tokenizer of {rows} words would not know "
-            f"{lost:.0%} of them: set --config.text.vocabulary={wanted} (the networks' tables of words follow), or name "
-            "a tokenizer of your language in --config.text.t5_tokenizer"
+            f"{lost:.0%} of them: set --config.text.vocabulary={wanted} (the networks' tables of words follow), or "
+            "name a tokenizer of your language in --config.text.t5_tokenizer"
         )
     logging.warning(
         "%d of the captions' %d characters are rare (%.2g%% of the text) and have no word in T5's tokenizer; "
