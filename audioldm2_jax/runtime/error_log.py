@@ -52,12 +52,16 @@ def collect() -> None:
     sys.unraisablehook = lambda args: _keep(
         "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
     )
-    logger = logging.getLogger("absl")
-    logger.addHandler(_Keeper(logging.ERROR))
-    # absl's own handler prints; errors that are logged with a traceback go to the file alone.
-    for handler in (*logger.handlers, *logging.getLogger().handlers):
-        if not isinstance(handler, _Keeper):
-            handler.addFilter(lambda record: not (record.name == "absl" and record.exc_info))
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_divert)
+
+
+def _divert(record: logging.LogRecord) -> bool:
+    """Keeps errors that are logged with a traceback for the file alone."""
+    if record.levelno < logging.ERROR or not record.exc_info:
+        return True
+    _keep(logging.Formatter("%(name)s: %(message)s").format(record) + "\n")
+    return False
 
 
 def describe(error: BaseException) -> str:
@@ -95,9 +99,3 @@ def _keep(text: str) -> None:
 
 def _shown(path: object) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-class _Keeper(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            _keep(self.format(record) + "\n")
