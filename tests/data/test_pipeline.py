@@ -169,6 +169,7 @@ WORKERS = """
 import sys
 import numpy as np
 from audioldm2_jax.data import pipeline
+from audioldm2_jax.data.encoders import Waveform
 from audioldm2_jax.data.example import Example, Source
 
 class Noise(Source):
@@ -180,7 +181,7 @@ class Noise(Source):
 
 if __name__ == "__main__":
     stream = pipeline.batches(
-        Noise(), None, ("waveform", "replaced"), batch_size=4, samples=20_000, seed=0, workers=2, prefetch=2
+        Noise(), [Waveform(20_000)], batch_size=4, samples=20_000, seed=0, workers=2, prefetch=2
     )
     kept = sys.kept = [next(stream) for _ in range(3)]
     stream.close()
