@@ -25,6 +25,7 @@ from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
+from audioldm2_jax.runtime.storage import StorageError
 from audioldm2_jax.training import fine_tuning, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
@@ -48,7 +49,7 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
     error_log.collect()
     try:
         start.start(config, others)
-    except cluster.ClusterError as error:
+    except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     with Screen() if hosts.is_first() else Silent() as screen:

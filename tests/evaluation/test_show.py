@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from audioldm2_jax.training import show
+from audioldm2_jax.evaluation import show
 
 MELS = {"real": np.zeros((1, 20, 8)), "generated": np.ones((1, 20, 8))}
 
