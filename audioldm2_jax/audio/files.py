@@ -203,6 +203,8 @@ def write(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, sub
     try:
         temporary.write_bytes(encoded.getbuffer())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

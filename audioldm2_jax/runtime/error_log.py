@@ -64,6 +64,13 @@ def _divert(record: logging.LogRecord) -> bool:
     return False
 
 
+def escape_output() -> None:
+    """From here on what this process prints may hold any character: what the terminal has not is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def describe(error: BaseException) -> str:
     """What to tell of an error, in one line; of the operating system's with the file and what to do."""
     if isinstance(error, OSError) and error.errno:

@@ -47,6 +47,7 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
         others: how the other processes of the job are found.
     """
     error_log.collect()
+    error_log.escape_output()
     try:
         start.start(config, others)
     except (cluster.ClusterError, StorageError) as error:
