@@ -1,24 +1,40 @@
 """Sound files in and out: WAV, FLAC, OGG and MP3 of any rate and channel count.
 
+What a header says of the length is not trusted: a pipe leaves it open, a broken download keeps that of the whole file.
+
 No JAX here: the processes that load data import this.
 """
 
+import contextlib
 import io
 import logging
 import math
 import os
+import sys
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from audioldm2_jax.runtime.text_files import shown
+
 # Input samples (of the lower rate) that are decoded on either side of a segment, so that the resampling
 # filter sees the same neighbours as when the whole file is read.
 _FILTER_REACH = 256
 # An MP3 frame (at most 1152 samples) borrows bits from earlier ones: after a jump the first few decode wrongly.
 _MP3_PREROLL = 16 * 1152
+# Values (samples × channels) that are decoded at a time, and samples that are encoded.
+_BLOCK, _WRITTEN = 2**20, 2**14
+# Samples that are read of one file at most: 4 GiB, 18 hours at 16 kHz.
+_LONGEST = 2**30
+# What libsndfile, the operating system, and NumPy raise where a file is not what its header says.
+_DECODING_ERRORS = (soundfile.SoundFileError, OSError, ValueError, TypeError, OverflowError, MemoryError)
+# Peak below which a clip counts as silence: half a step of 16 bits.
+_SILENCE = 2.0**-16
+_SILENT_QUOTED = 5  # files, in each process
 
 
 class UnreadableAudio(ValueError):
@@ -51,26 +67,73 @@ def read(path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: i
             f"cannot read {samples} samples from sample {start} at {sampling_rate} Hz: "
             "the start must not be negative, length and rate must be positive"
         )
-    try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
-            return _read_open(file, path, sampling_rate, start, samples)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        return _read_open(file, path, sampling_rate, start, samples)
+
+
+def read_encoded(
+    content: bytes, where: str, sampling_rate: int, samples: int | None = None, position: float = 0.0
+) -> np.ndarray:
+    """Reads a sound file in memory, or an excerpt of it, as `read` does.
+
+    Args:
+        content: the file.
+        where: what messages call it.
+        sampling_rate: Hz of what is returned.
+        samples: length of the excerpt at `sampling_rate`; None reads all.
+        position: in [0, 1), where the excerpt lies between the ends of the whole.
+
+    Raises:
+        UnreadableAudio: as of `read`.
+    """
+    start = 0
+    if samples is not None and position:
+        start = int(position * max(_length(lambda: io.BytesIO(content), where, sampling_rate) - samples + 1, 1))
+    with _opened(io.BytesIO(content), where) as file:
+        return _read_open(file, where, sampling_rate, start, samples)
 
 
 def length(path: str | os.PathLike, sampling_rate: int) -> int:
-    """Samples that the whole file has at `sampling_rate`, from its header alone.
+    """Samples that the whole file has at `sampling_rate`.
+
+    The header says so where the file can be read at the end that it names; else everything is decoded.
 
     Raises:
-        UnreadableAudio: not there, not a sound file, or empty.
+        UnreadableAudio: not there, not a sound file, empty, or damaged so that its end cannot be found.
     """
-    try:
-        info = soundfile.info(os.fspath(path))
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _unreadable(path, error) from error
-    if info.frames < 1:
-        raise UnreadableAudio(f"{path} holds no samples: remove it or replace it")
-    return -(-info.frames * sampling_rate // info.samplerate)
+    return _length(lambda: path, "", sampling_rate)
+
+
+def to_mono(channels: np.ndarray) -> np.ndarray:
+    """The mean over the channels of [samples, channels], float32 [samples]."""
+    return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
+
+
+def is_silent(waveform: np.ndarray) -> bool:
+    """Whether a clip [samples] is silence, which a constant is, too."""
+    return not waveform.size or float(waveform.max()) - float(waveform.min()) < 2 * _SILENCE
+
+
+def warn_of_silence(where: str, waveform: np.ndarray, channel_peak: float = 0.0) -> None:
+    """Warns once a process where a clip [samples] is silence, and of the first few of such files only.
+
+    Args:
+        where: what the message calls the clip.
+        channel_peak: the loudest sample of its channels before they were averaged.
+    """
+    if not is_silent(waveform) or where in _silent:
+        return
+    _silent.add(where)
+    if len(_silent) > _SILENT_QUOTED:
+        return
+    why = "is silence where it was read"
+    if channel_peak > 32 * _SILENCE:
+        why = "becomes silence: its channels have opposite phase and cancel each other out when they are averaged"
+    last = " (further silent files are not listed)" if len(_silent) == _SILENT_QUOTED else ""
+    logging.warning("%s %s%s", where, why, last)
+
+
+_silent: set[str] = set()
 
 
 def segment(waveform: np.ndarray, samples: int, start: int = 0) -> np.ndarray:
@@ -102,7 +165,8 @@ def write(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, sub
             (OGG), "MPEG_LAYER_III" (MP3).
 
     Raises:
-        ValueError: NaN or infinite samples, no samples, or a subtype that the format does not have.
+        ValueError: NaN or infinite samples, no samples, or a subtype, rate or number of channels that the format does
+            not have.
         OSError: the folder cannot be written, or the disk is full; no part of the file stays behind.
     """
     path = Path(path)
@@ -123,60 +187,175 @@ def write(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, sub
         logging.warning("%s: %d samples outside -1..1 are clipped", path, (np.abs(waveform) > 1).sum())
         waveform = np.clip(waveform, -1, 1)
     encoded = io.BytesIO()
-    soundfile.write(encoded, waveform, sampling_rate, subtype=subtype, format=form)
+    channels = 1 if waveform.ndim == 1 else waveform.shape[1]
+    try:
+        with soundfile.SoundFile(encoded, "w", sampling_rate, channels, subtype, format=form) as file:
+            # In pieces: libsndfile's Vorbis encoder crashes on minutes of sound at once.
+            for first in range(0, len(waveform), _WRITTEN):
+                file.write(waveform[first : first + _WRITTEN])
+    except soundfile.SoundFileError as error:
+        raise ValueError(
+            f"cannot write {path}: {form} takes no {channels} channels at {sampling_rate} Hz as {subtype} "
+            f"({_reason(error)}); use .wav"
+        ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(encoded.getbuffer())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+class _Stream(soundfile.SoundFile):
+    """A file that is read from front to back; `seek` works all the same.
+
+    soundfile jumps after every read to where it has just read to, which fails at an end that the header does not know.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+    def blocks_of(self, frames: int | None = None) -> Iterator[np.ndarray]:
+        """The next so many frames (None: all there are), as [frames, channels] float32."""
+        size = max(_BLOCK // self.channels, 1)
+        left = sys.maxsize if frames is None else frames
+        while left > 0:
+            block = self.read(min(size, left), dtype="float32", always_2d=True)
+            if not len(block):
+                return
+            left -= len(block)
+            yield block
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike | io.BytesIO, name: str = "") -> Iterator[_Stream]:
+    """Opens a sound file; whatever goes wrong inside is `UnreadableAudio` with the file's name."""
+    # A name that is not UTF-8 is opened as it is, and shown with escapes.
+    where = name or shown(path)
+    try:
+        with _Stream(path if name else os.fsencode(path)) as file:
+            yield file
+    except UnreadableAudio:
+        raise
+    except _DECODING_ERRORS as error:
+        if not name and not os.path.exists(path):
+            raise UnreadableAudio(f"{where} does not exist: check the path") from error
+        raise UnreadableAudio(f"{where} cannot be read as sound ({_reason(error)}): remove it or replace it") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line that says something."""
+    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return " ".join(text.split()).rstrip(".") or type(error).__name__
+
+
+def _ends_as_said(file: _Stream) -> bool:
+    """Whether the last frame that the header promises can be decoded."""
+    if file.frames < 1:
+        return False
+    try:
+        file.seek(file.frames - 1)
+        return len(file.read(1, dtype="float32", always_2d=True)) == 1
+    except _DECODING_ERRORS:
+        return False
+
+
+def _length(source: Callable[[], str | os.PathLike | io.BytesIO], name: str, sampling_rate: int) -> int:
+    """As `length`; `source` gives what is to be opened, anew each time."""
+    with _opened(source(), name) as file:
+        where, rate = name or shown(source()), file.samplerate
+        frames = file.frames if _ends_as_said(file) else 0
+    if not frames:
+        with _opened(source(), name) as file:
+            frames = _count(file, where)
+    if frames < 1:
+        raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
+    return -(-frames * sampling_rate // rate)
+
+
+def _count(file: _Stream, where: str) -> int:
+    """Frames that can be decoded. A file that ends within a frame, as half a download does, is refused."""
+    frames = 0
+    try:
+        for block in file.blocks_of():
+            frames += len(block)
+    except _DECODING_ERRORS as error:
+        raise UnreadableAudio(
+            f"{where} is damaged or incomplete ({_reason(error)} about {frames / file.samplerate:.1f} s in): "
+            "download or make it again, or remove it"
+        ) from error
+    return frames
+
+
 def _read_open(
-    file: soundfile.SoundFile, path: str | os.PathLike, sampling_rate: int, start: int, samples: int | None
+    file: _Stream, path: str | os.PathLike, sampling_rate: int, start: int, samples: int | None
 ) -> np.ndarray:
-    common = math.gcd(file.samplerate, sampling_rate)
-    up, down = sampling_rate // common, file.samplerate // common
-    if up == down:
-        margin = 0
-    else:
-        margin = math.ceil(_FILTER_REACH * max(1, file.samplerate / sampling_rate))
+    def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
+        return _decode(file, offset, count, most=_LONGEST * file.samplerate // sampling_rate)
+
+    return segment_of(take, file.samplerate, shown(path), sampling_rate, start, samples)
+
+
+def segment_of(
+    take: Callable[[int, int | None], tuple[np.ndarray, float]],
+    rate: int,
+    where: str,
+    sampling_rate: int,
+    start: int = 0,
+    samples: int | None = None,
+) -> np.ndarray:
+    """A segment at `sampling_rate` of a sound that `take` gives in pieces; the rest as of `read`.
+
+    Args:
+        take: (offset, count or None) → at most `count` mono samples from `offset`, and the peak of their channels.
+        rate: Hz of these samples.
+        where: what messages call the sound.
+
+    Raises:
+        UnreadableAudio: empty, NaN or infinite samples, or `start` behind the end.
+    """
+    common = math.gcd(rate, sampling_rate)
+    up, down = sampling_rate // common, rate // common
+    margin = 0 if up == down else math.ceil(_FILTER_REACH * max(1, rate / sampling_rate))
     # Decoding starts where a sample of the file and one of the result fall together: every `down` of the one
     # and `up` of the other. So a segment is the same sound as that stretch of the whole file.
     first_period = max(0, start // up - -(-margin // down))
     offset = first_period * down
-    count = -1 if samples is None else -(-(start + samples) * down // up) + margin - offset
-    decoded = _decode(file, offset, count)
+    count = None if samples is None else -(-(start + samples) * down // up) + margin - offset
+    decoded, channel_peak = take(offset, count)
     if len(decoded) == 0:
         why = "holds no samples" if start == 0 else f"ends before sample {start} at {sampling_rate} Hz"
-        raise UnreadableAudio(f"{path} {why}: remove it or replace it")
+        raise UnreadableAudio(f"{where} {why}: remove it or replace it")
     if not np.isfinite(decoded).all():
-        raise UnreadableAudio(f"{path} holds NaN or infinite samples: remove it or replace it")
+        raise UnreadableAudio(f"{where} holds NaN or infinite samples: remove it or replace it")
     skip = start - first_period * up
     if up != down:
         total = -(-len(decoded) * up // down)
-        resampled = soxr.resample(decoded, file.samplerate, sampling_rate, quality="HQ")
-        decoded = segment(resampled, total)
+        decoded = segment(soxr.resample(decoded, rate, sampling_rate, quality="HQ"), total)
     if skip >= len(decoded):
-        raise UnreadableAudio(f"{path} ends before sample {start} at {sampling_rate} Hz: start earlier")
-    return decoded[skip:] if samples is None else decoded[skip : skip + samples]
+        raise UnreadableAudio(f"{where} ends before sample {start} at {sampling_rate} Hz: start earlier")
+    read = decoded[skip:] if samples is None else decoded[skip : skip + samples]
+    warn_of_silence(where, read, channel_peak)
+    return read
 
 
-def _decode(file: soundfile.SoundFile, offset: int, count: int) -> np.ndarray:
-    """At most `count` samples (-1: all) from `offset` at the file's own rate, channels averaged."""
+def _decode(file: _Stream, offset: int, count: int | None, most: int) -> tuple[np.ndarray, float]:
+    """At most `count` samples (None: all) from `offset` at the file's own rate, channels averaged, and their peak."""
     if offset >= file.frames:
-        return np.zeros(0, np.float32)
-    preroll = offset
-    if file.seekable():
-        preroll = min(offset, _MP3_PREROLL if file.format == "MP3" else 0)
+        return np.zeros(0, np.float32), 0.0
+    preroll = min(offset, _MP3_PREROLL if file.format == "MP3" else 0)
+    if offset:
         file.seek(offset - preroll)
-    # In one go: soundfile itself jumps after every read.
-    decoded = file.read(count if count < 0 else preroll + count, dtype="float32", always_2d=True)[preroll:]
-    return decoded[:, 0] if file.channels == 1 else decoded.mean(axis=1)
-
-
-def _unreadable(path: str | os.PathLike, error: Exception) -> UnreadableAudio:
-    if not os.path.exists(path):
-        return UnreadableAudio(f"{path} does not exist: check the path")
-    return UnreadableAudio(f"{path} cannot be read as sound ({error}): remove it or replace it")
+    parts, read, peak = [], 0, 0.0
+    for block in file.blocks_of(None if count is None else preroll + count):
+        read += len(block)
+        if read - preroll > most:
+            raise ValueError(f"it is longer than the {_LONGEST:,} samples that are read at once")
+        block = block[max(preroll - (read - len(block)), 0) :]
+        if file.channels > 1 and len(block):
+            peak = max(peak, float(np.abs(block).max()))
+        parts.append(to_mono(block))
+    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), peak

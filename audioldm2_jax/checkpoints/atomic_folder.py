@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from audioldm2_jax.runtime.text_files import TextFileError, read_json_object
+
 MANIFEST = "manifest.json"
 
 
@@ -66,7 +68,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         write_json(partial / MANIFEST, {"sha256": {file.name: _digest(file) for file in files}})
         replace_folder(partial, path)
     except OSError as error:
-        raise FolderError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
+        raise FolderError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -86,16 +90,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file of one object.
+    """Reads a JSON file of one object, in whichever encoding a person has saved it.
 
     Raises:
       FolderError: where it is missing or damaged.
     """
+    if not path.exists():
+        raise FolderError(f"{path} is missing; copy or publish the model folder again.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FolderError(f"{path} is missing; copy or publish the model folder again.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return read_json_object(path)
+    except TextFileError as error:
         raise FolderError(f"{path} cannot be read: {error}") from None
 
 

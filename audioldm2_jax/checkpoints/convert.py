@@ -34,6 +34,7 @@ from audioldm2_jax.components import spec_of
 from audioldm2_jax.data import phonemes, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
+from audioldm2_jax.runtime.storage import local_path
 
 _HUB_TOKENIZERS = {"tokenizer": ("roberta-base", "clap", 512), "tokenizer_2": ("google/flan-t5-large", "t5", 128)}
 """Where the authors have their tokenizers from, their kind, and the most tokens that they take."""
@@ -91,11 +92,10 @@ def convert(
       FolderError: for a source that cannot be read or does not fit, with the list of what does not; tokenizers that
         cannot be had; a destination that is in the way or cannot be written. Nothing is written then.
     """
-    target = Path(destination)
-    _check_destination(Path(source), target, overwrite)
-    path = Path(source)
+    path, target = local_path(os.fspath(source), "--from"), local_path(os.fspath(destination), "--to")
+    _check_destination(path, target, overwrite)
     is_file = path.is_file() or (not path.exists() and path.suffix in ENDINGS)
-    model = _from_file(path) if is_file else _from_folder(source)
+    model = _from_file(path) if is_file else _from_folder(path if path.exists() else os.fspath(source).strip())
     notes = model.notes
     if target.suffix in _FILES:
         notes = (*notes, *write_original(target, model.components, model.schedule and model.schedule[0]))
@@ -168,7 +168,9 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield partial
         replace_folder(partial, target)
     except OSError as error:
-        raise FolderError(f"{target} cannot be written: {error}. Free some space or choose another folder.") from error
+        raise FolderError(
+            f"{target} cannot be written: {error.strerror or error}. Free some space or choose another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -202,7 +204,8 @@ def _write_tokenizer(
             phonemes.write_tokenizer(target)
         return
     if source is not None:
-        given = Path(source) if Path(source).is_dir() else hub.fetch_folders(str(source), [name], None)
+        given = local_path(os.fspath(source), "--tokenizers")
+        given = given if given.is_dir() else hub.fetch_folders(str(source).strip(), [name], None)
         copy_part(given / name, path, name)
         return
     repository, kind, length = _HUB_TOKENIZERS[name]

@@ -45,6 +45,7 @@ from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
 from audioldm2_jax.components import SPECS, ComponentSpec, spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.runtime.storage import local_path
 
 INDEX = "model_index.json"
 PARTS = tuple(SPECS)
@@ -205,10 +206,10 @@ def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> 
     Raises:
       FolderError: where there is no such thing.
     """
-    path = Path(source)
+    path = local_path(os.fspath(source), "the model's folder")
     if not path.exists():
-        folder = name if hub.fetch_file(str(source), f"{name}/config.json") else ""
-        path = hub.fetch_folders(str(source), [folder], variant)
+        folder = name if hub.fetch_file(str(source).strip(), f"{name}/config.json") else ""
+        path = hub.fetch_folders(str(source).strip(), [folder], variant)
     for candidate in (path / name, path):
         if (candidate / "config.json").is_file():
             return candidate
@@ -221,13 +222,13 @@ def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
     Raises:
       FolderError: where there is no such thing, or it is the folder of another pipeline.
     """
-    path = Path(source)
+    path = local_path(os.fspath(source), "the model's folder")
     if not path.exists():
-        index = hub.fetch_file(str(source), INDEX)
+        index = hub.fetch_file(str(source).strip(), INDEX)
         if index is None:
             raise FolderError(f"{source} on the hub has no {INDEX}: it is no AudioLDM 2 model.")
         read_index(index.parent)
-        path = hub.fetch_folders(str(source), (*PARTS, *_OTHERS, "scheduler"), variant)
+        path = hub.fetch_folders(str(source).strip(), (*PARTS, *_OTHERS, "scheduler"), variant)
     read_index(path)
     return path
 

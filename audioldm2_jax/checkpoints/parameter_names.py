@@ -24,6 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from audioldm2_jax.checkpoints.tensors import agree
+
 Pattern = str
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -223,7 +225,7 @@ def _respell(
         key = original
         for pattern, replacement in spellings:
             key = re.sub(pattern, replacement, key)
-        if key in respelt and not np.array_equal(respelt[key], value):
+        if key in respelt and not agree(respelt[key], value):
             problems.append(f"duplicate: {original} differs from the other tensor called {key}")
         respelt.setdefault(key, value)
     return respelt, problems

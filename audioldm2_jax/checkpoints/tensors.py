@@ -86,6 +86,33 @@ def shard_names(index: Path) -> dict[str, str]:
     return places
 
 
+def precision(values: np.ndarray) -> float:
+    """How exact float32 numbers are that were read from a file: half a unit in the last place, relative to each.
+
+    A file in half precision has fewer digits, so what is compared with a formula or another file has to be as near as
+    that and no nearer.
+    """
+    values = np.asarray(values, np.float32)
+    for stored in (ml_dtypes.bfloat16, np.float16):
+        with np.errstate(over="ignore"):
+            if np.array_equal(values, values.astype(stored).astype(np.float32), equal_nan=True):
+                return float(ml_dtypes.finfo(stored).eps) / 2
+    return float(np.finfo(np.float32).eps) / 2
+
+
+def agree(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Whether two tensors are one, stored in the same or in different precision."""
+    if first is None or second is None or first.shape != second.shape:
+        return False
+    if np.array_equal(first, second):
+        return True
+    if first.dtype.kind != "f" or second.dtype.kind != "f":
+        return False
+    coarse = max(precision(first), precision(second))
+    # In full precision the same tensor is the same bits. The smallest numbers of half precision have fewer digits.
+    return coarse > 1e-6 and np.allclose(first, second, rtol=2 * coarse, atol=1e-7)
+
+
 def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
     """Writes one safetensors file.
 

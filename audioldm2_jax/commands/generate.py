@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import cluster, watch
+from audioldm2_jax.runtime import cluster, error_log, watch
+from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.text_files import read_text
 
 #: Ending and libsndfile's name of the samples, of each `--format`.
 FORMATS = {"wav": (".wav", "PCM_16"), "float": (".wav", "FLOAT"), "flac": (".flac", "PCM_16")}
@@ -130,12 +132,10 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
     """
     prompts = [options.text] if options.text.strip() else []
     if options.text_list:
-        try:
-            lines = Path(options.text_list).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"The list of prompts {options.text_list} cannot be read: {error}") from None
+        # Not splitlines, which also splits at marks that stand within a line of text.
+        lines = read_text(local_path(options.text_list, "-tl")).split("\n")
         prompts += [line.strip() for line in lines if line.strip()]
-        if not lines or len(prompts) == bool(options.text.strip()):
+        if len(prompts) == bool(options.text.strip()):
             raise ValueError(f"The list of prompts {options.text_list} is empty: write a prompt a line.")
     if not prompts and options.transcription is not None:
         prompts = [SPEAKER]
@@ -161,7 +161,8 @@ def model_folder(model: str) -> str:
     Raises:
       ValueError: for a run that has not published its model yet, and a model that is not on the hub.
     """
-    path = Path(model)
+    path = local_path(model, "--model")
+    model = str(path) if path.exists() else model.strip()
     if model in AUTHORS_NAMES and not path.exists():
         if AUTHORS_NAMES[model] is None:
             raise ValueError(
@@ -192,11 +193,12 @@ def free_path(folder: Path, stem: str, ending: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = flags().parse_args(arguments)
+    error_log.escape_output()
     try:
         for path in generate(options):
             print(path)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_log.describe(error)}", file=sys.stderr)
         watch.fail(str(error), 1)  # others would wait for this process
         return 1
     return 0
@@ -218,7 +220,7 @@ def given_clip(options: argparse.Namespace, sampling_rate: int):
         if options.mode != "generation":
             raise ValueError(f"--mode {options.mode} starts from a sound file: give one with -f.")
         return None
-    clip = files.read(options.file_path, sampling_rate), sampling_rate
+    clip = files.read(local_path(options.file_path, "-f"), sampling_rate), sampling_rate
     if options.mode == "transfer":
         return editing.Transfer(*clip, 0.5 if options.transfer_strength is None else options.transfer_strength)
     if options.mode == "continuation":
@@ -236,7 +238,7 @@ def generate(options: argparse.Namespace):
     requests = read_requests(options)
     if options.batchsize < 1:
         raise ValueError(f"-b is {options.batchsize}; it has to be at least 1.")
-    model, target = model_folder(options.model), Path(options.save_path)
+    model, target = model_folder(options.model), local_path(options.save_path, "-s")
     if Path(model).exists():
         model = os.path.abspath(model)  # for the record
     try:
@@ -303,7 +305,9 @@ def record(options: argparse.Namespace, request: Request, model: str, settings: 
     kept = {
         name: [str(x) if x == math.inf else x for x in v] if isinstance(v, tuple) else v for name, v in kept.items()
     }
-    return known | {"edit": {"kind": type(edit).__name__, "file": os.path.abspath(options.file_path), **kept}}
+    return known | {
+        "edit": {"kind": type(edit).__name__, "file": os.path.abspath(local_path(options.file_path, "-f")), **kept}
+    }
 
 
 def write_record(path: Path, content: dict) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
-import soundfile
-import soxr
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import audio_feature  # before the alias below, which replaces its class
 
+from audioldm2_jax.audio import files
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 from audioldm2_jax.data.folder import split_names
+from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.text_files import printable
 
 #: Names that captions usually have, the likeliest first.
 TEXT_FEATURES = ("caption", "text", "captions", "description", "sentence", "transcription", "transcript", "title")
@@ -69,8 +69,9 @@ class Dataset(Source):
         split: "train" or "heldout".
         sampling_rate: Hz, of the waveforms returned.
         heldout_share: of the records, by hash of their number.
-        audio_feature, text_feature: names of the features; empty finds the one audio feature there is, and the
-            caption by its usual names (`TEXT_FEATURES`); without any, examples have no caption.
+        audio_feature, text_feature: names of the features, of one inside another as outer/inner; empty finds the one
+            audio feature there is, and the caption by its usual names (`TEXT_FEATURES`); without any, examples have no
+            caption. A caption is a text, or a label or several by name; of several texts it is the first.
 
     Raises:
         ValueError: not prepared, not in ArrayRecord, or no such feature; the message says what there is.
@@ -88,12 +89,14 @@ class Dataset(Source):
         self.name, self.sampling_rate = name, sampling_rate
         builder = _builder(name)
         features = dict(builder.info.features)
-        self.audio_feature = _named(name, features, audio_feature) or _audio_feature(name, features)
-        self.text_feature = _named(name, features, text_feature) or next(
-            (n for n in TEXT_FEATURES if n in features), ""
-        )
+        self.audio_feature = audio_feature or _audio_feature(name, features)
+        audio = _find(name, features, self.audio_feature)
+        self.text_feature = text_feature or next((n for n in TEXT_FEATURES if n in features), "")
+        self._names = None
+        if self.text_feature:
+            self._names = _label_names(name, self.text_feature, _find(name, features, self.text_feature))
         self._rate_feature = next((n for n in _RATES if n in features), "")
-        self._rate = getattr(features[self.audio_feature], "sample_rate", None) or 0
+        self._rate = getattr(audio, "sample_rate", None) or 0
         if not self._rate and not self._rate_feature:
             logging.warning("%s says nothing of its sampling rate; taking it for %d Hz", name, sampling_rate)
         splits = "train" if "train" in builder.info.splits else "+".join(builder.info.splits)
@@ -110,29 +113,51 @@ class Dataset(Source):
         return len(self._numbers)
 
     def __getitem__(self, index: int) -> Example:
-        number = int(self._numbers[index])
-        try:
-            record = self._records[number]
-        except Exception as error:  # whatever the reader makes of damaged bytes
-            raise UnreadableRecord(f"tfds:{self.name}, record {number}: {error}") from error
-        where = f"tfds:{self.name}, record {number}"
-        waveform, rate = _decode(record[self.audio_feature], where)
-        rate = rate or self._rate or (int(record[self._rate_feature]) if self._rate_feature else self.sampling_rate)
-        if rate != self.sampling_rate:
-            waveform = soxr.resample(waveform, rate, self.sampling_rate)
-        return Example(waveform, self._caption(record), {"name": str(number)})
+        return self._example(index, None, 0.0)
+
+    def excerpt(self, index: int, samples: int, position: float) -> Example:
+        """See `Source.excerpt`; decodes and resamples no more than the excerpt."""
+        return self._example(index, samples, position)
 
     def text(self, index: int) -> str | None:
-        """The caption of a record (which is read for it)."""
-        return self._caption(self._records[int(self._numbers[index])])
+        """The caption of a record (which is read for it, its sound not decoded)."""
+        record, _ = self._record(index)
+        return self._caption(record)
+
+    def _record(self, index: int) -> tuple[dict, str]:
+        """A record, and what messages call it."""
+        number = int(self._numbers[index])
+        where = f"tfds:{self.name}, record {number}"
+        try:
+            return self._records[number], where
+        except Exception as error:  # whatever the reader makes of damaged bytes
+            raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
+
+    def _example(self, index: int, samples: int | None, position: float) -> Example:
+        record, where = self._record(index)
+        labels = {"name": str(int(self._numbers[index]))}
+        try:
+            audio = _value(record, self.audio_feature)
+            if isinstance(audio, bytes):
+                waveform = files.read_encoded(audio, where, self.sampling_rate, samples, position)
+            else:
+                rate = self._rate or (int(record[self._rate_feature]) if self._rate_feature else self.sampling_rate)
+                waveform = _excerpt(np.asarray(audio), rate, where, self.sampling_rate, samples, position)
+        except files.UnreadableAudio as error:
+            raise UnreadableRecord(str(error)) from error
+        except (ValueError, TypeError, ZeroDivisionError, MemoryError) as error:
+            raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
+        return Example(waveform, self._caption(record), labels)
 
     def _caption(self, record: dict) -> str | None:
         if not self.text_feature:
             return None
-        text = record[self.text_feature]
-        if isinstance(text, np.ndarray | list | tuple):  # several captions of one clip: the first
-            text = text[0] if len(text) else ""
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+        value = _value(record, self.text_feature)
+        several = list(value) if isinstance(value, np.ndarray | list | tuple) and np.ndim(value) else [value]
+        if self._names:  # -1: the label is not known
+            return ", ".join(self._names[int(label)] for label in several if int(label) >= 0) or None
+        text = several[0] if several else ""  # of several captions of one clip, the first
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else printable(str(text))
         return text.strip() or None
 
 
@@ -141,12 +166,13 @@ _PREPARE = "prepare it first: tfds build {name} --file_format=array_record"
 
 def _builder(name: str) -> tfds.core.DatasetBuilder:
     """The builder of a prepared set; the set's own code, which may need TensorFlow, is not run."""
-    if Path(name).expanduser().is_dir():
+    folder = local_path(name, "--config.data.source=tfds:")
+    if folder.is_dir():
         try:
-            return tfds.builder_from_directory(Path(name).expanduser())
+            return tfds.builder_from_directory(folder)
         except Exception as error:
             raise ValueError(f"tfds:{name} is not a prepared set (a folder with dataset_info.json): {error}") from error
-    if "/" in name and Path(name).is_absolute():
+    if folder.is_absolute():
         raise ValueError(f"tfds:{name}: there is no such folder")
     try:
         return tfds.core.read_only_builder.builder_from_files(name)
@@ -154,10 +180,48 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
         raise ValueError(f"tfds:{name} is not here; {_PREPARE.format(name=name)} ({error})") from error
 
 
-def _named(name: str, features: dict, wanted: str) -> str:
-    if wanted and wanted not in features:
-        raise ValueError(f"tfds:{name} has no feature {wanted!r}; it has {', '.join(sorted(features))}")
-    return wanted
+def _find(name: str, features: Mapping, wanted: str) -> tfds.features.FeatureConnector:
+    """The feature of that name; outer/inner is one inside another."""
+    inside, before = dict(features), ""
+    for part in wanted.split("/"):
+        if part not in inside:
+            raise ValueError(
+                f"tfds:{name} has no feature {wanted!r}; it has {', '.join(before + n for n in sorted(inside))}"
+            )
+        feature, before = inside[part], f"{before}{part}/"
+        of = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+        inside = dict(of) if isinstance(of, tfds.features.FeaturesDict) else {}
+    return feature
+
+
+def _value(record: Mapping, wanted: str) -> object:
+    for part in wanted.split("/"):
+        record = record[part]
+    return record
+
+
+def _label_names(name: str, wanted: str, feature: tfds.features.FeatureConnector) -> list[str] | None:
+    """The names of labels; None for texts.
+
+    Raises:
+        ValueError: the feature is neither.
+    """
+    of = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    if isinstance(of, tfds.features.FeaturesDict):
+        inner = ", ".join(f"{wanted}/{part}" for part in sorted(of))
+        raise ValueError(
+            f"tfds:{name}: {wanted} is no caption but holds {inner}: name one with --config.data.text_feature"
+        )
+    if isinstance(of, tfds.features.ClassLabel):
+        if not of.names or of.names == [str(number) for number in range(of.num_classes)]:
+            raise ValueError(f"tfds:{name}: {wanted} has labels without names, which say nothing; {_OTHER_TEXT}")
+        return list(of.names)
+    if np.dtype(of.np_dtype).kind not in "OSU":
+        raise ValueError(f"tfds:{name}: {wanted} holds {np.dtype(of.np_dtype).name} numbers and no text; {_OTHER_TEXT}")
+    return None
+
+
+_OTHER_TEXT = "name another feature with --config.data.text_feature"
 
 
 def _audio_feature(name: str, features: dict) -> str:
@@ -172,20 +236,21 @@ def _audio_feature(name: str, features: dict) -> str:
     return audio[0]
 
 
-def _decode(audio: object, where: str) -> tuple[np.ndarray, int]:
-    """Mono [samples] float32 of what a record holds (samples, or a sound file), and its rate if it says so."""
-    rate = 0
-    if isinstance(audio, bytes):
-        try:
-            audio, rate = soundfile.read(io.BytesIO(audio), dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise UnreadableRecord(f"{where}: {error}") from error
-    audio = np.asarray(audio)
+def _excerpt(
+    audio: np.ndarray, rate: int, where: str, sampling_rate: int, samples: int | None, position: float
+) -> np.ndarray:
+    """An excerpt (None: all) of samples [n] or [n, channels], as mono float32 at `sampling_rate`."""
+    scale = 1.0
     if np.issubdtype(audio.dtype, np.integer):
-        loudest = int(np.abs(audio.astype(np.int64)).max(initial=0))
-        audio = audio / (32768.0 if loudest <= 32768 else 2.0**31)
-    audio = audio.astype(np.float32)
-    audio = audio.mean(-1) if audio.ndim == 2 else audio.reshape(-1)
-    if not audio.size or not np.isfinite(audio).all():
-        raise UnreadableRecord(f"{where}: {'no samples' if not audio.size else 'NaN or infinite samples'}")
-    return audio, rate
+        loudest = max(abs(int(audio.max(initial=0))), abs(int(audio.min(initial=0))))
+        scale = 32768.0 if loudest <= 32768 else 2.0**31
+    channels = audio if audio.ndim == 2 else audio.reshape(-1, 1)
+
+    def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
+        piece = (channels[offset : None if count is None else offset + count] / scale).astype(np.float32)
+        return files.to_mono(piece), float(np.abs(piece).max(initial=0.0)) if piece.shape[1] > 1 else 0.0
+
+    start = 0
+    if samples is not None:
+        start = int(position * max(-(-len(channels) * sampling_rate // rate) - samples + 1, 1))
+    return files.segment_of(take, rate, where, sampling_rate, start, samples)

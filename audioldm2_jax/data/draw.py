@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def digest(*key: int | str) -> int:
     """A 64-bit hash of `key`, the same in every process (unlike `hash`)."""
-    data = "\x1f".join(map(str, key)).encode()
+    data = "\x1f".join(map(str, key)).encode("utf-8", "surrogateescape")  # file names need not be UTF-8
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 

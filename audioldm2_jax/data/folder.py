@@ -6,29 +6,57 @@
       more/b.flac
 
 Metadata may lie in any subfolder; names are relative to it. Recordings that it does not name have no caption.
+
+Symbolic links are followed, to folders and to files. A recording that can be reached in several ways counts once, under
+the name that goes through no link, or the first one in alphabetical order; metadata may use any of its names.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
+import os
 from pathlib import Path
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.draw import digest
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+from audioldm2_jax.data.metadata import METADATA, parse_metadata
+from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.text_files import read_text, shown
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
-_METADATA = ("metadata.jsonl", "metadata.csv")
+SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".caf", ".rf64", ".snd", ".w64"),
+)
+#: Sound that libsndfile does not read.
+_OTHER_SOUND = (
+    *(".3gp", ".aac", ".ac3", ".alac", ".amr", ".ape", ".avi", ".dsf", ".dts", ".flv", ".m4a", ".m4b", ".mid", ".mka"),
+    *(
+        ".midi",
+        ".mkv",
+        ".mov",
+        ".mp2",
+        ".mp4",
+        ".mpc",
+        ".mpeg",
+        ".mpg",
+        ".ra",
+        ".spx",
+        ".tta",
+        ".weba",
+        ".webm",
+        ".wma",
+    ),
+    *(".wmv", ".wv"),
+)
 _LISTED = 5  # names that an error or a warning spells out
 
 
 class Folder(Source):
     """The recordings of one split of a folder, read from disk when asked for.
 
-    Files whose header cannot be read are left out and kept in `skipped`, file → reason.
+    What cannot be read is left out and kept in `skipped`, file → reason: damaged files, formats that are not read,
+    links that lead nowhere, folders without permission.
 
     Raises:
         ValueError: no such folder, no readable recording in it, metadata that cannot be parsed or that names files
@@ -36,33 +64,33 @@ class Folder(Source):
     """
 
     def __init__(self, path: str | Path, split: str, sampling_rate: int, heldout_share: float) -> None:
-        self.root, self.sampling_rate = Path(path).expanduser(), sampling_rate
+        self.root, self.sampling_rate = local_path(str(path), "--config.data.source"), sampling_rate
         if not self.root.is_dir():
-            raise ValueError(f"there is no folder {self.root}; data.source must name a folder of recordings")
-        names = sorted(
-            file.relative_to(self.root).as_posix()
-            for file in self.root.rglob("*")
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
-        captions = _captions(self.root, set(names))
-        lengths, self.skipped = {}, {}
-        for name in names:
+            what = "is a file" if self.root.exists() else "does not exist"
+            raise ValueError(
+                f"there is no folder {shown(self.root)}; data.source must name a folder of recordings ({what})"
+            )
+        tree = _Tree(self.root)
+        captions = _captions(self.root, tree)
+        lengths, self.skipped = {}, tree.skipped
+        for name in tree.names:
             try:
                 lengths[name] = files.length(self.root / name, sampling_rate)
             except files.UnreadableAudio as error:
                 self.skipped[name] = str(error)
+        found, reasons = len(lengths) + len(self.skipped), [shown(reason) for reason in self.skipped.values()]
         if not lengths:
             raise ValueError(
-                f"{self.root} holds no recording that can be read ({len(names)} files end in {', '.join(SUFFIXES)})"
-                + _listing(list(self.skipped.values()))
+                f"{shown(self.root)} holds no recording that can be read ({found} files or links seem to be some; read "
+                f"are {', '.join(SUFFIXES)}){_listing(reasons)}"
             )
         if self.skipped:
             logging.warning(
                 "%s: %d of %d files cannot be read and are skipped%s",
-                self.root,
+                shown(self.root),
                 len(self.skipped),
-                len(names),
-                _listing(list(self.skipped.values())),
+                found,
+                _listing(reasons),
             )
         self.names = split_names(list(lengths), split, heldout_share)
         self._lengths = [lengths[name] for name in self.names]
@@ -91,6 +119,77 @@ class Folder(Source):
         return Example(waveform, self._captions[index], {"name": name})
 
 
+class _Tree:
+    """What lies below a folder.
+
+    Attributes:
+        names: recordings, sorted, relative to the folder.
+        metadata: files of captions, sorted.
+        skipped: what is left out, name → reason.
+        by_file: where a recording really lies → its name, of those that are skipped, too.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.metadata, self.skipped = root, [], {}
+        self.by_file: dict[str, str] = {}
+        real: dict[str, bool] = {}  # name → whether no link leads to it
+        seen = {os.path.realpath(root)}
+        # Folders behind links come last, so that what they hold has its own name where it has one.
+        waiting, links = [root], []
+        while waiting or links:
+            folder = waiting.pop() if waiting else links.pop(0)
+            for entry in self._entries(folder):
+                name = os.path.relpath(entry.path, root).replace(os.sep, "/")
+                target = os.path.realpath(entry.path)
+                if self._is_folder(entry, name):
+                    if target not in seen:
+                        seen.add(target)
+                        (links if entry.is_symlink() else waiting).append(Path(entry.path))
+                elif entry.name.lower() in METADATA:
+                    self.metadata.append(Path(entry.path))
+                elif not entry.name.startswith(".") and self._is_recording(entry, name):
+                    direct = target == os.path.join(os.path.realpath(root), name)
+                    known = self.by_file.get(target)
+                    if known is None or (not real[known] and (direct or name < known)):
+                        self.by_file[target], real[name] = name, direct
+        self.metadata.sort()
+        self.names = sorted(name for name in self.by_file.values() if name not in self.skipped)
+
+    def _entries(self, folder: Path) -> list[os.DirEntry]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            name = os.path.relpath(folder, self.root)
+            self.skipped[name] = f"{folder} cannot be opened ({error.strerror}): what it holds is not read"
+            return []
+
+    def _is_folder(self, entry: os.DirEntry, name: str) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError as error:  # a link to itself
+            self.skipped[name] = f"{entry.path} cannot be followed ({error.strerror}): remove the link"
+            return False
+
+    def _is_recording(self, entry: os.DirEntry, name: str) -> bool:
+        """Whether a file is to be read; where it is sound and is not, says why in `skipped`."""
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix not in (*SUFFIXES, *_OTHER_SOUND):
+            if suffix or not entry.is_symlink() or os.path.exists(entry.path):
+                return False
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            self.skipped.setdefault(
+                name, f"{entry.path} is a broken link: {os.readlink(entry.path)} does not exist; mend or remove it"
+            )
+        elif suffix in _OTHER_SOUND:
+            self.skipped[name] = (
+                f"{entry.path}: {suffix} is not read; convert it (ffmpeg -i {entry.name} {Path(entry.name).stem}.flac)"
+            )
+        elif not entry.is_file():
+            self.skipped[name] = f"{entry.path} is no file but a pipe or device: remove it"
+        return True
+
+
 def split_names(names: list[str], split: str, heldout_share: float) -> list[str]:
     """The names of one split: a name's own hash decides, so that adding records moves none from split to split.
 
@@ -104,76 +203,34 @@ def split_names(names: list[str], split: str, heldout_share: float) -> list[str]
     return [name for name in names if name not in heldout]
 
 
-def parse_metadata(content: str, where: str) -> dict[str, str | None]:
-    """Reads metadata.jsonl or metadata.csv, told apart by the ending of `where`.
-
-    Returns:
-        file_name → caption, None where it is missing or empty.
-
-    Raises:
-        ValueError: naming `where` and the line.
-    """
-    rows = _json_rows(content, where) if where.endswith(".jsonl") else _csv_rows(content, where)
+def _captions(root: Path, tree: _Tree) -> dict[str, str | None]:
+    """The captions of all metadata below `root`, by the recordings' names."""
     captions: dict[str, str | None] = {}
-    named = False
-    for line, row in rows:
-        name, text = row.get("file_name"), row.get("text")
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{where}, line {line}: no file_name; each record needs file_name and text")
-        if not isinstance(text, str | None):
-            raise ValueError(f"{where}, line {line}: text is {text!r}, not a string")
-        if name in captions:
-            raise ValueError(f"{where}, line {line}: {name} is named twice")
-        named = named or "text" in row
-        captions[name] = (text or "").strip() or None
-    if captions and not named:
-        raise ValueError(f"{where} has no text; captions go under that name")
-    return captions
-
-
-def _json_rows(content: str, where: str) -> list[tuple[int, dict]]:
-    rows = []
-    for line, record in enumerate(content.split("\n"), 1):
-        if not record.strip():
-            continue
-        try:
-            row = json.loads(record)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{where}, line {line}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f'{where}, line {line}: not an object such as {{"file_name": "a.wav", "text": "…"}}')
-        rows.append((line, row))
-    return rows
-
-
-def _csv_rows(content: str, where: str) -> list[tuple[int, dict]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        columns = reader.fieldnames or []
-        if "file_name" not in columns:
-            raise ValueError(f"{where} has no column file_name; its first line names {', '.join(columns) or 'nothing'}")
-        return [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num}: not CSV ({error})") from error
-
-
-def _captions(root: Path, names: set[str]) -> dict[str, str | None]:
-    """The captions of all metadata below `root`, by path relative to it."""
-    captions, absent = {}, []
-    for file in sorted(file for pattern in _METADATA for file in root.rglob(pattern)):
-        try:
-            content = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 ({error})") from error
-        for name, text in parse_metadata(content, str(file)).items():
-            path = (file.parent.relative_to(root) / name).as_posix()
-            if path in names:
-                captions[path] = text
-            else:
-                absent.append(f"{file} names {name}")
+    absent = []
+    for file in tree.metadata:
+        for name, text in parse_metadata(read_text(file), shown(file)).items():
+            path = tree.by_file.get(os.path.realpath(_meant(file.parent, name)))
+            if path is None:
+                absent.append(f"{shown(file)} names {shown(name)}")
+            elif captions.setdefault(path, text) != text:
+                raise ValueError(f"{shown(file)} and other metadata give {shown(path)} different captions: keep one")
     if absent:
-        raise ValueError(f"{root}: metadata names {len(absent)} files that are not recordings there{_listing(absent)}")
+        raise ValueError(
+            f"{shown(root)}: metadata names {len(absent)} files that are not recordings there{_listing(absent)}"
+        )
     return captions
+
+
+def _meant(folder: Path, name: str) -> Path:
+    """The file that metadata in `folder` calls `name`: as it is, else as Windows or another file system writes it."""
+    for written in (name, name.strip(), name.strip().replace("\\", "/")):
+        try:
+            path = local_path(written if os.path.isabs(written) else str(folder / written), "file_name")
+        except ValueError:
+            continue
+        if path.exists() or path.is_symlink():
+            return path
+    return folder / name
 
 
 def _listing(lines: list[str]) -> str:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audioldm2_jax.runtime.text_files import TextFileError, read_json_object
+
 _IPA = (
     "ɑɐɒæɓʙβɔɕçɗɖðʤəɘɚɛɜɝɞɟʄɡɠɢʛɦɧħɥʜɨɪʝɭɬɫɮʟɱɯɰŋɳɲɴøɵɸθœɶʘɹɺɾɻʀʁɽʂʃʈʧʉʊʋⱱʌɣɤʍχʎʏʑʐʒʔʡʕʢǀǁǂǃˈˌːˑʼʴʰʱʲʷˠˤ˞↓↑→↗↘'\u0329'ᵻ"
 )
@@ -202,9 +204,6 @@ def _quoted(text: str) -> str:
 
 def _read_json(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_json_object(file)
+    except TextFileError as error:
         raise ValueError(f"{file} cannot be read ({error}); copy or download it again.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__} and no object of names and values.")
-    return content

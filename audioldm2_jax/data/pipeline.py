@@ -135,4 +135,22 @@ def batches(
     options = grain.multiprocessing.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=max(-(-prefetch // workers), 1)
     )
-    return iter(steps.to_iter_dataset(ahead).mp_prefetch(options))
+    return _Copied(iter(steps.to_iter_dataset(ahead).mp_prefetch(options)))
+
+
+class _Copied(Iterator[dict[str, np.ndarray]]):
+    """Batches of worker processes in memory of this process.
+
+    They arrive in shared memory, which a batch that somebody still holds when the process ends would leave behind.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        self._batches = batches
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {key: np.array(value) for key, value in next(self._batches).items()}
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        batches, self._batches = self._batches, iter(())  # Grain's iterators complain if they are left to the very end
+        getattr(batches, "close", lambda: None)()

@@ -29,8 +29,9 @@ def open_source(config: ConfigDict, split: str) -> Source:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
     data, rate = config.data, config.audio.sampling_rate
-    scheme, _, name = data.source.partition(":")
-    if not data.source:
+    named = data.source.strip()
+    scheme, _, name = named.partition(":")
+    if not named:
         raise ValueError(f"no data: set --config.data.source; {_KINDS}")
     if scheme == "builtin":
         if name not in BUILTIN:
@@ -40,6 +41,6 @@ def open_source(config: ConfigDict, split: str) -> Source:
         from audioldm2_jax.data.datasets import Dataset  # its import takes a second that others need not wait
 
         return Dataset(name, split, rate, data.heldout_share, data.audio_feature, data.text_feature)
-    if "://" in data.source:
-        raise ValueError(f"data.source is {data.source!r}: nothing is read from {scheme} addresses; {_KINDS}")
+    if "://" in named and scheme.lower() != "file":
+        raise ValueError(f"data.source is {named!r}: nothing is read from {scheme} addresses; {_KINDS}")
     return Folder(data.source, split, rate, data.heldout_share)

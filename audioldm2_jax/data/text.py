@@ -24,10 +24,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
+from audioldm2_jax.runtime.storage import local_path
 
 CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _CAPTIONS = 5000  # enough to train on
+_UNKNOWN = 0.01  # of the captions' characters: the most that a tokenizer trained here may not know
 _WARNINGS = 3  # about cut captions, for each kind of tokenizer
 
 
@@ -65,8 +67,8 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """Number of ids: one more than the highest, so that many rows a network's table needs."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder that `from_pretrained` of transformers reads."""
@@ -94,6 +96,24 @@ class Tokenizers:
         """Writes `tokenizer/` and `tokenizer_2/` of a model folder."""
         self.clap.save(Path(folder) / CLAP_FOLDER)
         self.t5.save(Path(folder) / T5_FOLDER)
+
+
+def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | None) -> None:
+    """Compares the tokenizers' ids with the rows of the networks' tables of words (None: there is no such network).
+
+    Raises:
+        ValueError: there are ids without a row; the message names the keys.
+    """
+    for name, tokenizer, rows, key in (
+        ("CLAP", tokenizers.clap, clap_rows, "models.clap.text_config.vocab_size"),
+        ("T5", tokenizers.t5, t5_rows, "models.t5.vocab_size"),
+    ):
+        if rows is not None and tokenizer.vocabulary > rows:
+            raise ValueError(
+                f"the tokenizer of {name} has {tokenizer.vocabulary} ids, but the network's table {rows} rows: set "
+                f"--config.{key}={tokenizer.vocabulary}, or for a tokenizer that is trained here lower "
+                f"--config.text.vocabulary; both have to be of the same model where it starts from given weights"
+            )
 
 
 def open_tokenizers(config: ConfigDict, source: Source | None = None) -> Tokenizers:
@@ -148,7 +168,9 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
     """
     from transformers import RobertaTokenizerFast, T5TokenizerFast  # a second to import; workers need not
 
-    folder = Path(name)
+    folder = local_path(name, f"the {kind} tokenizer")
+    if folder.is_dir():
+        name = str(folder)
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ValueError(f"cannot load the {kind} tokenizer: {name} holds none of {', '.join(_TOKENIZER_FILES)}")
     try:
@@ -206,13 +228,14 @@ def train_t5(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     """A Unigram model in T5's layout: <pad> 0, </s> 1, <unk> 2; "" is </s>. Arguments as of `train_clap`.
 
     Raises:
-        ValueError: the vocabulary is too small.
+        ValueError: the vocabulary is too small, for the characters of the texts, too.
     """
     special = ["<pad>", "</s>", "<unk>"]
     alphabet = sorted({*string.ascii_letters, *string.digits, *string.punctuation})
     if vocabulary < 2 * len(alphabet):
         raise ValueError(f"text.vocabulary is {vocabulary}; T5's Unigram needs {2 * len(alphabet)} or more")
     texts = [re.sub(r"([.,:;!?])", r" \1 ", text) for text in texts]  # no pieces such as "violin:"
+    most = _characters(texts, {*alphabet, "▁"}, vocabulary - len(special))
     metaspace = {"replacement": "▁", "prepend_scheme": "always"}
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace, split=True)]
@@ -222,7 +245,11 @@ def train_t5(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     merged = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     merged.pre_tokenizer = split
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=[*alphabet, "▁"], show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=[*alphabet, "▁"],
+        limit_alphabet=most,
+        show_progress=False,
     )
     merged.train_from_iterator(texts, trainer)
     count = Counter(token for encoding in merged.encode_batch(texts) for token in encoding.tokens)
@@ -239,6 +266,36 @@ def train_t5(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:
     # extra_ids: T5's hundred sentinels would be ids beyond the embedding table.
     files = _files(backend, "T5Tokenizer", roles, length, extra_ids=0, additional_special_tokens=[])
     return Tokenizer(backend, 0, length, files)
+
+
+def _characters(texts: Sequence[str], always: set[str], rows: int) -> int:
+    """How many characters get an id of their own: all, or where they are too many the most frequent.
+
+    transformers' T5 has no ids for bytes (it builds its Unigram without them), so others become <unk>.
+
+    Raises:
+        ValueError: so many would be unknown that captions could not be told from each other.
+    """
+    count = Counter(character for text in texts for character in text if not character.isspace())
+    there = len(always | count.keys())
+    if there <= rows:
+        return there
+    kept = rows * 3 // 4  # the others are pieces of several characters
+    further = [number for character, number in count.most_common() if character not in always]
+    lost = sum(further[kept - len(always) :]) / count.total()
+    if lost > _UNKNOWN:
+        wanted = -(-2 * there // 256) * 256
+        raise ValueError(
+            f"the captions have {there} different characters, and T5's tokenizer of {rows} words would not know "
+            f"{lost:.0%} of them: set --config.text.vocabulary={wanted} (the networks' tables of words follow), or "
+            "name a tokenizer of your language in --config.text.t5_tokenizer"
+        )
+    logging.warning(
+        "%d of the captions' %d characters are rare (%.2g%% of the text) and have no word in T5's tokenizer; "
+        "--config.text.vocabulary makes it larger",
+        *(there - kept, there, 100 * lost),
+    )
+    return kept
 
 
 def _files(

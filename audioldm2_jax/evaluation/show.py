@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from audioldm2_jax.audio import files
+from audioldm2_jax.runtime.text_files import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_samples(folder: Path, made: Mapping[str, np.ndarray], sampling_rate: int) -> None:
@@ -27,7 +34,22 @@ def write_samples(folder: Path, made: Mapping[str, np.ndarray], sampling_rate: i
 
 
 def draw_mels(path: Path, rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> None:
-    """Draws mels [clips, frames, bands] as a grid: a row a name, a column a clip, on one scale of loudness."""
+    """Draws mels [clips, frames, bands] as a grid: a row a name, a column a clip, on one scale of loudness.
+
+    A picture is never worth a run: where it cannot be drawn, or written, that is logged and there is none.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            _grid(rows, titles).savefig(partial, dpi=110, format="png")
+        partial.replace(path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        logging.warning("%s is not drawn: %s", path, str(error) or type(error).__name__)
+
+
+def _grid(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     clips = len(titles)
@@ -44,7 +66,7 @@ def draw_mels(path: Path, rows: Mapping[str, np.ndarray], titles: Sequence[str])
             if column == 0:
                 axis.set_ylabel(name)
             if row == 0:
-                axis.set_title("\n".join(textwrap.wrap(title, 34)[:3]), fontsize=8)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(path)
+                # A caption is text: its $ begin no formulas, and what no font here has is drawn as boxes.
+                wrapped = textwrap.wrap(printable(title).replace("\0", ""), 34)[:3]
+                axis.set_title("\n".join(wrapped), fontsize=8, parse_math=False, usetex=False)
+    return figure

@@ -18,8 +18,9 @@ import numpy as np
 import scipy.signal
 import soxr
 
-from audioldm2_jax.audio.files import normalise
+from audioldm2_jax.audio.files import is_silent, normalise
 
+_NEAR = 0.02  # seconds by which ends may differ and count as one
 _FADE_WINDOW = 0.032  # seconds of the windows in which kept and made sound are joined
 
 
@@ -65,6 +66,18 @@ class Edit:
             raise ValueError(f"The given clip's {audio.size} samples at {self.sampling_rate} Hz are too few.")
         return waveform
 
+    def remarks(self, seconds: float) -> list[str]:
+        """What may surprise where a clip of so many seconds is made."""
+        said = []
+        if is_silent(np.asarray(self.audio)):
+            said.append("the given clip is silence")
+        if self.starts_from_latents and self.silent_behind and seconds > self.seconds + _NEAR:
+            said.append(
+                f"the given clip ends at {self.seconds:.2f} s, and {seconds:.2f} s are made: "
+                "behind its end it is silence"
+            )
+        return said
+
     def length(self, own: float | None) -> float:
         """Seconds of the clip to be made where the caller names none; `own` is the model's own length."""
         del own
@@ -81,6 +94,11 @@ class Edit:
         return 0.0
 
     @property
+    def silent_behind(self) -> bool:
+        """Whether silence stands for what lies behind the end of the clip."""
+        return True
+
+    @property
     def starts_from_latents(self) -> bool:
         """Whether the sound itself is used, and not its LOA alone."""
         return True
@@ -92,7 +110,7 @@ class Edit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transfer(Edit):
-    """LayerConfig transfer (SDEdit, arXiv 2108.01073; `style_transfer` of haoheliu/AudioLDM).
+    """Style transfer (SDEdit, arXiv 2108.01073; `style_transfer` of haoheliu/AudioLDM).
 
     Attributes:
       strength: which part of the denoising steps is done, above 0 to 1: little changes little.
@@ -141,6 +159,17 @@ class Inpainting(Edit):
         if self.span is not None and self.span[0] >= self.seconds:
             raise ValueError(f"The span begins at {self.span[0]} s, but the given clip ends at {self.seconds:.2f} s.")
 
+    def remarks(self, seconds: float) -> list[str]:
+        said = super().remarks(seconds)
+        if self.span is not None and seconds + _NEAR < self.span[1] < math.inf:
+            said.append(f"the span ends at {self.span[1]:.2f} s, and {seconds:.2f} s are made: it ends there")
+        return said
+
+    @property
+    def silent_behind(self) -> bool:
+        # What is made anew up to the end, at all frequencies, is not the clip's silence.
+        return self.band is not None or self.span is None or self.span[0] > self.seconds or self.span[1] <= self.seconds
+
     def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
         """All that is not both in the span and in the band."""
         return ~np.logical_and.outer(_within(seconds, self.span), _within(hertz, self.band))
@@ -160,6 +189,12 @@ class Variation(Edit):
         super().__post_init__()
         if self.until is not None and not self.until > 0:
             raise ValueError(f"until is {self.until}; it has to be above 0 s.")
+
+    def remarks(self, seconds: float) -> list[str]:
+        said = super().remarks(seconds)
+        if self.until is not None and self.seconds + _NEAR < self.until < math.inf:
+            said.append(f"until is {self.until:.2f} s, but the given clip ends at {self.seconds:.2f} s")
+        return said
 
     def length(self, own: float | None) -> float | None:
         """The model's own length."""
@@ -198,6 +233,10 @@ class Continuation(Edit):
     @property
     def encoded_seconds(self) -> float:
         return self.seconds if self.until is None else self.until
+
+    @property
+    def silent_behind(self) -> bool:
+        return False
 
     def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
         """What lies before `until`."""

@@ -11,6 +11,7 @@ CLAP's embedding.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import zlib
@@ -266,6 +267,8 @@ class AudioLDM2:
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
+        for remark in edit.remarks(samples / self.sampling_rate) if edit else ():
+            logging.warning("%s", remark)
         tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
         given = self._given(edit, shape[0], samples, tokens) if edit else _Given()
         with_prompt, without, meant = self._conditions(texts, tokens, uncond, use_loa, use_text_states, given.loa)

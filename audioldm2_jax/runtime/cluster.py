@@ -54,7 +54,8 @@ def join(cluster: Cluster = Cluster(), environment: Mapping[str, str] = os.envir
     from audioldm2_jax.runtime import watch
 
     # absl.app lets through what JAX says of every backend that a machine does not have.
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    if "JAX_LOGGING_LEVEL" not in environment:
+        logging.getLogger("jax").setLevel(logging.WARNING)
     known = {
         "coordinator_address": cluster.coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or None,
         "num_processes": _number(cluster.num_processes, "num_processes", "JAX_NUM_PROCESSES", environment),

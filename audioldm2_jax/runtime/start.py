@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import tempfile
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from audioldm2_jax.runtime import cluster, watch
+from audioldm2_jax.runtime.storage import local_path
 
 
 def start(config: ConfigDict, others: cluster.Cluster | None = None) -> None:
@@ -31,11 +35,37 @@ def leave() -> None:
 
 
 def use_compilation_cache(folder: str = "") -> None:
-    """Keeps what XLA compiles in a folder, for later processes; by default in ~/.cache/audioldm2_jax/xla."""
+    """Keeps what XLA compiles in a folder, for later processes.
+
+    Where none is named it is JAX's own setting (JAX_COMPILATION_CACHE_DIR), else ~/.cache/audioldm2_jax/xla. What else
+    the environment says of JAX's cache goes before our settings, too.
+
+    Raises:
+        StorageError: the name is no path.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    cache = Path(folder or "~/.cache/audioldm2_jax/xla").expanduser()
+    known = folder or jax.config.jax_compilation_cache_dir
+    cache = local_path(known or "~/.cache/audioldm2_jax/xla", "--config.compilation_cache")
+    if not _is_writable(cache):
+        # JAX would say so of each program that it compiles.
+        logging.warning("%s cannot be written: what XLA compiles is not kept (--config.compilation_cache)", cache)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     compilation_cache.reset_cache()  # a process that has compiled before has settled on none
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+            probe.flush()
+        return True
+    except OSError:
+        return False

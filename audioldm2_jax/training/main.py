@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from audioldm2_jax import recipes
+from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.data import sources
@@ -24,7 +24,8 @@ from audioldm2_jax.data.example import Example
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import cluster, hosts, lock, sharding, start, watch
+from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
+from audioldm2_jax.runtime.storage import StorageError
 from audioldm2_jax.training import fine_tuning, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
@@ -45,9 +46,11 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
         config: the recipe.
         others: how the other processes of the job are found.
     """
+    error_log.collect()
+    error_log.escape_output()
     try:
         start.start(config, others)
-    except cluster.ClusterError as error:
+    except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     with Screen() if hosts.is_first() else Silent() as screen:
@@ -58,7 +61,7 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
             watch.fail("interrupted", INTERRUPTED)
             return INTERRUPTED
         except REPORTED_ERRORS as error:
-            return _fail(config, error, str(error))
+            return _fail(config, error, error_log.describe(error))
         except Exception as error:
             if jax.process_count() == 1:
                 raise
@@ -71,8 +74,12 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
 def _run(config: ConfigDict, screen: Progress) -> int:
     """Trains, publishes and samples; returns the exit code."""
     begin = time.monotonic()
+    config, followed = recipe_check.follow(config)
     taken = fine_tuning.take_over(config)
+    notes = recipe_check.check(config, run.plan(config))
     _introduce(config, screen)
+    for line in (*followed, *notes):
+        screen.say(f"  {line}")
     for change in taken:
         screen.say(f"  as in {config.init_from.model}: {change}")
     with _locked(run.make_folder(config), screen):
@@ -128,7 +135,7 @@ def _fail(config: ConfigDict, error: Exception, message: str) -> int:
     """Says what went wrong, once where it went wrong for all processes, and ends the others too."""
     if not watch.first_says(message):
         where = f" in {watch.names()[jax.process_index()]}" if jax.process_index() else ""
-        print(f"error{where}: {message}{_keep_traceback(config)}", file=sys.stderr, flush=True)
+        print(f"error{where}: {message}{_keep_traceback(config, error)}", file=sys.stderr, flush=True)
     watch.fail(message, 1, look_for_cause=_of_communication(error))
     return 1
 
@@ -142,14 +149,13 @@ def _of_communication(error: BaseException | None) -> bool:
     return False
 
 
-def _keep_traceback(config: ConfigDict) -> str:
+def _keep_traceback(config: ConfigDict, error: Exception) -> str:
     """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message."""
-    path = Path(config.run_dir) / (f"error-{jax.process_index()}.txt" if jax.process_index() else "error.txt")
-    try:
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-    except OSError:
+    if isinstance(error, side_by_side.StageFailed):  # its process has written it
         return ""
-    return f" (traceback: {path})"
+    name = f"error-{jax.process_index()}.txt" if jax.process_index() else error_log.FILE
+    path = error_log.write(Path(config.run_dir) / name)
+    return f" (traceback: {path})" if path else ""
 
 
 def _introduce(config: ConfigDict, screen: Progress) -> None:

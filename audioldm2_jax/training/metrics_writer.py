@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
-import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+_FLUSH_SECONDS = 30
 
 
 class MetricsWriter:
-    """Writes to `folder/metrics.jsonl` and to TensorBoard's event files beside it."""
+    """Writes to `folder/metrics.jsonl` and to TensorBoard's event files beside it.
+
+    In this thread: tensorboardX's own writer has one, whose errors nobody would see, and which would be waited for.
+    """
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = open(folder / "metrics.jsonl", "a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), flush_secs=30)
+        self._path = folder / "metrics.jsonl"
+        _drop_half_a_line(self._path)
+        self._lines = open(self._path, "ab", buffering=0)
+        self._board = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars of step `step`."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Writes scalars of step `step`.
 
-    def sound(self, step: int, name: str, waveform: np.ndarray, sampling_rate: int) -> None:
-        """Writes one clip [samples] to TensorBoard."""
-        self._board.add_audio(name, waveform[:, None], step, sample_rate=sampling_rate)
+        Raises:
+            OSError: for want of space, say; with the file's name, which then ends with the line before.
+        """
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        before = self._lines.tell()
+        try:
+            if self._lines.write(line) < len(line):
+                self._lines.write(line[self._lines.tell() - before :])  # says why the rest was not written
+            for name, value in values.items():
+                self._add(summary.scalar(name, value), step)
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._board.flush()
+                self._flushed = time.monotonic()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._lines.truncate(before)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def best(self, name: str) -> tuple[float, int] | None:
         """Returns the least value of a metric over the whole stage, earlier processes included, and its step."""
@@ -42,5 +64,18 @@ class MetricsWriter:
         return min(((value, step) for step, value in values.items()), default=None)
 
     def close(self) -> None:
-        self._lines.close()
-        self._board.close()
+        """Closes the files; what TensorBoard's has no room for is lost, `scalars` has told of it."""
+        for file in (self._lines, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _add(self, content: Summary, step: int) -> None:
+        self._board.write_event(Event(wall_time=time.time(), step=step, summary=content))
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """Cuts off what a process that was killed while it wrote has left behind the last whole line."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            path.write_bytes(content[: content.rfind(b"\n") + 1])

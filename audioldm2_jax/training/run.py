@@ -139,7 +139,9 @@ def prepare(config: ConfigDict) -> None:
         if (stage_folder(config, name) / "config.json").exists():
             _check_config(config, name)
     if hosts.is_first() and not (root / text.T5_FOLDER).is_dir():
-        text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
+        tokenizers = text.open_tokenizers(config, sources.open_source(config, "train"))
+        text.check_tables(tokenizers, **word_tables(config, {}))
+        tokenizers.save(root)
     hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
 
 
@@ -220,6 +222,23 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     return found
 
 
+def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
+    """Returns the rows of the text encoders' tables of words; None where only weights that are not read yet know.
+
+    Args:
+        components: those that are read already.
+    """
+    found: dict[str, int | None] = {}
+    for name, part, section in (
+        ("clap_rows", "text_encoder", config.models.clap.text_config),
+        ("t5_rows", "text_encoder_2", config.models.t5),
+    ):
+        known = components[part].config if part in components else {}
+        of_weights = (known.get("text_config") or known).get("vocab_size")
+        found[name] = of_weights if known else None if config.init_from[part] else section.vocab_size
+    return found
+
+
 def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
@@ -230,7 +249,9 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     tokenizers = text.load_tokenizers(root, config.text.clap_length, config.text.t5_length)
     clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
     available = encoders.recipe_encoders(clip_samples, tokenizers)
-    stage = STAGES[name](config, load_components(config, name), encoders.empty_text(available))
+    components = load_components(config, name)
+    text.check_tables(tokenizers, **word_tables(config, components))
+    stage = STAGES[name](config, components, encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     where.mkdir(parents=True, exist_ok=True)
     if hosts.is_first():

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,8 +28,9 @@ from audioldm2_jax.training.progress import Pipe, Progress
 # Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
 # level of optimisation is meant to compile sooner, and ran no slower.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+SEPARATORS = {"GLIBC_TUNABLES": ":", "XLA_FLAGS": " "}
 # What a stage may raise that is told in one line, without a traceback.
-REPORTED_ERRORS = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError)
+REPORTED_ERRORS = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError, OSError)
 
 
 class StageFailed(RuntimeError):
@@ -160,7 +162,8 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
     """Lets processes started here run on `cores` alone: XLA makes as many threads as there are cores it may use."""
     environment = {name: os.environ.get(name) for name in ENVIRONMENT}
     for name, value in ENVIRONMENT.items():
-        os.environ[name] = f"{environment[name]} {value}" if environment[name] and name == "XLA_FLAGS" else value
+        # Of a setting that is there twice the last one holds: the user's own.
+        os.environ[name] = SEPARATORS[name].join(filter(None, (value, environment[name])))
     before = os.sched_getaffinity(0) if cores else None
     if cores:
         os.sched_setaffinity(0, cores)
@@ -177,8 +180,9 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
     """Trains one stage in this process and tells `connection` how it went."""
-    from audioldm2_jax.runtime import start
+    from audioldm2_jax.runtime import error_log, start
 
+    error_log.collect()
     config = ConfigDict(fields)
     start.start(config)  # and joins nobody: the process that started this one is the only one of its job
     try:
@@ -188,4 +192,6 @@ def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
     except Stopped as stop:
         connection.send(("stopped", str(stop)))
     except REPORTED_ERRORS as error:
-        connection.send(("failed", StageFailed(str(error))))
+        path = error_log.write(Path(config.run_dir) / error_log.FILE)
+        kept = f" (traceback: {path})" if path else ""
+        connection.send(("failed", StageFailed(f"{error_log.describe(error)}{kept}")))

@@ -152,3 +152,43 @@ def test_names_of_the_authors():
     assert generate.model_folder("some/other") == "some/other"
     with pytest.raises(ValueError, match=r"convert --from audioldm_48k\.pth"):
         generate.model_folder("audioldm_48k")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_of_prompts_as_people_write_it(tmp_path, encoding, end):
+    path = tmp_path / "my prompts.txt"
+    path.write_bytes(end.join(["café noise", "", "rain\u2028on a roof|rain ", "", ""]).encode(encoding))
+    options = generate.flags().parse_args(["--model", "x", "-tl", f"{path}\r"])
+    assert generate.read_requests(options) == [("café noise", "café noise"), ("rain\u2028on a roof", "rain")]
+
+
+def test_a_list_that_is_no_text_is_told_with_its_line(command, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("rain\ncafé".encode("latin-1"))
+    assert "prompts.txt, line 2: not UTF-8 (byte 0xe9" in command("-tl", path)
+
+
+def test_paths_as_people_type_them(model, clip, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my model").symlink_to(model)
+    (tmp_path / "clip é.wav").symlink_to(clip)
+    paths = command("-t", "drums", "-f", "~/clip e\u0301.wav", "-s", "~/my sounds\r", of="~/my model ")
+    assert paths[0].parent == tmp_path / "my sounds", paths
+    record = json.loads(paths[0].with_suffix(".json").read_text())
+    assert record["model"] == str(tmp_path / "my model") and record["edit"]["file"] == str(tmp_path / "clip é.wav")
+    assert "gs:// is not served" in command("-t", "drums", "-s", "gs://bucket/sounds")
+
+
+def test_a_sound_file_that_cannot_be_read_is_named(command, tmp_path):
+    (tmp_path / "a.flac").write_bytes(b"fLaC and nothing else")
+    assert "a.flac cannot be read as sound" in command("-t", "drums", "-f", tmp_path / "a.flac")
+
+
+def test_a_full_disk_names_the_file(command, tmp_path, monkeypatch):
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said = command("-t", "drums")
+    assert said.splitlines()[-1].startswith("error: ") and "drums-0.wav" in said and "free some" in said

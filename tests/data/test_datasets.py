@@ -137,3 +137,124 @@ def test_errors_say_what_there_is(prepared, tmp_path):
         open_source(config(tmp_path / "absent"), "train")
     with pytest.raises(ValueError, match="tfds build nowhere_near"):
         open_source(config("nowhere_near"), "train")
+
+
+def labelled(folder):
+    """A set with labels in the place of captions."""
+    features = tfds.features
+    names = ["dog_bark", "rain"]
+
+    class Labelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=features.FeaturesDict(
+                    {
+                        "audio": features.Tensor(shape=(None,), dtype=np.float32),
+                        "label": features.ClassLabel(names=names),
+                        "labels": features.Sequence(features.ClassLabel(names=names)),
+                        "bare": features.ClassLabel(num_classes=3),
+                        "number": np.int64,
+                        "captions": features.Sequence(features.Text()),
+                        "caption": {"en": features.Text(), "kind": features.ClassLabel(names=names)},
+                        "stereo": features.Tensor(shape=(None, 2), dtype=np.float32),
+                        "nothing": features.Sequence(features.ClassLabel(names=names)),
+                    }
+                ),
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(4):
+                yield (
+                    i,
+                    {
+                        "audio": tone(i),
+                        "label": 1,
+                        "labels": [1, 0],
+                        "bare": 2,
+                        "number": i,
+                        "captions": ["first", "second"],
+                        "caption": {"en": "words", "kind": 0},
+                        "stereo": np.stack([tone(i), -tone(i)], 1),
+                        "nothing": [],
+                    },
+                )
+
+    builder = Labelled(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    return labelled(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.mark.parametrize(
+    "feature, caption",
+    [
+        ("label", "rain"),
+        ("labels", "rain, dog_bark"),
+        ("captions", "first"),
+        ("caption/en", "words"),
+        ("caption/kind", "dog_bark"),
+        ("nothing", None),
+    ],
+)
+def test_captions_of_labels_are_their_names(labels, feature, caption):
+    source = open_source(config(labels, text_feature=feature), "train")
+    assert source.text(0) == source[0].text == source.excerpt(0, 100, 0.5).text == caption
+
+
+@pytest.mark.parametrize(
+    "feature, message",
+    [
+        ("bare", "bare has labels without names"),
+        ("number", "number holds int64 numbers and no text"),
+        ("caption", "caption is no caption but holds caption/en, caption/kind"),
+        ("", "caption is no caption but holds caption/en, caption/kind"),
+        ("caption/fr", "no feature 'caption/fr'; it has caption/en, caption/kind"),
+        ("label/x", "no feature 'label/x'"),
+    ],
+)
+def test_features_that_are_no_captions_are_named(labels, feature, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(config(labels, text_feature=feature), "train")
+
+
+def test_excerpts_are_pieces_of_the_record(prepared):
+    kind, path = prepared
+    recipe = config(path)
+    recipe.audio.sampling_rate = RATE if kind == "tensor" else 2 * RATE
+    source = open_source(recipe, "train")
+    whole = source[0].waveform
+    for position in (0.0, 0.4, 0.999):
+        piece = source.excerpt(0, 1000, position).waveform
+        start = int(position * (len(whole) - 1000 + 1))
+        np.testing.assert_allclose(piece, whole[start : start + 1000], atol=1e-3)  # resampled around the piece only
+    assert len(source.excerpt(0, 100_000, 0.5).waveform) == len(whole)
+
+
+def test_a_record_that_the_reader_cannot_read_is_unreadable(prepared, monkeypatch):
+    _, path = prepared
+    source = open_source(config(path), "train")
+
+    class Broken:
+        def __getitem__(self, number):
+            raise RuntimeError("ArrayRecord: bad chunk")
+
+    source._records = Broken()
+    for read in (source.__getitem__, source.text, lambda i: source.excerpt(i, 10, 0.5)):
+        with pytest.raises(UnreadableRecord, match=r"record .*bad chunk"):
+            read(0)
+
+
+def test_channels_that_cancel_out_are_said_to(labels, caplog):
+    with caplog.at_level(logging.WARNING):
+        open_source(config(labels, audio_feature="stereo", text_feature="label"), "train")[0]
+    assert "record" in caplog.text and "channels have opposite phase" in caplog.text

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from audioldm2_jax import recipes
 from audioldm2_jax.data.example import UnreadableRecord
-from audioldm2_jax.data.folder import parse_metadata, split_names
+from audioldm2_jax.data.folder import split_names
+from audioldm2_jax.data.metadata import parse_metadata
 from audioldm2_jax.data.sources import open_source
 
 RATE = 16000
@@ -136,7 +139,7 @@ def test_errors_say_what_to_do(tmp_path):
         open_source(config(tmp_path), "train")
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), min_size=1, max_size=12).filter(str.strip)
 CAPTIONS = st.dictionaries(
     NAMES, st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), min_size=1
 )
@@ -166,3 +169,172 @@ def test_any_metadata_is_read_or_refused_by_name(content, where):
         assert where in str(error)
     else:
         assert all(isinstance(name, str) and name for name in captions)
+
+
+def put(folder, name, content="a.wav"):
+    """A recording of a tenth of a second, or a text file."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith((".wav", ".flac")):
+        soundfile.write(os.fsencode(path), tone(0.1), RATE)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def captions_of(folder):
+    sources = both(config(folder))
+    return {source.names[i]: source.text(i) for source in sources for i in range(len(source))}
+
+
+def test_links_are_followed_and_what_they_lead_to_counts_once(tmp_path):
+    root, store = tmp_path / "data", tmp_path / "store"
+    put(root, "a.wav")
+    put(store, "deep/b.wav")
+    put(store, "c.wav")
+    (root / "linked").symlink_to(store)
+    (root / "again").symlink_to(store / "deep")
+    (root / "loop").symlink_to(root)
+    (store / "deep" / "up").symlink_to(store)
+    (root / "other.wav").symlink_to(root / "a.wav")
+    (root / "outside.wav").symlink_to(store / "c.wav")
+    rows = '{"file_name": "linked/deep/b.wav", "text": "b"}\n{"file_name": "other.wav", "text": "a"}\n'
+    put(root, "metadata.jsonl", rows + '{"file_name": "loop/linked/c.wav", "text": "c"}\n')
+    got = captions_of(root)
+    assert sorted(got.values()) == ["a", "b", "c"] and "a.wav" in got  # a name without links where there is one
+    (tmp_path / "way in").symlink_to(root)
+    assert captions_of(tmp_path / "way in") == got
+
+
+def test_what_is_left_out_is_listed_with_its_reason(tmp_path, caplog):
+    put(tmp_path, "a.wav")
+    for name in ("b.m4a", "c.AAC", "d.wma", "film.mp4"):
+        put(tmp_path, name, b"sound")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    os.mkfifo(tmp_path / "pipe.wav")
+    put(tmp_path, "notes.txt", "no sound")
+    put(tmp_path, "metadata.csv", "file_name,text\nb.m4a,a song\ngone.wav,x\n")  # not there to be read, but there
+    with caplog.at_level(logging.WARNING):
+        source = open_source(config(tmp_path), "train")
+    assert source.names == ["a.wav"]
+    reasons = {name: reason for name, reason in source.skipped.items()}
+    assert set(reasons) == {"b.m4a", "c.AAC", "d.wma", "film.mp4", "gone.wav", "gone", "self", "pipe.wav"}
+    assert ".m4a is not read; convert it (ffmpeg -i b.m4a b.flac)" in reasons["b.m4a"]
+    assert "is a broken link" in reasons["gone.wav"] and "nowhere.wav does not exist" in reasons["gone.wav"]
+    assert "is no file but a pipe" in reasons["pipe.wav"]
+    assert "8 of 9 files cannot be read and are skipped" in caplog.text
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(ValueError, match=r"no recording that can be read[\s\S]*b\.m4a"):
+        open_source(config(tmp_path), "train")
+
+
+ROWS = "file_name,text\na.wav,caf\u00e9 noise\nb.wav,rain\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS.encode(),
+        b"\xef\xbb\xbf" + ROWS.replace("\n", "\r\n").encode(),
+        ROWS.replace("\n", "\r").encode(),  # old Mac
+        ROWS.encode("utf-16"),
+        ROWS.encode("utf-32"),
+        ROWS.replace(",", ";").encode(),
+        ROWS.replace(",", "\t").encode(),
+        ("sep=;\r\n" + ROWS.replace(",", ";")).encode(),
+        ROWS.replace(",", ", ").encode(),
+        ROWS.replace("file_name,text", "file_name, text").encode(),
+        ROWS.replace("file_name,text", '"file_name","text"').encode(),
+        (ROWS + "\n\n,\n  \n").encode(),
+        b'file_name,"text",\na.wav,"caf\xc3\xa9 noise",\nb.wav, rain ,\n',  # an empty column of a spreadsheet
+        b'file_name, text\na.wav, "caf\xc3\xa9 noise"\nb.wav, rain\n',
+    ],
+)
+def test_metadata_as_people_and_programs_write_it(tmp_path, content):
+    put(tmp_path, "a.wav")
+    put(tmp_path, "b.wav")
+    put(tmp_path, "metadata.csv", content)
+    assert captions_of(tmp_path) == {"a.wav": "café noise", "b.wav": "rain"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_json_lines_as_people_and_programs_write_them(tmp_path, encoding, end):
+    put(tmp_path, "a.wav")
+    put(tmp_path, "metadata.jsonl", (f'{{"file_name": "a.wav", "text": "\u2028café"}}{end}{end}').encode(encoding))
+    assert captions_of(tmp_path) == {"a.wav": "café"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"file_name,text\na.wav,x\nb.wav,rain falls, and thunder\n", r"metadata\.csv, line 3: 3 fields, .* names 2"),
+        (b'file_name,text\na.wav,"two\nlines"\nb.wav\n', "line 4: 1 fields"),
+        (b"sep=;\nfile_name;text\na.wav;x;y\n", "line 3: 3 fields"),
+        (b'file_name,text\na.wav, "x"\n', "line 2: a space stands before the quotation mark"),
+        (b"file_name,text,text\na.wav,x,y\n", "the column text is there twice"),
+        (ROWS.encode("utf-16-le"), "line 1: a zero byte.*UTF-16 without a byte order mark"),
+        (ROWS.encode("latin-1"), r"line 2: not UTF-8 \(byte 0xe9"),
+        (b"file_name,text\na.wav,x\nb.wav,y\0\n", "line 3: a zero byte"),
+        (b"file_name:text\n", "no column file_name; its first line names file_name:text"),
+    ],
+)
+def test_metadata_that_would_be_read_wrongly_is_refused(tmp_path, content, message):
+    put(tmp_path, "a.wav")
+    put(tmp_path, "b.wav")
+    put(tmp_path, "metadata.csv", content)
+    with pytest.raises(ValueError, match=message):
+        open_source(config(tmp_path), "train")
+
+
+def test_two_metadata_files_must_not_disagree(tmp_path):
+    put(tmp_path, "more/a.wav")
+    put(tmp_path, "metadata.csv", "file_name,text\nmore/a.wav,rain\n")
+    put(tmp_path, "more/metadata.csv", "file_name,text\na.wav,rain\n")
+    assert captions_of(tmp_path) == {"more/a.wav": "rain"}
+    put(tmp_path, "more/metadata.csv", "file_name,text\na.wav,thunder\n")
+    with pytest.raises(ValueError, match=r"give more/a.wav different captions"):
+        open_source(config(tmp_path), "train")
+
+
+@pytest.mark.parametrize("stored, named", [("NFC", "NFD"), ("NFD", "NFC"), ("NFC", "NFC")])
+def test_accents_are_the_same_however_they_are_written(tmp_path, stored, named):
+    put(tmp_path, unicodedata.normalize(stored, "café/été.wav"))
+    row = {"file_name": unicodedata.normalize(named, "café/été.wav"), "text": "summer"}
+    put(tmp_path, "metadata.jsonl", json.dumps(row, ensure_ascii=False))
+    assert list(captions_of(tmp_path).values()) == ["summer"]
+
+
+@pytest.mark.parametrize(
+    "written", ["more\\a b.wav", "./more/a b.wav", "more/../more/a b.wav", " more/a b.wav ", "{root}/more/a b.wav"]
+)
+def test_names_in_metadata_as_people_write_them(tmp_path, written):
+    put(tmp_path, "more/a b.wav")
+    put(tmp_path, "Metadata.jsonl", json.dumps({"file_name": written.format(root=tmp_path), "text": "x"}))
+    assert captions_of(tmp_path) == {"more/a b.wav": "x"}
+
+
+def test_names_that_are_not_utf8(tmp_path, caplog):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    put(root, os.fsdecode(b"\xe9t\xe9.wav"))
+    put(root, os.fsdecode(b"broken\xff.flac")).write_bytes(b"nothing")
+    with caplog.at_level(logging.WARNING):
+        source = open_source(config(root), "train")
+    assert len(source[0].waveform) == 1600
+    assert "broken\\udcff.flac" in caplog.text
+    caplog.text.encode()
+
+
+def test_the_source_as_people_type_it(tmp_path, monkeypatch):
+    put(tmp_path, "my data/a.wav")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in ("~/my data", f"{tmp_path}/my data\r", f" {tmp_path}/my data/", f"file://{tmp_path}/my data"):
+        assert open_source(config(typed), "train").names == ["a.wav"]
+
+
+def test_a_caption_of_half_a_character_is_text(tmp_path):
+    put(tmp_path, "a.wav")
+    put(tmp_path, "metadata.jsonl", '{"file_name": "a.wav", "text": "rain \\ud83d"}')
+    assert captions_of(tmp_path) == {"a.wav": "rain ?"}

@@ -163,3 +163,35 @@ def test_no_jax_in_data():
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WORKERS = """
+import sys
+import numpy as np
+from audioldm2_jax.data import pipeline
+from audioldm2_jax.data.encoders import Waveform
+from audioldm2_jax.data.example import Example, Source
+
+class Noise(Source):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, index):
+        return Example(np.full(20_000, 0.1 * index, np.float32), None)
+
+if __name__ == "__main__":
+    stream = pipeline.batches(
+        Noise(), [Waveform(20_000)], batch_size=4, samples=20_000, seed=0, workers=2, prefetch=2
+    )
+    kept = sys.kept = [next(stream) for _ in range(3)]
+    stream.close()
+    print(type(kept[0]["waveform"]).__name__)
+"""
+
+
+def test_workers_leave_no_shared_memory_behind(tmp_path):
+    """Batches are still held when the process ends, as JAX holds them on a CPU, which does not copy."""
+    (tmp_path / "run.py").write_text(WORKERS)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "ndarray\n"
+    assert "leaked" not in done.stderr and "Traceback" not in done.stderr, done.stderr

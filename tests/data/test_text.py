@@ -136,6 +136,44 @@ def test_errors(tmp_path):
         text.train_t5(CAPTIONS, 50, 40)
 
 
+def strange(characters: int, times: int = 1) -> list[str]:
+    """Captions of so many different Chinese characters."""
+    return [chr(0x4E00 + i) * times for i in range(characters)]
+
+
+def test_ids_stay_within_the_table_whatever_is_written_in(tmp_path):
+    """More characters than rows: refused where captions would be unknown, else the rare ones are <unk>."""
+    with pytest.raises(ValueError, match=r"815 different characters.*--config.text.vocabulary=1792"):
+        text.train_t5(strange(720), 512, 40)
+    enough = text.train_t5(strange(720), 1792, 40)
+    assert enough.vocabulary <= 1792 and not (enough(strange(720))[0] == 2).any()
+    rare = text.train_t5([*CAPTIONS, *strange(500)], 512, 40)
+    assert rare.vocabulary <= 512 and rare(strange(500))[0].max() < 512
+    assert not (rare(CAPTIONS)[0] == 2).any()
+    for size in (512, 300):
+        clap = text.train_clap(strange(720), size, 40)
+        assert clap.vocabulary <= size and not (clap(strange(720))[0] == 3).any()
+    text.Tokenizers(text.train_clap(CAPTIONS, 512, 40), rare).save(tmp_path)
+    loaded = text.load_tokenizers(tmp_path, 40, 40)
+    np.testing.assert_array_equal(loaded.t5(strange(500))[0], rare(strange(500))[0])
+
+
+def test_tokenizers_and_tables_are_compared(tokenizers):
+    text.check_tables(tokenizers, 512, 512)
+    text.check_tables(tokenizers, None, None)
+    with pytest.raises(ValueError, match=r"T5 has 512 ids, .* table 500 rows: set --config.models.t5.vocab_size=512"):
+        text.check_tables(tokenizers, 512, 500)
+    with pytest.raises(ValueError, match=r"CLAP has 512 ids.*models.clap.text_config.vocab_size"):
+        text.check_tables(tokenizers, 511, 512)
+
+
+def test_tokenizers_are_found_as_people_type_their_folders(tokenizers, tmp_path, monkeypatch):
+    tokenizers.save(tmp_path / "my model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in ("~/my model/tokenizer", f"{tmp_path}/my model/tokenizer\r"):
+        assert text.load(typed, "clap", 40).vocabulary == tokenizers.clap.vocabulary
+
+
 def test_no_torch_and_no_jax():
     code = (
         "import sys; sys.modules['torch'] = sys.modules['jax'] = None\n"

@@ -181,3 +181,27 @@ def test_what_the_folder_lacks(model, clip):
     odd = AudioLDM2(model.components | {"vocoder": strange}, model.schedule, model.prompts, model.clap_mel)
     with pytest.raises(ValueError, match="No mel is known for 12345 Hz"):
         odd(PROMPT, **STEPS, edit=Transfer(clip, RATE))
+
+
+SOUND = np.sin(np.arange(16000) * 0.1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "edit, seconds, remarks",
+    [
+        (lambda: Transfer(SOUND, 16000), 1.0, []),
+        (lambda: Transfer(SOUND, 16000), 2.0, ["behind its end it is silence"]),
+        (lambda: Transfer(0 * SOUND, 16000), 1.0, ["the given clip is silence"]),
+        (lambda: Inpainting(SOUND, 16000, (0.5, 0.7)), 2.0, ["behind its end it is silence"]),
+        (lambda: Inpainting(SOUND, 16000, (0.5, 2.0)), 2.0, []),
+        (lambda: Inpainting(SOUND, 16000, (0.5, 2.0), (100.0, 200.0)), 2.0, ["behind its end it is silence"]),
+        (lambda: Inpainting(SOUND, 16000, (0.5, 3.0)), 1.0, ["the span ends at 3.00 s, and 1.00 s are made"]),
+        (lambda: Inpainting(SOUND, 16000, (0.5, np.inf)), 1.0, []),
+        (lambda: Variation(SOUND, 16000), 2.0, []),
+        (lambda: Variation(SOUND, 16000, 3.0), 2.0, ["until is 3.00 s, but the given clip ends at 1.00 s"]),
+        (lambda: Continuation(SOUND, 16000), 2.0, []),
+    ],
+)
+def test_what_becomes_silence_is_said(edit, seconds, remarks):
+    said = edit().remarks(seconds)
+    assert len(said) == len(remarks) and all(wanted in text for wanted, text in zip(remarks, said))

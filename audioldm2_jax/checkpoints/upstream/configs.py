@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
+from audioldm2_jax.checkpoints.tensors import precision
 from audioldm2_jax.models.audiomae import positions_2d
 
 Tensors = Mapping[str, np.ndarray]
@@ -243,7 +244,8 @@ def _audiomae(tensors: Tensors) -> dict[str, Any]:
     # Files of the authors count bands before frames; one written from a folder trained here has the patches' order.
     grids = ((bands, (tokens - 1) // bands), ((tokens - 1) // bands, bands))
     table = tensors["pos_embed"][0, 1:]
-    positions = next((grid for grid in grids if np.allclose(table, positions_2d(width, grid), atol=1e-5)), None)
+    near = max(1e-5, precision(table))  # of numbers up to one, in whichever precision they were stored
+    positions = next((grid for grid in grids if np.allclose(table, positions_2d(width, grid), atol=near)), None)
     if positions is None:
         raise FolderError("pos_embed is not of fixed sines and cosines, which are the only positions that are played.")
     swin = "decoder_blocks.0.attn.tau" in tensors

@@ -21,6 +21,7 @@ from flax import linen as nn
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.model_folder import Component, build, variable_shapes
 from audioldm2_jax.checkpoints.parameter_names import to_flax, torch_key, torch_shapes
+from audioldm2_jax.checkpoints.tensors import agree, precision
 from audioldm2_jax.checkpoints.torch_pickle import read_pickle
 from audioldm2_jax.checkpoints.upstream.configs import CONFIGS, SPEECH_TOKENS
 from audioldm2_jax.checkpoints.upstream.parameter_names import ORIGINALS
@@ -186,9 +187,7 @@ def _without_copies(parts: dict[tuple[str, str], Tensors]) -> tuple[dict[tuple[s
             kept[network] = place, part
             continue
         first, other = kept[network]
-        differing = [
-            key for key in part.keys() | other.keys() if not np.array_equal(part.get(key), other.get(key, np.nan))
-        ]
+        differing = [key for key in part.keys() | other.keys() if not agree(part.get(key), other.get(key))]
         if differing and place == _RANKING_CLAP:
             notes.append(f"The CLAP at {place}* differs from that at {first}*, which makes the conditions and is kept.")
         elif differing:
@@ -277,10 +276,11 @@ def _schedule(rest: Tensors) -> NoiseSchedule | None:
     betas = rest.pop("betas", None)
     if betas is None:
         return None
-    start, end = (float(f"{beta:.6g}") for beta in betas[[0, -1]])
+    exact = max(precision(betas), 5e-6)  # float32 holds seven digits, half precision three
+    start, end = (float(f"{beta:.{6 if exact < 1e-5 else 3}g}") for beta in betas[[0, -1]])
     schedule = NoiseSchedule(len(betas), start, end, "scaled_linear", "epsilon", steps_offset=1, set_alpha_to_one=False)
-    # Float32 holds seven digits; the authors' square root, steps and square are in double precision.
-    if not np.allclose(schedule.betas, betas, rtol=1e-5, atol=0):
+    # The authors' square root, steps and square are in double precision.
+    if not np.allclose(schedule.betas, betas, rtol=2 * exact, atol=0):
         raise FolderError("its betas are not linear in their square root, as the authors' are.")
     return schedule
 

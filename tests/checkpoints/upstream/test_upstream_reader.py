@@ -367,3 +367,24 @@ def test_what_has_no_place_in_a_file_of_the_authors(full, tmp_path):
     with pytest.raises(FolderError, match="one network or a whole pipeline, not unet, vae"):
         write_original(tmp_path / "x.pth", full.components)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_files_in_half_precision_are_read(tmp_path, stored):
+    """Schedule, fixed positions and copies are compared as exactly as they were stored."""
+    content = {
+        key: value.to(stored) if value.is_floating_point() else value
+        for key, value in authors.checkpoint("audioldm2-full").items()
+    }
+    # A second copy of T5 may have been left in full precision.
+    second = {key for key in content if key.startswith("cond_stage_models.1.")}
+    assert second
+    whole = authors.checkpoint("audioldm2-full")
+    mixed = {key: whole[key] if key in second else value for key, value in content.items()}
+    for number, part in enumerate((content, mixed)):
+        read = read_original(save(tmp_path / f"{number}.pth", part))
+        assert (read.schedule.beta_start, read.schedule.beta_end) == (0.0015, 0.0195)
+        assert "audiomae" in read.components
+    other = {**content, "betas": torch.linspace(0.0015, 0.0195, 1000).to(stored)}
+    with pytest.raises(FolderError, match="betas are not linear in their square root"):
+        read_original(save(tmp_path / "other.pth", other))

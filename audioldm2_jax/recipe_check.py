@@ -1,0 +1,295 @@
+"""What of a recipe follows from other keys of it, and whether its parts fit each other.
+
+Some facts stand in a recipe several times, since a network's config.json has them, too: the length of a clip, the
+frames that AudioMAE takes, the widths at which networks meet. Here they are compared, before anything is written,
+downloaded or compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax import recipes
+from audioldm2_jax.audio import mel
+from audioldm2_jax.models.unet import contexts_per_level
+
+_FBANK_RATE = 100  # frames a second
+_DECODER_WINDOW = 4  # patches in time that the windows of AudioMAE's decoder hold
+_AROUND_TEXT = 5  # places of GPT-2's prefix that are not T5's: SOS, CLAP, EOS, SOS and EOS
+_LOA_CONTEXTS = 2  # of a UNet's level: the first of its contexts see the LOA, later ones the text
+
+
+class RecipeError(ValueError):
+    """Keys of a recipe that contradict each other; the message names them and what would fit."""
+
+
+def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Lets keys that were left as the recipe has them follow those that were changed.
+
+    AudioMAE's input follows `audio.seconds`, the upper end of the mel the sampling rate, and the tables of words the
+    vocabulary of tokenizers that are trained here.
+
+    Returns:
+        the config, a new one where something follows, and what has changed in it, a line each.
+    """
+    usual = recipes.get(config.recipe)
+    changed = ConfigDict(config.to_dict())
+    _follow_fbank(changed, usual)
+    audio, former = changed.audio, usual.audio
+    if audio.sampling_rate != former.sampling_rate and audio.mel.fmax == former.mel.fmax == former.sampling_rate / 2:
+        audio.mel.fmax = audio.sampling_rate / 2
+    for part, tokenizer, section in _tables(changed):
+        starts_new = not (changed.init_from[part] or changed.init_from.model or changed.text[tokenizer])
+        if starts_new and changed.text.vocabulary > section.vocab_size:
+            section.vocab_size = changed.text.vocabulary
+    lines = [
+        f"{key}: {_at(config, key)} → {_at(changed, key)} (follows {cause})"
+        for key, cause in (
+            ("audio.fbank.frames", "audio.seconds"),
+            ("audio.fbank.n_mels", "models.audiomae.img_size"),
+            ("models.audiomae.img_size", "audio.seconds"),
+            ("audio.mel.fmax", "audio.sampling_rate"),
+            ("models.clap.text_config.vocab_size", "text.vocabulary"),
+            ("models.t5.vocab_size", "text.vocabulary"),
+        )
+        if _at(config, key) != _at(changed, key)
+    ]
+    return (changed.lock() if lines else config), lines
+
+
+def check(config: ConfigDict, stages: Sequence[str]) -> list[str]:
+    """Compares what `stages` read of the recipe.
+
+    Returns:
+        what fits and yet may surprise, a line each.
+
+    Raises:
+        RecipeError: the first thing that does not fit.
+    """
+    faults = (fault for name, checks in _CHECKS.items() if name in stages for one in checks for fault in one(config))
+    for fault in faults:
+        raise RecipeError(fault)
+    audio = config.audio
+    notes = []
+    if {"clap", "language_model", "joint"} & {*stages} and audio.clap.seconds < 0.75 * audio.seconds:
+        notes.append(
+            f"CLAP takes the first {audio.clap.seconds:g} s of each clip of {audio.seconds:g} s "
+            "(--config.audio.clap.seconds)"
+        )
+    if audio.mel.fmax < 0.9 * audio.sampling_rate / 2:
+        notes.append(
+            f"the mel ends at {audio.mel.fmax:g} Hz: what is above, up to {audio.sampling_rate / 2:g} Hz, is not "
+            "learnt (--config.audio.mel.fmax)"
+        )
+    return notes
+
+
+def _at(config: ConfigDict, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _tables(config: ConfigDict) -> tuple[tuple[str, str, ConfigDict], ...]:
+    """Each text encoder: its component, its tokenizer's key, and the section with the rows of its table."""
+    models = config.models
+    return (
+        ("text_encoder", "clap_tokenizer", models.clap.text_config),
+        ("text_encoder_2", "t5_tokenizer", models.t5),
+    )
+
+
+def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
+    """Sets the frames of AudioMAE's input, where neither of the two keys that have them was changed, or one was."""
+    fbank, audiomae = config.audio.fbank, config.models.audiomae
+    usual_size = (usual.audio.fbank.frames, usual.audio.fbank.n_mels)
+    declared, network = (fbank.frames, fbank.n_mels), tuple(audiomae.img_size)
+    if declared == network == usual_size:
+        if config.audio.seconds == usual.audio.seconds or config.init_from.audiomae or config.init_from.model:
+            return
+        unit = audiomae.patch_size * math.lcm(_DECODER_WINDOW, config.loa.pooling, *config.loa.training_poolings)
+        frames = math.ceil(round(config.audio.seconds * _FBANK_RATE, 6) / unit) * unit
+        network = (frames, fbank.n_mels)
+    elif network == usual_size:
+        network = declared
+    elif declared != usual_size:
+        return  # both were set: `check` compares them
+    fbank.frames, fbank.n_mels = network
+    audiomae.img_size = network
+
+
+def _sound(config: ConfigDict) -> Iterator[str]:
+    audio = config.audio
+    if audio.sampling_rate < 1 or not audio.seconds > 0:
+        yield f"audio.sampling_rate={audio.sampling_rate} and audio.seconds={audio.seconds} have to be positive"
+    try:
+        mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel)
+    except ValueError as error:
+        yield f"audio.mel with audio.sampling_rate={audio.sampling_rate}: {error}"
+    if _samples(config) <= max((audio.mel.n_fft - audio.mel.hop_length) // 2, audio.mel.hop_length - 1):
+        yield (
+            f"audio.seconds={audio.seconds:g} are {_samples(config)} samples, too few for a mel of audio.mel.n_fft="
+            f"{audio.mel.n_fft}: make clips longer"
+        )
+
+
+def _samples(config: ConfigDict) -> int:
+    return round(config.audio.seconds * config.audio.sampling_rate)
+
+
+def _fbank(config: ConfigDict) -> Iterator[str]:
+    audio, size = config.audio, tuple(config.models.audiomae.img_size)
+    if (audio.fbank.frames, audio.fbank.n_mels) != size:
+        yield (
+            f"audio.fbank is {audio.fbank.frames} frames × {audio.fbank.n_mels} bands and models.audiomae.img_size "
+            f"{size}: make them the same"
+        )
+    seen = audio.fbank.frames / _FBANK_RATE
+    if seen < 0.97 * audio.seconds:
+        wanted = math.ceil(audio.seconds * _FBANK_RATE / 64) * 64
+        yield (
+            f"AudioMAE would see the first {seen:g} s of clips of {audio.seconds:g} s: set audio.fbank.frames={wanted} "
+            f"and models.audiomae.img_size=({wanted},{audio.fbank.n_mels}), or audio.seconds={seen:g}"
+        )
+
+
+def _poolings(config: ConfigDict) -> Iterator[str]:
+    steps = config.models.audiomae.img_size[0] // config.models.audiomae.patch_size
+    for key in ("pooling", "training_poolings"):
+        value = config.loa[key]
+        for pooling in value if isinstance(value, tuple | list) else (value,):
+            if not 1 <= pooling <= steps:
+                yield f"loa.{key}={value}: AudioMAE's grid has {steps} steps in time, so λ is 1 to {steps}"
+
+
+def _clap(config: ConfigDict) -> Iterator[str]:
+    clap, tower, text = config.audio.clap, config.models.clap.audio_config, config.models.clap.text_config
+    try:
+        settings = mel.ClapMelSettings(
+            samples=round(clap.seconds * clap.sampling_rate), **{k: v for k, v in clap.items() if k != "seconds"}
+        )
+    except ValueError as error:
+        yield f"audio.clap: {error}"
+        return
+    if clap.n_mels != tower.num_mel_bins:
+        yield (
+            f"audio.clap.n_mels={clap.n_mels} and models.clap.audio_config.num_mel_bins={tower.num_mel_bins}: make "
+            "them the same"
+        )
+    most = tower.spec_size**2 // tower.num_mel_bins
+    if settings.frames > most:
+        yield (
+            f"audio.clap.seconds={clap.seconds:g} are {settings.frames} frames, and models.clap.audio_config.spec_size="
+            f"{tower.spec_size} takes {most}: shorten the one, or enlarge the other or audio.clap.hop_length"
+        )
+    room = text.max_position_embeddings - 2
+    if config.text.clap_length > room:
+        yield (
+            f"text.clap_length={config.text.clap_length}, and models.clap.text_config.max_position_embeddings="
+            f"{text.max_position_embeddings} leaves room for {room} tokens"
+        )
+
+
+def _words(config: ConfigDict) -> Iterator[str]:
+    text = config.text
+    for (_, tokenizer, section), key in zip(_tables(config), ("models.clap.text_config", "models.t5")):
+        rows = section.vocab_size
+        if not text[tokenizer] and text.vocabulary > rows:
+            yield (
+                f"text.vocabulary={text.vocabulary} is more words than the network's table has rows: set "
+                f"--config.{key}.vocab_size={text.vocabulary} (now {rows}), or --config.text.vocabulary={rows}"
+            )
+
+
+def _latents(config: ConfigDict) -> Iterator[str]:
+    audio, models = config.audio, config.models
+    vae = 2 ** (len(models.vae.block_out_channels) - 1)
+    unit = vae * 2 ** (len(models.unet.block_out_channels) - 1)
+    frames = _samples(config) // audio.mel.hop_length
+    if frames % unit:
+        fitting = max(round(frames / unit), 1) * unit * audio.mel.hop_length / audio.sampling_rate
+        yield (
+            f"audio.seconds={audio.seconds:g} at audio.sampling_rate={audio.sampling_rate} are {frames} mel frames of "
+            f"audio.mel.hop_length={audio.mel.hop_length} samples, no multiple of the {unit} that VAE and UNet halve "
+            f"together: set audio.seconds={fitting:.6g}"
+        )
+    if audio.mel.n_mels % unit:
+        yield f"audio.mel.n_mels={audio.mel.n_mels} is no multiple of the {unit} that VAE and UNet halve together"
+    channels = models.vae.latent_channels, models.unet.in_channels, models.unet.out_channels
+    if len({*channels}) > 1:
+        yield (
+            "models.vae.latent_channels, models.unet.in_channels and models.unet.out_channels are "
+            f"{channels[0]}, {channels[1]} and {channels[2]}: make them the same"
+        )
+
+
+def _vae(config: ConfigDict) -> Iterator[str]:
+    factor, stage = 2 ** (len(config.models.vae.block_out_channels) - 1), config.train.vae
+    if stage.crop_frames % factor or stage.crop_frames < 1:
+        yield f"train.vae.crop_frames={stage.crop_frames} is no multiple of the {factor} frames of a latent"
+    if config.audio.mel.n_mels % factor:
+        yield f"audio.mel.n_mels={config.audio.mel.n_mels} is no multiple of the {factor} bands of a latent"
+
+
+def _vocoder(config: ConfigDict) -> Iterator[str]:
+    rates, hop = tuple(config.models.vocoder.upsample_rates), config.audio.mel.hop_length
+    if math.prod(rates) != hop:
+        yield (
+            f"models.vocoder.upsample_rates={rates} make {math.prod(rates)} samples of a mel frame, and "
+            f"audio.mel.hop_length is {hop}: make them the same"
+        )
+    segment = config.train.vocoder.segment_samples
+    if segment % hop or segment < 1:
+        yield f"train.vocoder.segment_samples={segment} is no multiple of audio.mel.hop_length={hop}"
+
+
+def _unet_contexts(config: ConfigDict) -> Iterator[str]:
+    models = config.models
+    widths = ("models.audiomae.embed_dim", models.audiomae.embed_dim), ("models.t5.d_model", models.t5.d_model)
+    try:
+        levels = contexts_per_level(models.unet.cross_attention_dim, len(models.unet.block_out_channels))
+    except ValueError as error:
+        yield f"models.unet: {error}"
+        return
+    for contexts in levels:
+        for place, dim in enumerate(contexts):
+            key, width = widths[place >= _LOA_CONTEXTS]
+            if dim is not None and dim != width:
+                yield (
+                    f"models.unet.cross_attention_dim={models.unet.cross_attention_dim} has {dim} where {key} is "
+                    f"{width}: the UNet attends to that"
+                )
+
+
+def _language(config: ConfigDict) -> Iterator[str]:
+    models, loa = config.models, config.loa
+    if models.gpt2.n_embd != models.audiomae.embed_dim:
+        yield (
+            f"models.gpt2.n_embd={models.gpt2.n_embd} and models.audiomae.embed_dim={models.audiomae.embed_dim}: GPT-2 "
+            "writes AudioMAE's features, make them the same"
+        )
+    time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
+    tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))
+    places = config.text.t5_length + _AROUND_TEXT + tokens
+    if places - 1 > models.gpt2.n_positions:
+        yield (
+            f"GPT-2 reads text.t5_length={config.text.t5_length} tokens and writes {tokens} of the LOA (loa.pooling="
+            f"{loa.pooling}), {places} places with those around them, and models.gpt2.n_positions is "
+            f"{models.gpt2.n_positions}: enlarge it to {places}, shorten the captions or pool more"
+        )
+
+
+Check = Callable[[ConfigDict], Iterator[str]]
+_CHECKS: dict[str, tuple[Check, ...]] = {
+    "audiomae": (_sound, _fbank),
+    "clap": (_sound, _clap, _words),
+    "vae": (_sound, _vae),
+    "vocoder": (_sound, _vocoder),
+    "diffusion": (_sound, _fbank, _poolings, _latents, _unet_contexts, _words),
+    "language_model": (_sound, _fbank, _poolings, _language, _clap, _words),
+    "joint": (_sound, _fbank, _poolings, _latents, _unet_contexts, _language, _clap, _words),
+}
+"""What each stage reads."""

@@ -1,0 +1,140 @@
+"""Facts that a recipe has several times: they follow, or are refused by name before anything is written."""
+
+import pytest
+from smallest import get_config
+
+from audioldm2_jax import recipe_check, recipes
+from audioldm2_jax.stages import STAGES
+
+NAMES = ("tiny", "base", "large", "48k")
+ALL = tuple(STAGES)
+
+
+def changed(recipe: str, **values):
+    """The recipe with {dotted key: value}, dots written as two underscores."""
+    config = recipes.get(recipe)
+    with config.ignore_type():
+        for key, value in values.items():
+            *path, last = key.split("__")
+            section = config
+            for part in path:
+                section = section[part]
+            section[last] = value
+    return config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipes_fit_and_nothing_follows(name):
+    config = recipes.get(name)
+    assert recipe_check.follow(config) == (config, [])
+    assert recipe_check.check(config, ALL) == []
+
+
+def test_the_smallest_recipe_of_the_tests_fits():
+    config, lines = recipe_check.follow(get_config())
+    assert not lines
+    recipe_check.check(config, ALL)
+
+
+@pytest.mark.parametrize(
+    "name, seconds, frames",
+    [("tiny", 5.12, 512), ("tiny", 1.28, 128), ("base", 5.12, 512), ("base", 20.48, 2048), ("tiny", 3.2, 320)],
+)
+def test_audiomae_follows_the_length_of_a_clip(name, seconds, frames):
+    config, lines = recipe_check.follow(changed(name, audio__seconds=seconds))
+    assert config.audio.fbank.frames == frames and tuple(config.models.audiomae.img_size) == (frames, 128)
+    assert len(lines) == 2 and "follows audio.seconds" in lines[0]
+    assert config.is_locked
+    recipe_check.check(config, ALL)
+
+
+def test_one_of_two_keys_follows_the_other():
+    config, _ = recipe_check.follow(changed("tiny", audio__fbank__frames=320, audio__seconds=3.2))
+    assert tuple(config.models.audiomae.img_size) == (320, 128)
+    config, _ = recipe_check.follow(changed("tiny", models__audiomae__img_size=(320, 64), audio__seconds=3.2))
+    assert (config.audio.fbank.frames, config.audio.fbank.n_mels) == (320, 64)
+
+
+def test_the_mel_follows_the_sampling_rate():
+    config, lines = recipe_check.follow(changed("base", audio__sampling_rate=44100))
+    assert config.audio.mel.fmax == 22050.0
+    assert lines == ["audio.mel.fmax: 8000.0 → 22050.0 (follows audio.sampling_rate)"]
+    with pytest.raises(
+        recipe_check.RecipeError, match=r"audio.seconds=10.24 at audio.sampling_rate=44100 are 2822 mel"
+    ):
+        recipe_check.check(config, ALL)
+    fitting = changed("base", audio__sampling_rate=44100, audio__seconds=10.2168)
+    recipe_check.check(recipe_check.follow(fitting)[0], ("vae", "vocoder", "diffusion"))
+    config, _ = recipe_check.follow(changed("base", audio__sampling_rate=8000))
+    assert config.audio.mel.fmax == 4000.0
+    kept, lines = recipe_check.follow(changed("base", audio__sampling_rate=32000, audio__mel__fmax=9000.0))
+    assert kept.audio.mel.fmax == 9000.0 and not lines
+    assert any("the mel ends at 9000 Hz" in note for note in recipe_check.check(kept, ("vae",)))
+
+
+def test_tables_follow_a_larger_vocabulary():
+    config, lines = recipe_check.follow(changed("tiny", text__vocabulary=1000))
+    assert config.models.clap.text_config.vocab_size == config.models.t5.vocab_size == 1000
+    assert [line.split(":")[0] for line in lines] == ["models.clap.text_config.vocab_size", "models.t5.vocab_size"]
+    recipe_check.check(config, ALL)
+    pretrained, lines = recipe_check.follow(changed("base", text__vocabulary=99999))
+    assert pretrained.models.t5.vocab_size == 32128 and not lines
+    recipe_check.check(pretrained, ALL)
+
+
+def test_what_clap_takes_of_longer_clips_is_said():
+    config, _ = recipe_check.follow(changed("tiny", audio__seconds=5.12))
+    assert recipe_check.check(config, ALL) == [
+        "CLAP takes the first 2 s of each clip of 5.12 s (--config.audio.clap.seconds)"
+    ]
+    assert recipe_check.check(config, ("vae",)) == []
+
+
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({"audio__fbank__frames": 320, "models__audiomae__img_size": (384, 128)}, "audio.fbank is 320 frames"),
+        ({"audio__seconds": 5.12, "init_from__audiomae": "x"}, "AudioMAE would see the first 2.56 s"),
+        ({"audio__fbank__frames": 128}, "AudioMAE would see the first 1.28 s of clips of 2.56 s"),
+        ({"audio__mel__fmax": 9000.0}, "audio.mel with audio.sampling_rate=16000: .*9000"),
+        ({"audio__seconds": -1.0}, "have to be positive"),
+        ({"audio__seconds": 0.02}, "too few for a mel"),
+        ({"audio__seconds": 2.5}, r"audio.seconds=2.5 .*set audio.seconds=2.56"),
+        ({"audio__mel__n_mels": 60}, "audio.mel.n_mels=60 is no multiple"),
+        ({"audio__mel__hop_length": 160}, r"models.vocoder.upsample_rates=\(5, 4, 4, 4\) make 320"),
+        ({"audio__clap__seconds": 5.0}, r"audio.clap.seconds=5 are 501 frames, and .*spec_size=128 takes 256"),
+        ({"audio__clap__n_mels": 32}, "audio.clap.n_mels=32 and models.clap.audio_config.num_mel_bins=64"),
+        ({"audio__clap__fmax": 30000.0}, "audio.clap: .*30000"),
+        ({"text__clap_length": 77}, "text.clap_length=77, and .*max_position_embeddings=42 leaves room for 40"),
+        ({"text__t5_length": 120}, "models.gpt2.n_positions is 128: enlarge it to 133"),
+        (
+            {"text__vocabulary": 1000, "init_from__text_encoder": "x"},
+            r"text.vocabulary=1000 .*--config.models.clap.text_config.vocab_size=1000",
+        ),
+        (
+            {"text__vocabulary": 1000, "init_from__text_encoder_2": "x"},
+            r"--config.models.t5.vocab_size=1000 \(now 512\)",
+        ),
+        ({"loa__pooling": 32}, "loa.pooling=32: AudioMAE's grid has 16 steps"),
+        ({"loa__training_poolings": (4, 99)}, "loa.training_poolings"),
+        ({"models__vae__latent_channels": 4}, "are 4, 8 and 8: make them the same"),
+        ({"models__gpt2__n_embd": 320}, "models.gpt2.n_embd=320 and models.audiomae.embed_dim=160"),
+        ({"models__t5__d_model": 64}, "has 128 where models.t5.d_model is 64"),
+        ({"models__unet__cross_attention_dim": ((160,), (96,), (None, 160, 128))}, "has 96 where models.audiomae"),
+        ({"models__unet__cross_attention_dim": ((160,), (160,))}, "models.unet: cross_attention_dim"),
+        ({"train__vae__crop_frames": 66}, "train.vae.crop_frames=66 is no multiple of the 4"),
+        ({"train__vocoder__segment_samples": 8192}, "train.vocoder.segment_samples=8192 is no multiple"),
+    ],
+)
+def test_what_does_not_fit_is_named(values, named):
+    config, _ = recipe_check.follow(changed("tiny", **values))
+    with pytest.raises(recipe_check.RecipeError, match=named) as caught:
+        recipe_check.check(config, ALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_what_the_stages_read_is_compared():
+    config = changed(
+        "tiny", text__vocabulary=1000, init_from__text_encoder="x", models__vocoder__upsample_rates=(5, 4, 4, 2)
+    )
+    assert recipe_check.check(config, ("audiomae", "vae")) == []
