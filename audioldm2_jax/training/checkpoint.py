@@ -196,7 +196,7 @@ def _write_digests(folder: Path, name: str, files: Iterable[Path], known: dict[s
     os.replace(temporary, folder / name)
 
 
-def find_damage(folder: Path, host: int = 0, hosts: int = 1) -> str:
+def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
     """Returns what is wrong with host `host`'s share of a checkpoint, "" if that is whole.
 
     A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round.
@@ -210,7 +210,7 @@ def find_damage(folder: Path, host: int = 0, hosts: int = 1) -> str:
         return f"{MANIFEST} is unreadable"
     for name, value in wanted.items():
         writer = next((part[len(_HOST) :] for part in Path(name).parts if part.startswith(_HOST)), "0")
-        if int(writer) % hosts != host:
+        if int(writer) % count != host:
             continue
         path = root / name
         if not path.is_file():
