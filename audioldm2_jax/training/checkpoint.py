@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from audioldm2_jax.runtime import hosts
 
@@ -42,7 +40,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        if jax.process_index() == 0:
+        if hosts.is_first():
             self._remove_unfinished()  # of a process that was killed while it saved
         hosts.wait_for_hosts("unfinished checkpoints removed")
         handlers, signing = ocp.handlers.DefaultCheckpointHandlerRegistry(), _Signing()
@@ -80,7 +78,8 @@ class Checkpoints:
         """
         steps, unsigned = self._steps(), []
         for step in steps:
-            damage = _any_host(find_damage(self.folder / str(step), jax.process_index(), jax.process_count()))
+            mine = find_damage(self.folder / str(step), jax.process_index(), jax.process_count())
+            damage = next(filter(None, hosts.gather(mine, f"damage of checkpoint {step}")), "")
             if not damage:
                 return self._read(step, abstract_state)
             unsigned += [step] * (damage == UNSIGNED)
@@ -102,7 +101,7 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of more than `step` steps: those that `restore` passed over."""
         for newer in [saved for saved in self._manager.all_steps() if saved > step]:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 shutil.rmtree(self.folder / str(newer))
         hosts.wait_for_hosts("damaged checkpoints removed")
         self._manager.reload()
@@ -122,8 +121,7 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Returns the steps of the checkpoints, the newest first, as process 0 sees them."""
-        seen = sorted(self._manager.all_steps(), reverse=True) if jax.process_index() == 0 else []
-        return [int(step) for step in _any_host(" ".join(map(str, seen))).split()]
+        return hosts.broadcast(sorted(map(int, self._manager.all_steps()), reverse=True), "steps of the checkpoints")
 
     def _read(self, step: int, abstract_state: Any) -> Any:
         try:
@@ -228,17 +226,6 @@ def digest(path: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
-
-
-def _any_host(text: str) -> str:
-    """Returns `text` of the first host where it is not empty, cut to a line's length. Called by all hosts."""
-    if jax.process_count() == 1:
-        return text
-    row = np.zeros(1000, np.uint8)
-    content = np.frombuffer(text.encode()[: len(row)], np.uint8)
-    row[: len(content)] = content
-    rows = multihost_utils.process_allgather(row)
-    return next((bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows if row.any()), "")
 
 
 # Orbax tells every save and restore at INFO and warns of its own defaults.
