@@ -28,6 +28,13 @@ NETWORKS = {
     "vocoder": "vocoder",
 }
 
+EMPTY_TEXT = {
+    "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
+    "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
+    "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+    "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+}
+
 
 def get_config() -> ConfigDict:
     """Every stage in four steps of two clips of 0.64 s; the discriminators start in the middle."""
@@ -80,13 +87,7 @@ def components(stage: type[Stage], config: ConfigDict) -> dict[str, model_folder
 
 def build(name: str, config: ConfigDict) -> Stage:
     """The stage `name` on random components."""
-    empty = {
-        "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
-        "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
-        "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
-        "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
-    }
-    return STAGES[name](config, components(STAGES[name], config), empty)
+    return STAGES[name](config, components(STAGES[name], config), EMPTY_TEXT)
 
 
 def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:

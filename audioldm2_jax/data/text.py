@@ -24,6 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
+from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
 CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
@@ -161,7 +162,9 @@ def captions(source: Source, n: int = _CAPTIONS) -> list[str]:
 
 
 def load(name: str, kind: str, length: int) -> Tokenizer:
-    """A pretrained tokenizer by hub id or folder; `kind` is "clap" (RoBERTa) or "t5".
+    """A pretrained tokenizer by folder or hub id; `kind` is "clap" (RoBERTa) or "t5".
+
+    "owner/name/folder" is the folder of that repository, where there is no such folder here.
 
     Raises:
         ValueError: it cannot be loaded; the message says from where and why.
@@ -173,21 +176,30 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
         name = str(folder)
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ValueError(f"cannot load the {kind} tokenizer: {name} holds none of {', '.join(_TOKENIZER_FILES)}")
+    owner, subfolder = name.split("/")[:2], "/".join(name.split("/")[2:])
+    where = {} if folder.is_dir() else {"subfolder": subfolder, "local_files_only": not hub_reachable()}
     try:
-        loaded = {"clap": RobertaTokenizerFast, "t5": T5TokenizerFast}[kind].from_pretrained(name)
+        cls = {"clap": RobertaTokenizerFast, "t5": T5TokenizerFast}[kind]
+        loaded = cls.from_pretrained(name if folder.is_dir() else "/".join(owner), **where)
     except Exception as error:
+        if where.get("local_files_only"):
+            raise ValueError(_not_here(name, kind)) from error
         raise ValueError(f"cannot load the {kind} tokenizer {name!r} (a hub id or a folder): {error}") from error
     # Where the hub cannot be reached, transformers 5 makes a tokenizer without words and says nothing.
     if not set(loaded.get_vocab()) - {*loaded.all_special_tokens, "▁"}:
-        raise ValueError(
-            f"cannot load the {kind} tokenizer {name!r}: it is neither a folder here nor in the hub's cache, and the "
-            "hub does not give it (offline?)"
-        )
+        raise ValueError(_not_here(name, kind))
     with tempfile.TemporaryDirectory() as saved:
         loaded.save_pretrained(saved)
         files = {path.name: path.read_bytes() for path in sorted(Path(saved).iterdir())}
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     return Tokenizer(backend, loaded.pad_token_id, length, files)
+
+
+def _not_here(name: str, kind: str) -> str:
+    return (
+        f"cannot load the {kind} tokenizer {name!r}: {out_of_reach('/'.join(name.split('/')[:2]))}, or name a folder "
+        f"that holds a tokenizer with --config.text.{kind}_tokenizer=PATH"
+    )
 
 
 def train_clap(texts: Iterable[str], vocabulary: int, length: int) -> Tokenizer:

@@ -16,6 +16,7 @@ class AudioMAEStage(Stage):
     """Masked autoencoding [arXiv 2207.06405; facebookresearch/AudioMAE models_mae.py, dataset.py]."""
 
     name = "audiomae"
+    reads = ("audio.fbank",)
 
     @classmethod
     def makes(cls, config):

@@ -41,6 +41,9 @@ class Stage:
     """As in the recipe's `train` section."""
     batch_fields: tuple[str, ...] = ("waveform",)
     """Fields of the batch that the stage reads (data/encoders.py)."""
+    reads: tuple[str, ...] = ()
+    """Sections of the recipe that decide what the stage computes, beside its own of `train`, those of `models` that
+    describe what it makes, and what every stage reads (training/stage_settings.py)."""
     forward_groups: tuple[str, ...] = ()
     """Groups whose gradient flows through `forward`."""
     accumulates: bool = True
@@ -72,6 +75,11 @@ class Stage:
     def makes(cls, config: ConfigDict) -> tuple[str, ...]:
         """Returns the components of the model folder that the stage writes when it ends."""
         raise NotImplementedError
+
+    @classmethod
+    def text_kinds(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns whose tokens the stage reads, of "clap" and "t5"; () for a stage without text."""
+        return tuple(kind for kind in ("clap", "t5") if f"{kind}_ids" in cls.batch_fields)
 
     @property
     def frozen(self) -> dict[str, Tree]:

@@ -20,6 +20,7 @@ class ClapStage(Stage):
     """Symmetric contrastive loss over the whole batch [arXiv 2211.06687; LAION-AI/CLAP clap_module/loss.py]."""
 
     name = "clap"
+    reads = ("audio.clap",)
     batch_fields = ("waveform", "clap_ids", "clap_mask", "captioned")
     accumulates = False
 

@@ -28,6 +28,7 @@ class DiffusionStage(Stage):
     """
 
     name = "diffusion"
+    reads = ("audio.mel", "audio.fbank", "loa.training_poolings", "scheduler", "models.t5.d_model")
 
     @classmethod
     def needs(cls, config):
@@ -36,6 +37,10 @@ class DiffusionStage(Stage):
     @classmethod
     def makes(cls, config):
         return ("unet",)
+
+    @classmethod
+    def text_kinds(cls, config):
+        return ("t5",) if reads_text(config) else ()
 
     @property
     def heldout_variant(self):

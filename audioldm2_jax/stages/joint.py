@@ -36,6 +36,15 @@ class JointStage(Stage):
     """
 
     name = "joint"
+    reads = (
+        "audio.mel",
+        "audio.fbank",
+        "loa.pooling",
+        "scheduler",
+        "models.audiomae",
+        "models.clap.projection_dim",
+        "models.t5",
+    )
     batch_fields = ("waveform", *TEXT, "captioned")
 
     @classmethod

@@ -28,6 +28,7 @@ class LanguageModelStage(Stage):
     """
 
     name = "language_model"
+    reads = ("audio.fbank", "loa.pooling", "models.audiomae", "models.clap.projection_dim", "models.t5")
     batch_fields = ("waveform", *TEXT, "captioned")
 
     @classmethod

@@ -20,6 +20,7 @@ class VAEStage(Stage):
     """
 
     name = "vae"
+    reads = ("audio.mel",)
     forward_groups = ("vae",)
 
     @classmethod

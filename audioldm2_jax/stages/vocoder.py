@@ -20,6 +20,7 @@ class VocoderStage(Stage):
     """Mel L1, feature matching and least-squares GAN [arXiv 2010.05646; jik876/hifi-gan train.py, models.py]."""
 
     name = "vocoder"
+    reads = ("audio.mel",)
     forward_groups = ("vocoder",)
 
     @classmethod

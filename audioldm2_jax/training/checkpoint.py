@@ -1,7 +1,9 @@
 """Checkpoints of one stage: saved asynchronously, verified by digest before they are trusted.
 
-Orbax writes and reads; it does not notice flipped bits in its data files, so each finished checkpoint gets a manifest
-of SHA-256 digests beside its data, and one without a manifest that agrees is passed over for the one before.
+Orbax writes and reads; it does not notice flipped bits in its data files. So a checkpoint gets a manifest of SHA-256
+digests before Orbax renames it to its final name: one that has that name is whole and signed, whenever the process
+dies. Every host digests the files that it wrote, in parallel, and on reading its share of them; all hosts take the
+same checkpoint. One with a file that does not agree is passed over for the one before.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ import orbax.checkpoint as ocp
 from audioldm2_jax.runtime import hosts
 
 MANIFEST = "digests.json"
+UNSIGNED = f"{MANIFEST} is missing"
+_ITEM = "default"  # Orbax's name for the only thing that a checkpoint of ours holds
+_HOST = "ocdbt.process_"  # Orbax's name for the folder of what one host wrote, its index behind it
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(RuntimeError):
@@ -34,38 +40,58 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        if hosts.is_first():
+            self._remove_unfinished()  # of a process that was killed while it saved
+        hosts.wait_for_hosts("unfinished checkpoints removed")
+        handlers, signing = ocp.handlers.DefaultCheckpointHandlerRegistry(), _Signing()
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add(_ITEM, arguments, signing)
         self._manager = ocp.CheckpointManager(
             folder.resolve(),
+            handler_registry=handlers,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
         )
-        self._unsigned: int | None = None
+        self._saving: int | None = None
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` as the checkpoint of `step` steps done; returns while it is being written.
 
+        Older checkpoints are deleted once it is there.
+
         Raises:
             CheckpointError: this save or the one before it failed, for instance for want of space.
         """
-        self._guard(step, lambda: self._finish())
+        self._guard(step, self._finish)
         if step in self._manager.all_steps():
             return
         self._guard(step, lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
-        self._unsigned = step
+        self._saving = step
 
     def restore(self, abstract_state: Any, say: Callable[[str], None]) -> Any | None:
         """Returns the newest undamaged state, laid out as `abstract_state`, or None where there are no checkpoints.
 
-        Damaged checkpoints are reported through `say` and removed, so that their steps can be saved again.
+        Damaged checkpoints are reported through `say`. One without digests, as earlier versions left it when they
+        were killed, is used where no other is whole, if it can be read, and that is said.
 
         Raises:
-            CheckpointError: there are checkpoints and none is whole.
+            CheckpointError: there are checkpoints and none is whole, or it is of another network.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps, unsigned = self._steps(), []
         for step in steps:
-            damage = find_damage(self.folder / str(step))
+            mine = find_damage(self.folder / str(step), jax.process_index(), jax.process_count())
+            damage = next(filter(None, hosts.gather(mine, f"damage of checkpoint {step}")), "")
             if not damage:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+                return self._read(step, abstract_state)
+            unsigned += [step] * (damage == UNSIGNED)
             say(f"checkpoint {self.folder / str(step)} is damaged ({damage}); trying the one before it")
+        for step in unsigned:
+            try:
+                state = self._read(step, abstract_state)
+            except CheckpointError as error:
+                say(str(error))
+                continue
+            say(f"checkpoint {self.folder / str(step)} can be read and is used, though not verified: no other is whole")
+            return state
         if steps:
             raise CheckpointError(
                 f"none of the checkpoints in {self.folder} is whole; delete that folder to train the stage anew"
@@ -75,7 +101,7 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Deletes the checkpoints of more than `step` steps: those that `restore` passed over."""
         for newer in [saved for saved in self._manager.all_steps() if saved > step]:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 shutil.rmtree(self.folder / str(newer))
         hosts.wait_for_hosts("damaged checkpoints removed")
         self._manager.reload()
@@ -85,29 +111,43 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def close(self) -> None:
-        """Waits for the save in progress and signs it.
+        """Waits for the save in progress.
 
         Raises:
             CheckpointError: that save failed.
         """
-        self._guard(self._unsigned, self._finish)
+        self._guard(self._saving, self._finish)
         self._manager.close()
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of the checkpoints, the newest first, as process 0 sees them."""
+        return hosts.broadcast(sorted(map(int, self._manager.all_steps()), reverse=True), "steps of the checkpoints")
+
+    def _read(self, step: int, abstract_state: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        except Exception as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} cannot be read into this stage ({reason}); delete {self.folder} "
+                "to train the stage anew, or train with the version and the settings that wrote it"
+            ) from error
 
     def _finish(self) -> None:
         self._manager.wait_until_finished()
-        if self._unsigned is not None and jax.process_index() == 0:
-            sign(self.folder / str(self._unsigned))
-        self._unsigned = None
-        hosts.wait_for_hosts("checkpoint signed")
+        self._saving = None
+
+    def _remove_unfinished(self) -> None:
+        for temporary in self.folder.glob(_TEMPORARY):
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         """Runs `action`; turns what goes wrong with the disk into one line that says what to do."""
         try:
             action()
         except Exception as error:
-            unfinished, self._unsigned = self._unsigned, None
-            for temporary in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(temporary, ignore_errors=True)
+            unfinished, self._saving = self._saving, None
+            self._remove_unfinished()
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             reason = "no space left on the disk: free some" if full else f"{type(error).__name__}: {error}"
             raise CheckpointError(
@@ -116,22 +156,61 @@ class Checkpoints:
             ) from error
 
 
-def sign(folder: Path) -> None:
-    """Writes the manifest of all files below `folder`, through a temporary name."""
-    digests = {str(path.relative_to(folder)): digest(path) for path in _files(folder)}
-    temporary = folder / (MANIFEST + ".tmp")
+class _Signing(ocp.StandardCheckpointHandler):
+    """Orbax's handler, which writes digests beside the data, before the checkpoint gets its final name.
+
+    `async_save` ends, on every host, with the digests of what that host wrote; `finalize`, which Orbax calls on
+    process 0 once all hosts have ended, adds those of the rest and makes one manifest of all.
+    """
+
+    async def async_save(self, directory: Path, *args: Any, **kwargs: Any) -> list[Any]:
+        written = await super().async_save(directory, *args, **kwargs)
+        host, folder = jax.process_index(), Path(directory)
+        return [
+            ocp.future.ChainedFuture(written, lambda: _write_digests(folder, f"{MANIFEST}.{host}", _of(folder, host)))
+        ]
+
+    def finalize(self, directory: Path) -> None:
+        super().finalize(directory)
+        folder, known = Path(directory), {}
+        for part in folder.glob(f"{MANIFEST}.*"):
+            known |= json.loads(part.read_text())
+            part.unlink()
+        _write_digests(folder, MANIFEST, _files(folder), known)
+
+
+def _of(folder: Path, host: int) -> list[Path]:
+    """Returns the files that one host wrote; those that describe the whole are counted to none."""
+    return _files(folder / f"{_HOST}{host}")
+
+
+def _write_digests(folder: Path, name: str, files: Iterable[Path], known: dict[str, str] | None = None) -> None:
+    """Writes the digests of `files` as `folder/name`; those that are `known` by the files' names are not computed."""
+    known = known or {}
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    digests = {name: known.get(name) or digest(path) for path, name in names.items()}
+    temporary = folder / f".{name}.tmp"
     temporary.write_text(json.dumps(digests, indent=1))
-    os.replace(temporary, folder / MANIFEST)
+    os.replace(temporary, folder / name)
 
 
-def find_damage(folder: Path) -> str:
-    """Returns what is wrong with a signed folder, "" if it is whole."""
+def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
+    """Returns what is wrong with host `host`'s share of a checkpoint, "" if that is whole.
+
+    A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round.
+    """
+    root = folder / _ITEM if (folder / _ITEM / MANIFEST).exists() else folder  # earlier versions: beside Orbax's item
     try:
-        wanted = json.loads((folder / MANIFEST).read_text())
+        wanted = json.loads((root / MANIFEST).read_text())
+    except FileNotFoundError:
+        return UNSIGNED
     except (OSError, ValueError):
-        return f"{MANIFEST} is missing or unreadable: the save did not finish"
+        return f"{MANIFEST} is unreadable"
     for name, value in wanted.items():
-        path = folder / name
+        writer = next((part[len(_HOST) :] for part in Path(name).parts if part.startswith(_HOST)), "0")
+        if int(writer) % count != host:
+            continue
+        path = root / name
         if not path.is_file():
             return f"{name} is missing"
         if digest(path) != value:
@@ -146,7 +225,7 @@ def digest(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
 
 
 # Orbax tells every save and restore at INFO and warns of its own defaults.

@@ -83,7 +83,7 @@ def _run(config: ConfigDict, screen: Progress) -> int:
     for change in taken:
         screen.say(f"  as in {config.init_from.model}: {change}")
     with _locked(run.make_folder(config), screen):
-        run.prepare(config)
+        run.prepare(config, screen.say)
         try:
             waits = side_by_side.train_all(config, screen)
         except Stopped as stop:

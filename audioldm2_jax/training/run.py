@@ -2,7 +2,8 @@
 
 run_dir/
   tokenizer/ tokenizer_2/       as in the model folder
-  stages/STAGE/config.json      what the stage was begun with
+  stages/STAGE/config.json      the settings that the stage was begun with
+  stages/STAGE/lineage.json     the components that it was begun with; a copy is in result/
   stages/STAGE/checkpoints/     for resuming
   stages/STAGE/metrics.jsonl    and TensorBoard's files
   stages/STAGE/samples/         what it makes, step by step
@@ -13,7 +14,6 @@ run_dir/
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,31 +33,11 @@ from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop
+from audioldm2_jax.training import lineage, loop, stage_settings
+from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
-
-# What may differ from the run that a folder was begun with.
-FREE = ("run_dir", "stages", "side_by_side", "compilation_cache", "mesh", "remat", "samples")
-FREE_BELOW = {
-    "data": ("workers", "threads", "prefetch"),
-    "train": ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips"),
-}
-# Which sections of `config.models` decide what a component is, and what becomes of it in training.
-SECTIONS = {
-    "audiomae": ("audiomae",),
-    "text_encoder": ("clap",),
-    "text_encoder_2": ("t5",),
-    "projection_model": ("clap", "t5", "gpt2"),
-    "language_model": ("gpt2",),
-    "vae": ("vae", "patch_discriminator"),
-    "vocoder": ("vocoder", "period_discriminator", "scale_discriminator"),
-    "unet": ("unet",),
-}
-
-
-class RunError(ValueError):
-    """The run cannot start or go on as asked; the message says what to do."""
 
 
 def plan(config: ConfigDict) -> list[str]:
@@ -73,26 +53,6 @@ def plan(config: ConfigDict) -> list[str]:
             f"--config.stages={config.stages}: {unknown or 'nothing'} is no stage; choose from {', '.join(STAGES)}"
         )
     return names
-
-
-def stage_folder(config: ConfigDict, name: str) -> Path:
-    return Path(config.run_dir) / "stages" / name
-
-
-def finished(config: ConfigDict, name: str) -> bool:
-    """Returns whether the stage's result is there."""
-    return (stage_folder(config, name) / "result").is_dir()
-
-
-def maker(config: ConfigDict, component: str, before: str = "") -> str | None:
-    """Returns the last stage that makes `component`, earlier than the stage `before`; None if no stage does."""
-    made = None
-    for name, stage in STAGES.items():
-        if name == before:
-            break
-        if component in stage.makes(config):
-            made = name
-    return made
 
 
 def waits_for(config: ConfigDict, name: str, chosen: list[str]) -> list[str]:
@@ -115,7 +75,7 @@ def make_folder(config: ConfigDict) -> Path:
             "TensorFlow Datasets set with --config.data.source=tfds:NAME, or the embedded corpus with "
             "--config.data.source=builtin:music"
         )
-    root = Path(config.run_dir)
+    root = local_path(config.run_dir, "--config.run_dir")
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".writable-{jax.process_index()}"  # a name for each host
@@ -128,73 +88,46 @@ def make_folder(config: ConfigDict) -> Path:
     return root
 
 
-def prepare(config: ConfigDict) -> None:
-    """Checks the run folder against the recipe and writes the tokenizers. Called by all hosts.
+def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) -> None:
+    """Checks the run folder against the recipe and writes the tokenizers if a stage reads text. Called by all hosts.
 
     Raises:
-        RunError: it belongs to another recipe, and what `make_folder` raises.
+        RunError: it belongs to another recipe, holds results of different generations, and what `make_folder` raises.
     """
-    root = make_folder(config)
+    root, chosen = make_folder(config), plan(config)
     for name in STAGES:
-        if (stage_folder(config, name) / "config.json").exists():
-            _check_config(config, name)
-    if hosts.is_first() and not (root / text.T5_FOLDER).is_dir():
-        tokenizers = text.open_tokenizers(config, sources.open_source(config, "train"))
-        text.check_tables(tokenizers, **word_tables(config, {}))
-        tokenizers.save(root)
-    hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
+        stage_settings.check(config, name)
+    lineage.refuse_stale(config, chosen)
+    hosts.wait_for_hosts("run folder checked")
+    if hosts.is_first():
+        lineage.adopt(config, say)
+    if any(STAGES[name].text_kinds(config) for name in chosen):
+        if hosts.is_first():
+            write_tokenizers(config)
+        hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
 
 
-def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
-    """Returns {dotted key: value} of all that decides what stage `name` computes."""
-    flat: dict[str, object] = {}
-    sections = _sections(config, name)
-
-    def walk(tree: dict, path: tuple[str, ...]) -> None:
-        for key, value in tree.items():
-            here = (*path, key)
-            if (path == () and key in FREE) or (path[:1] in (("data",), ("train",)) and key in FREE_BELOW[path[0]]):
-                continue
-            if (path == ("train",) and key != name) or (path == ("models",) and key not in sections):
-                continue
-            if isinstance(value, dict):
-                walk(value, here)
-            else:
-                flat[".".join(here)] = value
-
-    walk(json.loads(json.dumps(config.to_dict())), ())
-    return flat
+def write_tokenizers(config: ConfigDict) -> None:
+    """Writes the run's tokenizers, both or none, unless they are there."""
+    root = Path(config.run_dir)
+    if (root / text.T5_FOLDER).is_dir():
+        return
+    partial = root / ".tokenizers.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    tokenizers = text.open_tokenizers(config, sources.open_source(config, "train"))
+    text.check_tables(tokenizers, **word_tables(config, {}))
+    tokenizers.save(partial)
+    for name in (text.CLAP_FOLDER, text.T5_FOLDER):  # the last is the one that is looked for
+        shutil.rmtree(root / name, ignore_errors=True)
+        os.replace(partial / name, root / name)
+    partial.rmdir()
 
 
-def _sections(config: ConfigDict, name: str) -> set[str]:
-    """Returns the sections of `config.models` that stage `name` has to do with."""
-    stage = STAGES[name]
-    parts = (*stage.needs(config), *stage.continues(config), *stage.makes(config))
-    return {section for part in parts for section in SECTIONS[part]}
-
-
-def _check_config(config: ConfigDict, name: str) -> None:
-    path = stage_folder(config, name) / "config.json"
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to train the stage anew") from error
-    now, sections = _relevant(config, name), _sections(config, name)
-    # Earlier versions wrote down the sizes of every network.
-    before = {
-        key: value for key, value in before.items() if not key.startswith("models.") or key.split(".")[1] in sections
-    }
-    missing = "(not there)"
-    differences = [
-        f"  {key}: {before.get(key, missing)} → {now.get(key, missing)}"
-        for key in sorted({*before, *now})
-        if before.get(key, missing) != now.get(key, missing)
-    ]
-    if differences:
-        raise RunError(
-            f"{path.parent} was begun with another configuration:\n" + "\n".join(differences) + "\n"
-            f"Take these back, choose another --config.run_dir, or delete {path.parent} to train {name} anew"
-        )
+def begin(config: ConfigDict, name: str) -> None:
+    """Writes down the settings and the components that stage `name` is begun with, in the place of earlier ones."""
+    stage_folder(config, name).mkdir(parents=True, exist_ok=True)
+    stage_settings.write(config, name)
+    lineage.write(config, name)
 
 
 def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Component]:
@@ -203,23 +136,17 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     Raises:
         RunError: a component is nowhere; the message gives the command that makes it.
     """
-    stage, found = STAGES[name], {}
-    needed = (*stage.needs(config), *stage.continues(config))
-    for part in dict.fromkeys((*needed, *stage.makes(config))):
-        source = maker(config, part, before=name)
-        if source and finished(config, source):
-            found[part] = model_folder.read_component(
-                stage_folder(config, source) / "result", part, jnp.dtype(config.dtype)
-            )
-        elif config.init_from[part]:
-            found[part] = model_folder.read_component(config.init_from[part], part, jnp.dtype(config.dtype))
-        elif part in needed:
+    there, stage = lineage.inputs(config, name), STAGES[name]
+    for part in (*stage.needs(config), *stage.continues(config)):
+        if part not in there:
+            source = maker(config, part, before=name)
             train = f"train it with --config.stages={source}, or " if source else ""
             raise RunError(
                 f"stage {name} needs {part}, which {config.run_dir} does not have: {train}"
                 f"give a folder or hub id that has it with --config.init_from.{part}="
             )
-    return found
+    dtype = jnp.dtype(config.dtype)
+    return {part: model_folder.read_component(source.place, part, dtype) for part, source in there.items()}
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
@@ -245,17 +172,21 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     Raises:
         RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
     """
-    where, root = stage_folder(config, name), Path(config.run_dir)
-    tokenizers = text.load_tokenizers(root, config.text.clap_length, config.text.t5_length)
+    where, tokenizers = stage_folder(config, name), None
+    if STAGES[name].text_kinds(config):
+        tokenizers = text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
     clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
     available = encoders.recipe_encoders(clip_samples, tokenizers)
     components = load_components(config, name)
-    text.check_tables(tokenizers, **word_tables(config, components))
+    if tokenizers:
+        text.check_tables(tokenizers, **word_tables(config, components))
     stage = STAGES[name](config, components, encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
-    where.mkdir(parents=True, exist_ok=True)
-    if hosts.is_first():
-        _write_json(where / "config.json", _relevant(config, name))
+    if lineage.begun(config, name):
+        lineage.refuse_stale(config, [name], fetched=True)
+    elif hosts.is_first():
+        begin(config, name)
+    hosts.wait_for_file(where, f"{name} begun")
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
         source = sources.open_source(config, split)
@@ -283,7 +214,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
 
     trained = loop.train(stage, batches("train", stage.hparams.batch_size), where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
-    _write_result(where / "result", results)
+    _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
     return trained.data_wait
 
@@ -291,7 +222,10 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
 def publish(config: ConfigDict) -> Path | None:
     """Writes the model folder from the latest results; returns it, or None while a network is still missing.
 
-    What no stage of this run made comes from `init_from`.
+    What no stage of this run made comes from `init_from`. Called by process 0.
+
+    Raises:
+        RunError: results do not fit together; what was published before stays.
     """
     root, target = Path(config.run_dir), Path(config.run_dir) / "model"
     sources = {}
@@ -300,6 +234,9 @@ def publish(config: ConfigDict) -> Path | None:
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     if not all(sources.values()):
         return None
+    if found := lineage.stale(config):
+        raise RunError(lineage.explain(config, found))
+    write_tokenizers(config)
     for part, source in sources.items():
         model_folder.copy_component(source, target, part)
     for part in ("tokenizer", "tokenizer_2"):
@@ -310,12 +247,13 @@ def publish(config: ConfigDict) -> Path | None:
     return target
 
 
-def _write_result(target: Path, components: dict[str, model_folder.Component]) -> None:
-    """Writes all components of a stage's result, or none. Called by all hosts; the first one writes.
+def _write_result(where: Path, components: dict[str, model_folder.Component]) -> None:
+    """Writes a stage's result: all components, and what they were made from; or nothing. Called by all hosts.
 
-    Weights that lie on several hosts come to it one by one, so that only its memory ever holds a whole component.
+    Process 0 writes. Weights that lie on several hosts come to it one by one, so that only its memory ever holds a
+    whole component.
     """
-    partial = target.with_name("result.partial")
+    partial = where / "result.partial"
     if hosts.is_first():
         shutil.rmtree(partial, ignore_errors=True)
     for name, part in components.items():
@@ -323,10 +261,6 @@ def _write_result(target: Path, components: dict[str, model_folder.Component]) -
         if hosts.is_first():
             model_folder.write_component(partial, name, part.config, variables, part.unused)
     if hosts.is_first():
-        os.replace(partial, target)
-
-
-def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-    os.replace(temporary, path)
+        if (where / lineage.FILE).exists():
+            shutil.copy(where / lineage.FILE, partial)
+        os.replace(partial, where / "result")

@@ -1,9 +1,11 @@
 """Tokenizers: what we make of a text is what transformers and diffusers make of our folders."""
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
+import time
 
 import huggingface_hub
 import numpy as np
@@ -189,3 +191,35 @@ def test_a_tokenizer_that_the_hub_does_not_give_is_no_empty_tokenizer(kind, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"cannot load the .* tokenizer 'nobody/nothing'"):
         text.load("nobody/nothing", kind, 20)
+
+
+def test_without_a_network_it_is_said_at_once_with_the_flag_and_the_place(tmp_path):
+    """In a process of its own, as a user has it: the hub is out of reach, and nothing is set but where it is."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
+    code = "from audioldm2_jax.data import text\ntext.load('google/flan-t5-large', 't5', 20)"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert time.monotonic() - begin < 30
+    last = done.stderr.strip().splitlines()[-1]
+    assert (
+        "--config.text.t5_tokenizer=PATH" in last and str(tmp_path / "hub") in last and "google/flan-t5-large" in last
+    )
+    assert "http://127.0.0.1:9 cannot be reached" in last and "Retry" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["clap", "t5"])
+def test_a_folder_of_a_repository(kind, tokenizers, tmp_path, monkeypatch):
+    """As diffusers' models have them; from the cache, in huggingface_hub's layout."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "models--someone--music"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs/main").write_text(commit)
+    tokenizers.save(home / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = {"clap": "tokenizer", "t5": "tokenizer_2"}[kind]
+    loaded, wanted = text.load(f"someone/music/{folder}", kind, 40), getattr(tokenizers, kind)
+    for one, other in zip(loaded(TEXTS[:2]), wanted(TEXTS[:2]), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -3,7 +3,13 @@
 import errno
 import json
 import os
+import random
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +17,9 @@ import numpy as np
 import pytest
 
 from audioldm2_jax.training import checkpoint
-from audioldm2_jax.training.checkpoint import MANIFEST, CheckpointError, Checkpoints, find_damage
+from audioldm2_jax.training.checkpoint import MANIFEST, CheckpointError, Checkpoints, digest, find_damage
+
+ROOT = Path(__file__).parents[2]
 
 
 def state(step: int) -> dict:
@@ -69,15 +77,15 @@ def test_an_empty_folder_has_none(tmp_path):
 @pytest.mark.parametrize("damage", ["bit", "no manifest", "half a manifest", "file missing"])
 def test_the_one_before_a_damaged_one_is_used_and_said(copied, damage):
     newest = copied / "4"
+    manifest = newest / "default" / MANIFEST
     if damage == "bit":
         flip_a_byte(newest)
     elif damage == "no manifest":
-        (newest / MANIFEST).unlink()
+        manifest.unlink()
     elif damage == "half a manifest":
-        (newest / MANIFEST).write_text((newest / MANIFEST).read_text()[:50])
+        manifest.write_text(manifest.read_text()[:50])
     else:
-        name = next(iter(json.loads((newest / MANIFEST).read_text())))
-        (newest / name).unlink()
+        (newest / "default" / next(iter(json.loads(manifest.read_text())))).unlink()
     checkpoints, found, lines = restore(copied)
     assert int(found["step"]) == 3
     assert len(lines) == 1 and str(newest) in lines[0] and "damaged" in lines[0] and "\n" not in lines[0]
@@ -109,7 +117,7 @@ def test_no_space_left(copied, monkeypatch, when):
     elif when == "in the background":
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
     else:
-        monkeypatch.setattr(checkpoint, "sign", full)
+        monkeypatch.setattr(checkpoint, "digest", full)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.save(5, state(5))
         checkpoints.save(6, state(6))
@@ -121,3 +129,120 @@ def test_no_space_left(copied, monkeypatch, when):
     _, found, _ = restore(copied)
     assert int(found["step"]) in (4, 5)
     jax.tree.map(np.testing.assert_array_equal, found, state(int(found["step"])))
+
+
+def as_earlier_versions_wrote(folder, signed):
+    """Their manifest lay beside Orbax's item, and was written when the next checkpoint was saved."""
+    (folder / "default" / MANIFEST).unlink()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if signed:
+        (folder / MANIFEST).write_text(json.dumps({str(path.relative_to(folder)): digest(path) for path in files}))
+
+
+def test_checkpoints_of_earlier_versions(copied):
+    for step in (2, 3, 4):
+        as_earlier_versions_wrote(copied / str(step), signed=step < 4)
+    _, found, lines = restore(copied)
+    assert int(found["step"]) == 3 and len(lines) == 1  # one that can be verified goes before a newer one
+    flip_a_byte(copied / "3")
+    shutil.rmtree(copied / "2")
+    _, found, lines = restore(copied)
+    assert int(found["step"]) == 4 and "has changed" in lines[1] and "not verified: no other is whole" in lines[2]
+    jax.tree.map(np.testing.assert_array_equal, found, state(4))
+
+
+def test_an_unsigned_one_that_cannot_be_read(copied):
+    for step in ("2", "3"):
+        shutil.rmtree(copied / step)
+    as_earlier_versions_wrote(copied / "4", signed=False)
+    for path in (copied / "4/default").rglob("manifest.ocdbt"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* is whole; delete that folder"):
+        restore(copied)
+
+
+def test_a_whole_one_of_another_network(copied):
+    other = {"params": {"weights": ABSTRACT["params"]["kernel"]}, "step": ABSTRACT["step"], "empty": {}}
+    with pytest.raises(
+        CheckpointError, match=r"4 cannot be read into this stage .*; delete .* to train the stage"
+    ) as e:
+        Checkpoints(copied, keep=3).restore(other, print)
+    assert "\n" not in str(e.value)
+
+
+def process(folder, what, steps="0", megabytes=1, **environment):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "tests/saving_process.py", str(folder), what, steps, str(megabytes)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("steps", ["1", "1,2,3"])
+def test_killed_after_a_finished_save(tmp_path, steps):
+    """With one checkpoint, and with keep=1: what was saved is there."""
+    last = steps[-1]
+    saving = process(tmp_path, "save", steps)
+    while f"saved {last}" not in (line := saving.stdout.readline()):
+        assert line, "it ended"
+    saving.kill()
+    saving.wait()
+    out, _ = process(tmp_path, "restore").communicate(timeout=120)
+    assert f"restored {last} True" in out and "said:" not in out
+
+
+@pytest.mark.slow
+def test_killed_while_saving(tmp_path):
+    """Whenever it dies, the last finished save, or a newer one, is whole; what was unfinished does not stay."""
+    begin = 1
+    for seed in range(3):
+        saving = process(tmp_path, "save", ",".join(map(str, range(begin, begin + 1000))), megabytes=20)
+        while not (line := saving.stdout.readline()).startswith("saved"):
+            assert line, "it ended"
+        time.sleep(random.Random(seed).uniform(0.1, 0.5))
+        saving.kill()
+        saved = [line for line in saving.communicate()[0].splitlines() if line.startswith("saved")] or [line]
+        out, _ = process(tmp_path, "restore", megabytes=20).communicate(timeout=120)
+        restored = int(out.split("restored ")[1].split()[0])
+        assert restored >= int(saved[-1].split()[1]) and f"restored {restored} True" in out and "said:" not in out, out
+        assert not list(tmp_path.glob("*tmp*"))
+        begin = restored + 1
+
+
+def test_two_hosts_sign_and_check_what_each_wrote(tmp_path):
+    def pair(what, steps="0"):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        both = [
+            process(
+                tmp_path,
+                what,
+                steps,
+                KEEP="2",
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(index),
+            )
+            for index in range(2)
+        ]
+        outs = [each.communicate(timeout=120)[0] for each in both]
+        assert [each.returncode for each in both] == [0, 0], outs
+        return outs
+
+    pair("save", "1,2")
+    manifest = json.loads((tmp_path / "2/default" / MANIFEST).read_text())
+    for host in range(2):
+        assert any(name.startswith(f"ocdbt.process_{host}/") for name in manifest)
+    there = {path.relative_to(tmp_path / "2/default").as_posix() for path in (tmp_path / "2/default").rglob("*")}
+    assert {name for name in there if "/d/" in name or name.endswith("ocdbt")} <= manifest.keys()
+
+    flip_a_byte(tmp_path / "2/default/ocdbt.process_1")
+    assert find_damage(tmp_path / "2", 0, 2) == "" and "process_1" in find_damage(tmp_path / "2", 1, 2)
+    for out in pair("restore"):  # only the second sees it, both take the one before
+        assert "restored 1 True" in out and out.count("said:") == 1 and "ocdbt.process_1" in out
+    assert "process_1" in find_damage(tmp_path / "2")  # one host checks all

@@ -15,7 +15,7 @@ from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop, main, run, side_by_side
+from audioldm2_jax.training import loop, main, run, side_by_side, stage_settings
 from audioldm2_jax.training.run import RunError
 
 
@@ -38,12 +38,12 @@ def whole(tmp_path_factory, compiled_once):
 
 @pytest.fixture
 def begun(whole, tmp_path):
-    """The config of a run folder that holds the beginnings of the whole run's stages."""
+    """The config of a run folder that holds the beginnings of the whole run's stages, one checkpoint each."""
     config = whole[0].copy_and_resolve_references()
     config.run_dir = str(tmp_path / "run")
     for name in STAGES:
         source = run.stage_folder(whole[0], name)
-        run.stage_folder(config, name).mkdir(parents=True)
+        (run.stage_folder(config, name) / "checkpoints/4").mkdir(parents=True)
         shutil.copy(source / "config.json", run.stage_folder(config, name))
     for part in ("tokenizer", "tokenizer_2"):
         shutil.copytree(Path(whole[0].run_dir) / part, tmp_path / "run" / part)
@@ -147,29 +147,14 @@ def test_changed_config_lists_the_differences(begun):
     assert str(caught.value).count("→") == 1
 
 
-def test_a_size_is_reported_of_the_stage_that_it_concerns(tmp_path):
-    """Not of the first stage there is; and what earlier versions wrote down in excess does not count."""
-    config = get_config()
-    config.run_dir = str(tmp_path)
-    for name in STAGES:
-        where = run.stage_folder(config, name)
-        where.mkdir(parents=True)
-        excess = {"models.unet.layers_per_block": 7} if name == "audiomae" else {}
-        (where / "config.json").write_text(json.dumps(run._relevant(config, name) | excess))
-    config.models.unet.layers_per_block = 2
-    with pytest.raises(RunError) as caught:
-        run.prepare(config)
-    assert "stages/diffusion was begun with another configuration" in str(caught.value)
-    assert "  models.unet.layers_per_block: 1 → 2" in str(caught.value) and str(caught.value).count("→") == 1
-
-
 def test_what_does_not_change_the_computation_may_change(begun):
     begun.stages, begun.side_by_side, begun.remat = "vae", 3, True
     begun.mesh.fsdp = 4
     begun.data.update(workers=2, threads=3, prefetch=9)
     begun.samples.steps = 77
     begun.train.vae.update(log_every=3, save_every=7, keep=9, sample_every=1)
-    run.prepare(begun)
+    for name in STAGES:
+        stage_settings.check(begun, name)
 
 
 def test_damaged_config(begun):
@@ -225,7 +210,7 @@ def test_full_disk_leaves_no_half_result(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model_folder, "write_tensors", full)
     with pytest.raises(model_folder.FolderError, match="No space left"):
-        run._write_result(tmp_path / "result", components)
+        run._write_result(tmp_path, components)
     assert not (tmp_path / "result").exists()
 
 
@@ -244,6 +229,68 @@ def test_who_waits_for_whom():
     base = recipes.get("base")
     assert run.maker(base, "text_encoder_2") is None
     assert run.maker(config, "text_encoder_2", before="joint") == "language_model"
+
+
+def test_refused_settings_may_be_corrected(tmp_path):
+    """What failed before its first checkpoint has not begun: an uneven batch, or one that does not fit the memory."""
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path), "audiomae"
+    config.train.audiomae.update(batch_size=7, accumulate=2)
+    run.prepare(config)
+    with pytest.raises(ValueError, match="batch_size=7 in 2 microbatches does not split evenly"):
+        run.train_stage(config, "audiomae", Said())
+    config.train.audiomae.update(batch_size=2, accumulate=1, steps=1)
+    run.prepare(config)
+    run.train_stage(config, "audiomae", Said())
+    assert (
+        json.loads((run.stage_folder(config, "audiomae") / "config.json").read_text())["train.audiomae.batch_size"] == 2
+    )
+
+
+def test_stages_without_text_need_no_tokenizers(tmp_path):
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path), "audiomae,vae"
+    config.text.clap_tokenizer = config.text.t5_tokenizer = "/nowhere"
+    run.prepare(config)
+    assert not list(tmp_path.glob("tokenizer*"))
+    config.stages = "vae,clap"
+    with pytest.raises(ValueError, match="cannot load the clap tokenizer"):
+        run.prepare(config)
+    assert not list(tmp_path.glob("*tokenizer*"))
+
+
+def test_more_steps_after_the_end(whole, tmp_path, compiled_once):
+    """The message says how to go on from the result, and that works."""
+    config = whole[0].copy_and_resolve_references()
+    config.train.audiomae.steps = 6
+    with pytest.raises(RunError) as caught:
+        run.prepare(config)
+    message = str(caught.value)
+    assert "train.audiomae.steps: 4 → 6" in message and "audiomae is finished; to go on from its result" in message
+    flags = dict(word.split("=", 1) for word in message.split() if word.startswith("--config.") and "=" in word)
+    assert flags.pop("--config.run_dir") == "ANOTHER_FOLDER"
+    config.run_dir = str(tmp_path)
+    config.update_from_flattened_dict({key.removeprefix("--config."): value for key, value in flags.items()})
+    assert config.stages == "audiomae"
+    config.train.audiomae.update(steps=1, learning_rate=0.0, ema=0.0, weight_decay=0.0)
+    run.prepare(config)
+    run.train_stage(config, "audiomae", Said())
+    first, second = (
+        model_folder.read_component(run.stage_folder(which, "audiomae") / "result", "audiomae").variables
+        for which in (whole[0], config)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_how_to_go_on_from_the_joint_stage_names_all_that_it_reads(whole):
+    config = whole[0].copy_and_resolve_references()
+    config.train.joint.steps = 6
+    with pytest.raises(RunError) as caught:
+        run.prepare(config)
+    named = {word.split("=")[0] for word in str(caught.value).split() if word.startswith("--config.init_from.")}
+    needed = {"audiomae", "text_encoder", "vae", "unet", "language_model", "projection_model", "text_encoder_2"}
+    assert named == {f"--config.init_from.{part}" for part in needed}
+    assert f"--config.text.clap_tokenizer={config.run_dir}/tokenizer " in str(caught.value)
 
 
 def test_stopping_between_steps_is_told(whole, tmp_path):

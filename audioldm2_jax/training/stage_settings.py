@@ -1,0 +1,138 @@
+"""Which settings decide what a stage computes, and whether those that it was begun with are those of now.
+
+Only these are compared: a finished VAE does not mind another noise schedule. What a stage reads beside what all
+stages read is declared by the stage (`Stage.reads`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax import recipes
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.training import lineage
+from audioldm2_jax.training.lineage import RunError, begun, finished, hub_name, inputs, stage_folder, write_json
+
+FILE = "config.json"
+_ALL = (
+    "seed",
+    "dtype",
+    "audio.sampling_rate",
+    "audio.seconds",
+    "data.source",
+    "data.heldout_share",
+    "data.audio_feature",
+    "data.examples",
+)
+# Of `train.STAGE`: what may change on the way.
+_FREE = ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips")
+# Which sections of `config.models` describe a component, and what it is trained against.
+SECTIONS = {
+    "audiomae": ("audiomae",),
+    "text_encoder": ("clap",),
+    "text_encoder_2": ("t5",),
+    "projection_model": ("clap", "t5", "gpt2"),
+    "language_model": ("gpt2",),
+    "vae": ("vae", "patch_discriminator"),
+    "vocoder": ("vocoder", "period_discriminator", "scale_discriminator"),
+    "unet": ("unet",),
+}
+
+
+def settings(config: ConfigDict, name: str) -> dict[str, Any]:
+    """Returns {dotted key: value} of all that decides what stage `name` computes, beside the components it reads."""
+    stage = STAGES[name]
+    sections = [f"models.{section}" for part in stage.makes(config) for section in SECTIONS[part]]
+    kinds = stage.text_kinds(config)
+    text = [f"text.{kind}_{key}" for kind in kinds for key in ("tokenizer", "length")]
+    text += ["text.vocabulary", "data.text_feature"] if kinds else []
+    wanted = (*_ALL, f"train.{name}", *stage.reads, *sections, *text)
+    free = {f"train.{name}.{key}" for key in _FREE}
+    return {key: value for key, value in flat(config).items() if _below(key, wanted) and key not in free}
+
+
+def write(config: ConfigDict, name: str) -> None:
+    """Writes down the settings that stage `name` is begun with; the recipe's name and sources for its reader."""
+    sources = {f"init_from.{part}": source.origin for part, source in inputs(config, name).items()}
+    write_json(stage_folder(config, name) / FILE, {"recipe": config.recipe, **settings(config, name), **sources})
+
+
+def check(config: ConfigDict, name: str) -> None:
+    """Compares what stage `name` was begun with.
+
+    Raises:
+        RunError: with the differences, and how to go on; or the file is damaged.
+    """
+    path = stage_folder(config, name) / FILE
+    if not begun(config, name) or not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); delete {path.parent} to train the stage anew") from error
+    differences = _differences(config, name, before)
+    if not differences:
+        return
+    if before.get("recipe") != config.recipe:
+        differences.insert(0, f"  recipe: {before.get('recipe')} → {config.recipe}")
+    raise RunError(
+        f"{path.parent} was begun with another configuration:\n" + "\n".join(differences) + "\n"
+        f"Take these back, choose another --config.run_dir, or delete {path.parent} to train {name} anew."
+        + (_go_on(config, name) if finished(config, name) else "")
+    )
+
+
+def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> list[str]:
+    """Returns a line a setting that is not as it was; one that earlier versions did not have was the recipe's."""
+    now, lines = settings(config, name), []
+    usual = flat(recipes.get(config.recipe)) if now.keys() - before.keys() else {}
+    for key, value in now.items():
+        old = before.get(key, usual.get(key))
+        if isinstance(old, str) and key.startswith("text."):
+            old = hub_name(old)
+        if old != value:
+            lines.append(f"  {key}: {old} → {value}")
+    if lineage.read(config, name) is None:  # of earlier versions: elsewhere it is the weights that are compared
+        for part, source in inputs(config, name).items():
+            old = hub_name(before.get(f"init_from.{part}", source.origin))
+            if not source.origin.startswith("stages/") and old != source.origin:
+                lines.append(f"  init_from.{part}: {old} → {source.origin}")
+    return lines
+
+
+def _go_on(config: ConfigDict, name: str) -> str:
+    """Returns how to train on from the result of a finished stage with other settings."""
+    sources = {part: source.place for part, source in inputs(config, name).items()}
+    sources |= {part: str(stage_folder(config, name) / "result") for part in STAGES[name].makes(config)}
+    flags = [f"--config.init_from.{part}={place}" for part, place in sources.items()]
+    root = stage_folder(config, name).parents[1]
+    for kind, folder in zip(("clap", "t5"), ("tokenizer", "tokenizer_2")):
+        if kind in STAGES[name].text_kinds(config):
+            flags.append(f"--config.text.{kind}_tokenizer={root / folder}")
+    return (
+        f"\n{name} is finished; to go on from its result, give the same command with "
+        f"--config.run_dir=ANOTHER_FOLDER --config.stages={name} {' '.join(flags)}"
+    )
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Returns {dotted key: value} of a config, as JSON has it."""
+    found: dict[str, Any] = {}
+
+    def walk(tree: Mapping, prefix: str) -> None:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    walk(json.loads(json.dumps(config.to_dict())), "")
+    return found
+
+
+def _below(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
