@@ -122,6 +122,19 @@ class Dataset(Source):
             waveform = soxr.resample(waveform, rate, self.sampling_rate)
         return Example(waveform, self._caption(record), {"name": str(number)})
 
+    def listing(self) -> int:
+        """See `Source.listing`: how many records there are."""
+        return len(self._records)
+
+    def follow(self, listing: int) -> str:
+        """See `Source.follow`."""
+        if listing != len(self._records):
+            raise ValueError(
+                f"tfds:{self.name} has {len(self._records)} records on this host and {listing} on the first: prepare "
+                "the same set on all hosts"
+            )
+        return ""
+
     def text(self, index: int) -> str | None:
         """The caption of a record (which is read for it)."""
         return self._caption(self._records[int(self._numbers[index])])

@@ -14,6 +14,7 @@ run_dir/
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import encoders, pipeline, sources, text
+from audioldm2_jax.data.example import Source
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.evaluation import heldout_loss, samples
 from audioldm2_jax.evaluation.base import Evaluator
@@ -140,7 +142,7 @@ def prepare(config: ConfigDict) -> None:
             _check_config(config, name)
     if hosts.is_first() and not (root / text.T5_FOLDER).is_dir():
         text.open_tokenizers(config, sources.open_source(config, "train")).save(root)
-    hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
+    hosts.wait_for_hosts("run folder prepared")
 
 
 def _relevant(config: ConfigDict, name: str) -> dict[str, object]:
@@ -220,6 +222,18 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     return found
 
 
+def open_source(config: ConfigDict, split: str) -> Source:
+    """Opens the data, with the records that process 0 found. Called by all hosts.
+
+    A file that one host alone cannot read would otherwise give that host, silently, another order of all of its data.
+    """
+    source = sources.open_source(config, split)
+    listing = hosts.broadcast(source.listing() if hosts.is_first() else None, f"records of {split}")
+    if not hosts.is_first() and (difference := source.follow(listing)):
+        logging.warning("process %d follows process 0 in what can be read. %s", jax.process_index(), difference)
+    return source
+
+
 def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
@@ -237,7 +251,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         _write_json(where / "config.json", _relevant(config, name))
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-        source = sources.open_source(config, split)
+        source = open_source(config, split)
         return lambda step: pipeline.batches(
             source,
             wanted,
