@@ -1,4 +1,4 @@
-"""Starts a training as a scheduler would: several processes on this machine that find each other by their environment."""
+"""Starts a command as a scheduler would: several processes of this machine, each with an environment of its own."""
 
 from __future__ import annotations
 

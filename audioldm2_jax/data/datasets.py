@@ -119,6 +119,19 @@ class Dataset(Source):
         """See `Source.excerpt`; decodes and resamples no more than the excerpt."""
         return self._example(index, samples, position)
 
+    def listing(self) -> int:
+        """See `Source.listing`: how many records there are."""
+        return len(self._records)
+
+    def follow(self, listing: int) -> str:
+        """See `Source.follow`."""
+        if listing != len(self._records):
+            raise ValueError(
+                f"tfds:{self.name} has {len(self._records)} records on this host and {listing} on the first: prepare "
+                "the same set on all hosts"
+            )
+        return ""
+
     def text(self, index: int) -> str | None:
         """The caption of a record (which is read for it, its sound not decoded)."""
         record, _ = self._record(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,23 @@ class Source:
     def text(self, index: int) -> str | None:
         """The caption of a record alone; a source that has it at hand overrides this."""
         return self[index].text
+
+    def listing(self) -> Any:
+        """What was found by looking, and decides which record has which number, as JSON can hold it; None: nothing.
+
+        A host may fail to read a file that another one can: all of a job take process 0's listing (`follow`).
+        """
+        return None
+
+    def follow(self, listing: Any) -> str:
+        """Takes another host's listing in the place of its own; returns how they differed, "" if they did not.
+
+        A record that is listed and cannot be read here counts as unreadable when its turn comes.
+
+        Raises:
+            ValueError: the listing cannot be that of the same data.
+        """
+        return ""
 
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """At most `samples` samples of record `index`; `position` in [0, 1) says where between its ends.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.draw import digest
@@ -105,6 +106,18 @@ class Folder(Source):
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; decodes no more than the excerpt."""
         return self._read(index, int(position * max(self._lengths[index] - samples + 1, 1)), samples)
+
+    def listing(self) -> Any:
+        """See `Source.listing`: the readable files with their lengths and captions."""
+        return [list(record) for record in zip(self.names, self._lengths, self._captions)]
+
+    def follow(self, listing: Any) -> str:
+        """See `Source.follow`."""
+        own, other = {name: rest for name, *rest in self.listing()}, {name: rest for name, *rest in listing}
+        different = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        self.names, self._lengths, self._captions = ([record[i] for record in listing] for i in range(3))
+        reasons = [self.skipped.get(name, f"{self.root / name} is not the same file there") for name in different]
+        return f"{self.root}: {len(different)} files differ{_listing(reasons)}" if different else ""
 
     def text(self, index: int) -> str | None:
         """The caption of a recording, without reading it."""

@@ -10,7 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-_HELP_ALONE = "--num_processes=1 where this process is to run alone"
+_WHAT_TO_DO = (
+    "give each --coordinator=HOST:PORT of the first, --num_processes and --process_id, or --num_processes=1 where this "
+    "process is to run alone"
+)
 
 
 class ClusterError(ValueError):
@@ -40,7 +43,7 @@ FLAGS = {
 }
 
 
-def join(cluster: Cluster = Cluster(), environment: Mapping[str, str] = os.environ) -> None:
+def join(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes of this job, if there are any; called before JAX's first computation.
 
     What the flags do not say, JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say, and what those do
@@ -61,13 +64,11 @@ def join(cluster: Cluster = Cluster(), environment: Mapping[str, str] = os.envir
         "num_processes": _number(cluster.num_processes, "num_processes", "JAX_NUM_PROCESSES", environment),
         "process_id": _number(cluster.process_id, "process_id", "JAX_PROCESS_ID", environment),
     }
-    if known["num_processes"] == 1 or (not known["coordinator_address"] and _processes() <= 1):
-        if known["num_processes"] not in (None, 1):
-            raise ClusterError(
-                f"{known['num_processes']} processes are asked for and nothing says where they meet: give each "
-                "--coordinator=HOST:PORT of the first, --num_processes and --process_id"
-            )
+    if known["num_processes"] == 1:
         return
+    count = None if known["coordinator_address"] else _processes()
+    if count == 1:
+        return _alone(known["num_processes"])
     # The loop asks for signals itself, and stops on all hosts at one step; JAX's own handler would only swallow them.
     jax.config.update("jax_enable_preemption_service", False)
     watch.delay_abort()
@@ -79,10 +80,9 @@ def join(cluster: Cluster = Cluster(), environment: Mapping[str, str] = os.envir
             shutdown_timeout_seconds=cluster.shutdown_seconds,
         )
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ClusterError(
-            f"cannot join the other processes ({_first_line(error)}): give each --coordinator=HOST:PORT of the first, "
-            f"--num_processes and --process_id, or {_HELP_ALONE}"
-        ) from error
+        if isinstance(error, ValueError) and count is None and not known["coordinator_address"]:
+            return _alone(known["num_processes"])  # so JAX refuses where it detects no cluster
+        raise ClusterError(f"cannot join the other processes ({_first_line(error)}): {_WHAT_TO_DO}") from error
     watch.start(cluster.heartbeat_seconds)
 
 
@@ -100,8 +100,14 @@ def _number(flag: int, name: str, variable: str, environment: Mapping[str, str])
     return int(value)
 
 
-def _processes() -> int:
-    """How many processes the cluster has that JAX detects; 1 where it detects none.
+def _alone(wanted: int | None) -> None:
+    """Raises ClusterError where more processes are wanted and there is no cluster that would say where they meet."""
+    if wanted is not None:
+        raise ClusterError(f"{wanted} processes are asked for and nothing says where they meet: {_WHAT_TO_DO}")
+
+
+def _processes() -> int | None:
+    """How many processes the cluster has that JAX detects; 1 where it detects none, None where it keeps that to itself.
 
     Raises:
         ClusterError: there is a cluster, and it does not tell.
@@ -110,8 +116,8 @@ def _processes() -> int:
         from jax._src.clusters import ClusterEnv
 
         kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    except (ImportError, AttributeError):
-        return _processes_by_trying()
+    except (ImportError, AttributeError):  # no part of JAX's public interface
+        return None
     for kind in kinds:
         try:
             if kind.is_env_present():
@@ -119,23 +125,9 @@ def _processes() -> int:
         except Exception as error:  # of a metadata server, an API, a variable that is no number
             raise ClusterError(
                 f"this seems to be a cluster ({kind.__name__}), but its processes cannot be found "
-                f"({_first_line(error)}): give each --coordinator=HOST:PORT of the first, --num_processes and "
-                f"--process_id, or {_HELP_ALONE}"
+                f"({_first_line(error)}): {_WHAT_TO_DO}"
             ) from error
     return 1
-
-
-def _processes_by_trying() -> int:
-    """The same for a JAX whose list of clusters is elsewhere: `initialize` refuses first where there is none."""
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except ValueError:
-        return 1
-    count = jax.process_count()
-    jax.distributed.shutdown()
-    return count
 
 
 def _first_line(error: Any) -> str:

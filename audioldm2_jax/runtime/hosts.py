@@ -122,6 +122,11 @@ def any_host(flag: bool, what: str = "any") -> bool:
     return any(gather(bool(flag), what))
 
 
+def first_text(text: str, what: str = "first text") -> str:
+    """Returns the text of the first process that has one, "" where none has."""
+    return next(filter(None, gather(text, what)), "")
+
+
 def all_hosts(flag: bool, what: str = "all") -> bool:
     """Returns whether `flag` is set on all processes."""
     return all(gather(bool(flag), what))

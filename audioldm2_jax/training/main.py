@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ REPORTED_ERRORS = (*side_by_side.REPORTED_ERRORS, side_by_side.StageFailed, lock
 RESTART, INTERRUPTED = watch.RESTART, 130
 
 
-def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int:
+def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     """Runs the recipe to its end, or from where its run folder stands; returns the exit code.
 
     It is 0 for a finished run, 75 (`RESTART`) for one that SIGTERM stopped, or the loss of another host: the same
@@ -44,12 +43,12 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
 
     Args:
         config: the recipe.
-        others: how the other processes of the job are found.
+        others: how the other processes of the job are found; by default as JAX finds them.
     """
     error_log.collect()
     error_log.escape_output()
     try:
-        start.start(config, others)
+        start.start(config, others or cluster.Cluster())
     except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -65,7 +64,6 @@ def main(config: ConfigDict, others: cluster.Cluster = cluster.Cluster()) -> int
         except Exception as error:
             if jax.process_count() == 1:
                 raise
-            traceback.print_exc()
             return _fail(config, error, f"{type(error).__name__}: {error}")
     start.leave()
     return code
@@ -134,7 +132,7 @@ def _locked(folder: Path, screen: Progress) -> Iterator[None]:
 def _fail(config: ConfigDict, error: Exception, message: str) -> int:
     """Says what went wrong, once where it went wrong for all processes, and ends the others too."""
     if not watch.first_says(message):
-        where = f" in {watch.names()[jax.process_index()]}" if jax.process_index() else ""
+        where = f" in {watch.names()[jax.process_index()]}" if jax.process_count() > 1 else ""
         print(f"error{where}: {message}{_keep_traceback(config, error)}", file=sys.stderr, flush=True)
     watch.fail(message, 1, look_for_cause=_of_communication(error))
     return 1

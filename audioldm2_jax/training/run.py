@@ -14,6 +14,7 @@ run_dir/
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import encoders, pipeline, sources, text
+from audioldm2_jax.data.example import Source
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.evaluation import heldout_loss, samples
 from audioldm2_jax.evaluation.base import Evaluator
@@ -166,6 +168,18 @@ def word_tables(config: ConfigDict, components: dict[str, model_folder.Component
     return found
 
 
+def open_source(config: ConfigDict, split: str) -> Source:
+    """Opens the data, with the records that process 0 found. Called by all hosts.
+
+    A file that one host alone cannot read would otherwise give that host, silently, another order of all of its data.
+    """
+    source = sources.open_source(config, split)
+    listing = hosts.broadcast(source.listing() if hosts.is_first() else None, f"records of {split}")
+    if not hosts.is_first() and (difference := source.follow(listing)):
+        logging.warning("process %d follows process 0 in what can be read. %s", jax.process_index(), difference)
+    return source
+
+
 def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
@@ -189,7 +203,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     hosts.wait_for_file(where, f"{name} begun")
 
     def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
-        source = sources.open_source(config, split)
+        source = open_source(config, split)
         return lambda step: pipeline.batches(
             source,
             wanted,

@@ -102,9 +102,9 @@ def test_cores_and_environment_are_given_back():
 def test_first_signal_is_a_flag(number):
     before = signal.getsignal(number)
     with side_by_side.stop_flag() as stopped:
-        assert not stopped.is_set()
+        assert not stopped()
         os.kill(os.getpid(), number)
-        assert stopped.is_set()
+        assert stopped()
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), number)

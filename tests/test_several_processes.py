@@ -1,0 +1,136 @@
+"""Real processes that find each other as a scheduler's do, train together, and lose each other."""
+
+import json
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from processes import Job, alone, by_slurm, by_variables, train
+
+from audioldm2_jax.audio import files
+from audioldm2_jax.stages import STAGES
+
+LINE = re.compile(r"audiomae  step (\d+)/2000")
+
+
+def toy(folder, *settings, environments, **variables):
+    return Job(["tests/toy_run.py", str(folder), "--heartbeat_seconds=20", *settings], environments, **variables)
+
+
+def shown(job, index):
+    """The last step that a process showed."""
+    return int(LINE.findall(job.said(index))[-1])
+
+
+def saved(folder):
+    return sorted(int(path.name) for path in (folder / "stages/audiomae/checkpoints").glob("*[0-9]") if path.is_dir())
+
+
+def test_agreement(tmp_path):
+    """Under what Slurm tells its tasks, and nothing else."""
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        (tmp_path / "0").mkdir(exist_ok=True)
+        files.write(tmp_path / f"0/{number}.wav", 0.1 * rng.standard_normal(8000), 16000)
+    shutil.copytree(tmp_path / "0", tmp_path / "1")
+    damaged = tmp_path / "1/7.wav"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with Job(["tests/together.py", str(tmp_path)], by_slurm(2)) as job:
+        assert job.codes(120) == [0, 0], job.said(0) + job.said(1)
+    assert "process 1 follows process 0 in what can be read." in job.said(1) and "7.wav" in job.said(1)
+    assert job.said(0).endswith("all is well")
+
+
+def test_an_error_on_one_host_ends_all(tmp_path):
+    """The host that has it says it at once; the other names that host, and ends with a code to restart on."""
+    with toy(tmp_path / "run", environments=by_variables(2), FAIL="1:30") as job:
+        assert job.codes(180) == [75, 1]
+    assert "in process 1 (" in job.lines[1][-1] and "the disk of this host does not answer" in job.lines[1][-1]
+    last = job.lines[0][-1]
+    assert last.startswith("error: process 1 (") and "failed: OSError: the disk of this host does not answer" in last
+    assert "the same command on all hosts goes on from the last finished checkpoint" in last
+    assert not any("step" in line for line in job.lines[1])  # one shows progress for all
+    assert not (tmp_path / "run/lock.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path, index):
+    folder = tmp_path / "run"
+    with toy(folder, environments=by_variables(2)) as job:
+        job.wait_for(0, lambda line: "step" in line and shown(job, 0) > 25)
+        begin = time.monotonic()
+        job.send(index, signal.SIGKILL)
+        assert job.codes(60)[1 - index] == 75
+        assert time.monotonic() - begin < 30  # the heartbeat's time-out, and what it takes to say so
+    last = job.lines[1 - index][-1]
+    assert last.startswith(f"error: process {index} (") and " was lost; " in last and "the same command" in last
+
+    done = saved(folder)[-1]
+    with toy(folder, environments=by_variables(2)) as job:  # nor is the dead run's lock in the way
+        job.wait_for(0, "going on after step")
+        assert f"audiomae: going on after step {done} of 2000" in job.said(0)
+
+
+@pytest.mark.slow
+def test_preempted(tmp_path):
+    """SIGTERM to one process: all save the same step and end with a code to restart on; Ctrl-C ends with 130."""
+    folder = tmp_path / "run"
+    for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
+        with toy(folder, environments=by_variables(2)) as job:
+            job.wait_for(0, LINE.search)
+            for index in (1,) if number == signal.SIGTERM else (0, 1):
+                job.send(index, number)
+            assert job.codes(90) == [code, code]
+        done = re.search(r"stopped and saved after step (\d+) of 2000. The same command goes on", job.said(0))
+        assert saved(folder)[-1] == int(done[1])
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_find_each_other_do_not_share_a_folder(tmp_path):
+    folder = tmp_path / "run"
+    with toy(folder, environments=alone()) as first:
+        first.wait_for(0, LINE.search)
+        with toy(folder, environments=alone()) as second:
+            assert second.codes(90) == [1]
+        assert f"in use by another run: process {first.processes[0].pid} on " in second.lines[0][-1]
+        assert "--coordinator, --num_processes and --process_id" in second.lines[0][-1]
+        assert first.processes[0].poll() is None
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What the first job compiled, the second need not."""
+    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environments", [by_variables, by_slurm])
+def test_all_stages(tmp_path, cache, environments):
+    """From nothing to the published model and its samples, the weights over two hosts."""
+    settings = [
+        f"--config.train.{stage}.{key}=2" for stage in STAGES for key in ("steps", "sample_every", "heldout_every")
+    ]
+    settings += [f"--config.train.{stage}.discriminator_start=1" for stage in ("vae", "vocoder")]
+    settings += ["--config.samples.steps=1", "--config.mesh.data=1", "--config.mesh.fsdp=2"]
+    with Job(train(tmp_path / "run", *settings), environments(2), **cache) as job:
+        assert job.codes(900) == [0, 0], job.said(0) + job.said(1)
+    assert job.lines[0][-3].startswith("More:") or "Done in" in job.said(0)
+    assert not any("step" in line or "Done" in line for line in job.lines[1])
+    assert {path.name for path in (tmp_path / "run/samples").iterdir()} >= {
+        "0.wav",
+        "1.wav",
+        "mels.png",
+        "captions.txt",
+    }
+    assert np.abs(files.read(tmp_path / "run/samples/0.wav", 16000)).max() > 0
+    assert (tmp_path / "run/model/model_index.json").exists()
+    for stage in STAGES:
+        rows = [json.loads(line) for line in (tmp_path / f"run/stages/{stage}/metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] == 2
+    with Job(train(tmp_path / "run", *settings), environments(2), **cache) as job:
+        assert job.codes(300) == [0, 0]
+    assert "This run is finished" in job.said(0)

@@ -1,0 +1,65 @@
+"""A run of one toy stage, which compiles at once, in as many processes as find each other; started by tests.
+
+Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. The variable FAIL is
+`PROCESS:STEP`: that process raises an OSError at that step.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import time
+
+import jax
+import toys
+from smallest import get_config
+
+from audioldm2_jax.runtime import cluster
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.training import main
+
+
+class Slow(toys.Line):
+    """A step takes at least 50 ms, so that a test can come between two."""
+
+    needs = continues = makes = classmethod(lambda cls, config: ())
+
+    def variant(self, step: int) -> None:
+        process, _, at = os.environ.get("FAIL", "-1:0").partition(":")
+        if (jax.process_index(), step) == (int(process), int(at)):
+            raise OSError("the disk of this host does not answer")
+        time.sleep(0.05)
+
+    def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
+        cut = {"waveform": batch["waveform"][:, : toys.WIDTH]}
+        return super()._loss(variant, params, outputs, state, frozen, cut, rngs)
+
+
+def run(folder: str, *settings: str) -> int:
+    """Runs to the end of 2000 steps, saving every 20; returns the exit code."""
+    STAGES.clear()
+    STAGES["audiomae"] = Slow
+    config = get_config()
+    config.run_dir, config.stages = folder, "audiomae"
+    config.train.audiomae.update(steps=2000, batch_size=4, save_every=20, log_every=10)
+    flags = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key.startswith("config."):
+            with config.unlocked():
+                config.update_from_flattened_dict({key.removeprefix("config."): _value(value)})
+        else:
+            flags[key.removeprefix("--")] = _value(value)
+    return main.main(config, cluster.Cluster(**flags))
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(*sys.argv[1:]))
