@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -202,9 +203,9 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
 
-    def batches(split: str, batch_size: int) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    def batches(split: str) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
         source = open_source(config, split)
-        return lambda step: pipeline.batches(
+        return lambda batch_size, step=0: pipeline.batches(
             source,
             wanted,
             batch_size=batch_size,
@@ -219,14 +220,14 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         )
 
     def evaluators(mesh: Mesh, key: jax.Array) -> tuple[Evaluator, ...]:
-        heldout = batches("heldout", heldout_loss.batch_size(stage))
-        some = batches("heldout", samples.clips(mesh))
+        heldout = batches("heldout")
         return (
-            HeldoutLoss(stage, lambda: heldout(0), mesh, key),
-            Samples(stage, lambda: some(0), mesh, where / "samples", progress.say),
+            HeldoutLoss(stage, partial(heldout, heldout_loss.batch_size(stage)), mesh, key),
+            Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
         )
 
-    trained = loop.train(stage, batches("train", stage.hparams.batch_size), where, progress, should_stop, evaluators)
+    train_batches = partial(batches("train"), stage.hparams.batch_size)
+    trained = loop.train(stage, train_batches, where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
