@@ -147,8 +147,15 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
                 f"stage {name} needs {part}, which {config.run_dir} does not have: {train}"
                 f"give a folder or hub id that has it with --config.init_from.{part}="
             )
-    dtype = jnp.dtype(config.dtype)
-    return {part: model_folder.read_component(source.place, part, dtype) for part, source in there.items()}
+    found = {}
+    for part, source in there.items():
+        try:
+            found[part] = model_folder.read_component(source.place, part, jnp.dtype(config.dtype))
+        except model_folder.FolderError as error:
+            if source.place != config.init_from[part]:
+                raise
+            raise RunError(f"--config.init_from.{part}: {error}") from error
+    return found
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
