@@ -259,4 +259,6 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     mels = {"real": log_mel(real), "generated": log_mel(audios)}
     show.draw_mels(target / "mels.png", mels, captions)
     lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
-    (target / "captions.txt").write_text(lines + "\n", encoding="utf-8")  # last: it says that the others are there
+    partial = target / ".captions.partial"
+    partial.write_text(lines + "\n", encoding="utf-8")
+    partial.replace(target / "captions.txt")  # last: it says that the others are there
