@@ -174,7 +174,7 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     model = Path(config.run_dir) / "model"
     there = False
     if hosts.is_first():
-        if stale := lineage.stale(config):
+        if stale := lineage.stale_results(config):
             kept = f" {model} stays as it was." if model.exists() else ""
             screen.say(f"No model folder: {lineage.explain(config, stale)}.{kept}")
         elif not anew and (model / "model_index.json").exists():

@@ -204,7 +204,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     stage = STAGES[name](config, components, encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     if lineage.begun(config, name):
-        lineage.refuse_stale(config, [name], fetched=True)
+        lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
@@ -255,7 +255,7 @@ def publish(config: ConfigDict) -> Path | None:
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     if not all(sources.values()):
         return None
-    if found := lineage.stale(config):
+    if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
     write_tokenizers(config)
     for part, source in sources.items():
