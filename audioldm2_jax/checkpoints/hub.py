@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.tensors import choose, shard_names
+from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
 
 # A component's files beside its weights: configs, tokenizers, manifests.
 _SMALL = (".json", ".txt", ".model")
@@ -58,6 +59,8 @@ def _listing(repository: str) -> list[str] | None:
     """The names of all files of a repository, or None where the hub does not say."""
     from huggingface_hub import list_repo_files
 
+    if not hub_reachable():
+        return None
     try:
         return list_repo_files(repository)
     except Exception:  # offline, unknown, forbidden: `_snapshot` finds it in the cache, or says what is wrong
@@ -70,13 +73,14 @@ def _snapshot(repository: str, names: list[str]) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=names))
+        offline = {} if hub_reachable() else {"local_files_only": True}
+        return Path(snapshot_download(repository, allow_patterns=names, **offline))
     except HFValidationError:
         reason = "nor is that the id of a repository (owner/name)"
     except RepositoryNotFoundError:
         reason = "nor is there such a repository on the hub; for a private one, log in with `hf auth login`"
     except LocalEntryNotFoundError:
-        reason = "it is not in the hub's cache, and the hub cannot be reached (offline?)"
+        reason = out_of_reach(repository)
     except Exception as error:  # whatever the network and the disk may raise
         reason = f"the hub does not give it ({(str(error).strip() or repr(error)).splitlines()[0]})"
     raise FolderError(f"{repository} is no folder here; {reason}.")

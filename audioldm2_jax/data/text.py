@@ -197,8 +197,8 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
 
 def _not_here(name: str, kind: str) -> str:
     return (
-        f"cannot load the {kind} tokenizer {name!r}: {out_of_reach('/'.join(name.split('/')[:2]))}, or name a folder "
-        f"that holds a tokenizer with --config.text.{kind}_tokenizer=PATH"
+        f"cannot load the {kind} tokenizer {name!r}: no folder here; {out_of_reach('/'.join(name.split('/')[:2]))}, or "
+        f"name a folder that holds a tokenizer with --config.text.{kind}_tokenizer=PATH"
     )
 
 

@@ -35,6 +35,6 @@ def out_of_reach(name: str) -> str:
 
     asked = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     return (
-        f"it is no folder here and not in the hub's cache {constants.HF_HUB_CACHE}, and {asked}; run `hf download "
-        f"{name}` where there is a network and copy that cache"
+        f"it is not in the hub's cache {constants.HF_HUB_CACHE}, and {asked}; run `hf download {name}` where there is "
+        "a network and copy that cache"
     )

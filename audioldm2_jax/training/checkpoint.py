@@ -184,14 +184,14 @@ def _of(folder: Path, host: int) -> list[Path]:
     return _files(folder / f"{_HOST}{host}")
 
 
-def _write_digests(folder: Path, name: str, files: Iterable[Path], known: dict[str, str] | None = None) -> None:
-    """Writes the digests of `files` as `folder/name`; those that are `known` by the files' names are not computed."""
+def _write_digests(folder: Path, manifest: str, files: Iterable[Path], known: dict[str, str] | None = None) -> None:
+    """Writes the digests of `files` as `folder/manifest`; those `known` by the files' names are not computed."""
     known = known or {}
     names = {path: path.relative_to(folder).as_posix() for path in files}
     digests = {name: known.get(name) or digest(path) for path, name in names.items()}
-    temporary = folder / f".{name}.tmp"
+    temporary = folder / f".{manifest}.tmp"
     temporary.write_text(json.dumps(digests, indent=1))
-    os.replace(temporary, folder / name)
+    os.replace(temporary, folder / manifest)
 
 
 def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:

@@ -15,6 +15,7 @@ from audioldm2_jax.components import LOA_TOKENS, spec_of
 from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
 from audioldm2_jax.generation.clip_encoder import mel_settings
+from audioldm2_jax.runtime.storage import local_path
 
 # Where `config.models` describes a component.
 SECTIONS = {
@@ -30,40 +31,49 @@ SECTIONS = {
 _TRAINED = ("AudioMAE", "ClapModel", "T5EncoderModel", "AudioLDM2UNet2DConditionModel")
 
 
-def take_over(config: ConfigDict) -> list[str]:
-    """Makes the recipe that of the model in `config.init_from.model`, where one is named.
+def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """Returns the recipe with what the model in `config.init_from.model`, where one is named, fixes; `config` stays.
 
     Every component that the folder has is what training starts from, unless `config.init_from` names another source
     than the recipe does; sizes, tokenizers, front ends, noise schedule and the pooling of the LOA are the folder's.
-    What it lacks, AudioMAE for instance, stays as the recipe says.
+    What it lacks, AudioMAE for instance, stays as the recipe says. A hub id stays one: where this machine's cache has
+    it is no part of the recipe.
 
     Returns:
-      which sizes and settings were changed, a line each.
+      the recipe, and which sizes and settings were changed, a line each.
 
     Raises:
       FolderError: where there is no such model, or one that no stage trains.
+      StorageError: where a path cannot be served.
     """
-    if not config.init_from.model:
-        return []
-    path = model_folder.locate_model(config.init_from.model)
-    before = config.to_dict()
-    with config.unlocked(), config.ignore_type():
-        usual = recipes.get(config.recipe).init_from
-        for name in model_folder.PARTS:
-            named = config.init_from[name]
-            if named and named != usual[name]:
-                _take_component(config, name, model_folder.locate(named, name))
-            elif name in model_folder.parts(path):
-                _take_component(config, name, path / name)
-                config.init_from[name] = str(path)
-        config.text.update(clap_tokenizer=str(path / CLAP_FOLDER), t5_tokenizer=str(path / T5_FOLDER))
-        schedule, scheduler_class = model_folder.read_scheduler(path)
-        known = schedule.to_config(scheduler_class)
-        config.scheduler.update({key: known[key] for key in config.scheduler if key in known})
-        _take_front_ends(config, path)
-        _take_pooling(config, path)
-    changes = _changes(before, config.to_dict())
-    return [f"{key}: {old} → {new}" for key, old, new in changes if not key.startswith(("init_from.", "text."))]
+    made = config.copy_and_resolve_references()
+    with made.unlocked(), made.ignore_type():
+        made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
+        if config.init_from.model:
+            _take_model(made, model_folder.locate_model(config.init_from.model))
+    made.lock()
+    changes = _changes(config.to_dict(), made.to_dict()) if config.init_from.model else ()
+    unsaid = ("init_from.", "text.", "run_dir")
+    return made, [f"{key}: {old} → {new}" for key, old, new in changes if not key.startswith(unsaid)]
+
+
+def _take_model(config: ConfigDict, path: Path) -> None:
+    """Sets what the model folder at `path` fixes."""
+    model, usual = config.init_from.model, recipes.get(config.recipe).init_from
+    for name in model_folder.PARTS:
+        named = config.init_from[name]
+        if named and named != usual[name]:
+            _take_component(config, name, model_folder.locate(named, name))
+        elif name in model_folder.parts(path):
+            _take_component(config, name, path / name)
+            config.init_from[name] = model
+    tokenizers = {kind: f"{model.rstrip('/')}/{folder}" for kind, folder in (("clap", CLAP_FOLDER), ("t5", T5_FOLDER))}
+    config.text.update({f"{kind}_tokenizer": place for kind, place in tokenizers.items()})
+    schedule, scheduler_class = model_folder.read_scheduler(path)
+    known = schedule.to_config(scheduler_class)
+    config.scheduler.update({key: known[key] for key in config.scheduler if key in known})
+    _take_front_ends(config, path)
+    _take_pooling(config, path)
 
 
 def _take_component(config: ConfigDict, name: str, path: Path) -> None:

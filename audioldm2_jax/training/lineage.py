@@ -22,6 +22,7 @@ from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import MANIFEST, read_json
 from audioldm2_jax.checkpoints.tensors import choose, shard_names
 from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 
 FILE = "lineage.json"
@@ -103,9 +104,11 @@ def adopt(config: ConfigDict, say: Callable[[str], None]) -> None:
     for name in names:
         write(config, name, adopted=True)
     if names:
+        going_on = [name for name in names if not finished(config, name)]
+        numbers = f"; {', '.join(going_on)} will go on with random numbers that differ from those of then"
         say(
             f"{', '.join(names)}: begun by an earlier version, which did not write down what they were made from; "
-            "taken to be made from what is in the run folder now"
+            f"taken to be made from what is in the run folder now{numbers * bool(going_on)}"
         )
 
 
@@ -131,21 +134,26 @@ def read(config: ConfigDict, name: str) -> dict | None:
         raise RunError(f"{path} is damaged ({error}); delete {path.parent} to train the stage anew") from error
 
 
-def stale(config: ConfigDict, fetched: bool = False) -> dict[str, str]:
+def stale(config: ConfigDict, fetched: str = "") -> dict[str, str]:
     """Returns {stage: why it no longer fits what it was made from} of all stages that are begun.
 
     Args:
-        fetched: whether weights from the hub are here, so that these are compared too, and not their ids alone.
+        fetched: the stage whose weights from the hub are here, so that these are compared, and not their ids alone.
     """
     found: dict[str, str] = {}
     for name in STAGES:
-        if begun(config, name) and (reason := _why_stale(config, name, found, fetched)):
+        if begun(config, name) and (reason := _why_stale(config, name, found, fetched == name)):
             found[name] = reason
     return found
 
 
-def refuse_stale(config: ConfigDict, names: Iterable[str], fetched: bool = False) -> None:
-    """Checks the stages `names`, on all hosts as process 0 sees them.
+def stale_results(config: ConfigDict) -> dict[str, str]:
+    """Returns what `stale` does, of the finished stages alone: those that are published."""
+    return {name: reason for name, reason in stale(config).items() if finished(config, name)}
+
+
+def refuse_stale(config: ConfigDict, names: Iterable[str], fetched: str = "") -> None:
+    """Checks the stages `names`, on all hosts as process 0 sees them; `fetched` as of `stale`.
 
     Raises:
         RunError: one of them is stale; the message names what to delete.
@@ -189,7 +197,8 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
 
 def _is_other(part: str, source: Input, before: Mapping[str, str], fetched: bool) -> bool:
     """Returns whether the component was another one; to find out, nothing is fetched that has the same hub id."""
-    known = before["from"] == source.origin and not fetched and not Path(source.place).exists()
+    here = local_path(source.place, f"--config.init_from.{part}").exists()
+    known = before["from"] == source.origin and not fetched and not here
     return not known and digest(source.place, part) != before["digest"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import sys
@@ -19,13 +18,13 @@ from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import front_ends
 from audioldm2_jax.data import sources
-from audioldm2_jax.data.example import Example
+from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
 from audioldm2_jax.runtime.storage import StorageError
-from audioldm2_jax.training import fine_tuning, run, side_by_side
+from audioldm2_jax.training import fine_tuning, lineage, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
 
@@ -73,7 +72,7 @@ def _run(config: ConfigDict, screen: Progress) -> int:
     """Trains, publishes and samples; returns the exit code."""
     begin = time.monotonic()
     config, followed = recipe_check.follow(config)
-    taken = fine_tuning.take_over(config)
+    config, taken = fine_tuning.resolve(config)
     notes = recipe_check.check(config, run.plan(config))
     _introduce(config, screen)
     for line in (*followed, *notes):
@@ -175,7 +174,10 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     model = Path(config.run_dir) / "model"
     there = False
     if hosts.is_first():
-        if not anew and (model / "model_index.json").exists():
+        if stale := lineage.stale_results(config):
+            kept = f" {model} stays as it was." if model.exists() else ""
+            screen.say(f"No model folder: {lineage.explain(config, stale)}.{kept}")
+        elif not anew and (model / "model_index.json").exists():
             screen.say(f"This run is finished; its model is {model}.")
             there = True
         elif run.publish(config):
@@ -192,15 +194,15 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
 def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     """Generates a clip for held-out captions and lays them beside the real ones, unless that was done before.
 
-    All hosts generate, on the mesh of the training; the first one chooses the captions and writes.
+    All hosts generate, on the mesh of the training; the first one chooses the captions and writes. A finished run does
+    not fail for want of samples: what goes wrong is said.
     """
     target, hparams = Path(config.run_dir) / "samples", config.samples
-    picture = target / "mels.png"
-    chosen = []
-    if hosts.is_first() and not picture.exists():
-        heldout = sources.open_source(config, "heldout")
-        examples = (heldout[index] for index in range(len(heldout)))
-        chosen = list(itertools.islice((example for example in examples if example.text), hparams.clips))
+    done = target / "captions.txt"  # is written last
+    chosen: list[Example] = []
+    if hosts.is_first() and not done.exists():
+        with _said(screen, "no held-out captions to show"):
+            chosen = _heldout_examples(config)
     captions = hosts.broadcast([example.text for example in chosen], "captions")
     if captions:
         result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config))(
@@ -211,10 +213,38 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
             seed=config.seed,
         )
         if hosts.is_first():
-            _write_clips(config, target, chosen, result.audios)
-    screen.say(f"Clips of held-out captions: {target}; their spectrograms beside real clips: {picture}")
+            with _said(screen, f"not all samples are in {target}"):
+                _write_clips(config, target, chosen, result.audios)
+    if done.exists():
+        beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
+        screen.say(f"Clips of held-out captions: {target}{beside}")
     more = command_line("generate", f'--model {config.run_dir} -t "a slow melody on a violin in a minor key"')
     screen.say(f"More:\n  {more}")
+
+
+@contextlib.contextmanager
+def _said(screen: Progress, what: str) -> Iterator[None]:
+    """Says what goes wrong instead of raising it; for what a finished run can do without."""
+    try:
+        yield
+    except Exception as error:
+        screen.say(f"{what} ({type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]})")
+
+
+def _heldout_examples(config: ConfigDict) -> list[Example]:
+    """Returns the beginnings of the first held-out records that have a caption and can be read.
+
+    Captions are looked at first, and of a record no more is decoded than a clip.
+    """
+    samples = round(config.audio.seconds * config.audio.sampling_rate)
+    heldout, chosen = sources.open_source(config, "heldout"), []
+    for index in range(len(heldout)):
+        if len(chosen) == config.samples.clips:
+            break
+        with contextlib.suppress(UnreadableRecord):
+            if heldout.text(index):
+                chosen.append(heldout.excerpt(index, samples, 0.0))
+    return chosen
 
 
 def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], audios: np.ndarray) -> None:
@@ -225,8 +255,10 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
     for number, waveform in enumerate(audios):
         files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
-    lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
-    (target / "captions.txt").write_text(lines + "\n", encoding="utf-8")
     log_mel = jax.jit(front_ends(config).log_mel)
     mels = {"real": log_mel(real), "generated": log_mel(audios)}
-    show.draw_mels(target / "mels.png", mels, captions)  # last: it says that the others are there
+    show.draw_mels(target / "mels.png", mels, captions)
+    lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
+    partial = target / ".captions.partial"
+    partial.write_text(lines + "\n", encoding="utf-8")
+    partial.replace(target / "captions.txt")  # last: it says that the others are there

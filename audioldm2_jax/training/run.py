@@ -148,8 +148,15 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
                 f"stage {name} needs {part}, which {config.run_dir} does not have: {train}"
                 f"give a folder or hub id that has it with --config.init_from.{part}="
             )
-    dtype = jnp.dtype(config.dtype)
-    return {part: model_folder.read_component(source.place, part, dtype) for part, source in there.items()}
+    found = {}
+    for part, source in there.items():
+        try:
+            found[part] = model_folder.read_component(source.place, part, jnp.dtype(config.dtype))
+        except model_folder.FolderError as error:
+            if source.place != config.init_from[part]:
+                raise
+            raise RunError(f"--config.init_from.{part}: {error}") from error
+    return found
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
@@ -198,7 +205,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     stage = STAGES[name](config, components, encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     if lineage.begun(config, name):
-        lineage.refuse_stale(config, [name], fetched=True)
+        lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
@@ -249,7 +256,7 @@ def publish(config: ConfigDict) -> Path | None:
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     if not all(sources.values()):
         return None
-    if found := lineage.stale(config):
+    if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
     write_tokenizers(config)
     for part, source in sources.items():

@@ -14,34 +14,19 @@ import jax
 import numpy as np
 import pytest
 import torch
+from hub_cache import COMMIT, cache
 from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 from tiny_folder import CONFIGS, write_model, write_networks
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("hub") / "model")
-
-
-def cache(path, repository, source):
-    """A hub cache at `path` with one repository: files are links to blobs, as huggingface_hub lays them out."""
-    home = path / f"models--{repository.replace('/', '--')}"
-    (home / "blobs").mkdir(parents=True)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(COMMIT)
-    for number, file in enumerate(file for file in source.rglob("*") if file.is_file()):
-        link = home / "snapshots" / COMMIT / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, home / "blobs" / str(number))
-        link.symlink_to(os.path.relpath(home / "blobs" / str(number), link.parent))
-    return path
 
 
 @pytest.fixture
@@ -57,6 +42,7 @@ class Hub:
 
     def __init__(self, monkeypatch, path, cache, name="someone/music"):
         self.path, self.cache, self.name, self.fetched = path, cache, name, set()
+        monkeypatch.setattr(hub, "hub_reachable", lambda: True)
         monkeypatch.setattr(huggingface_hub, "list_repo_files", self.list)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
 
@@ -100,7 +86,9 @@ def test_a_component_offline(model, offline):
 
 def test_nothing_in_the_cache(offline):
     for read in (lambda name: model_folder.read_component(name, "vae"), model_folder.locate_model):
-        with pytest.raises(FolderError, match=r"^runs/none is no folder here; it is not in the hub's cache.*offline"):
+        with pytest.raises(
+            FolderError, match=r"^runs/none is no folder here; it is not in the hub's cache.*HF_HUB_OFFLINE is set"
+        ):
             read("runs/none")
         with pytest.raises(FolderError, match=r"^runs/a/b is no folder here; nor is that the id of a repository"):
             read("runs/a/b")
@@ -125,6 +113,7 @@ def test_a_repository_that_the_hub_does_not_know(monkeypatch):
     def broken(*_, **__):
         raise OSError("the disk is full\nand more")
 
+    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "list_repo_files", unknown)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
     with pytest.raises(

@@ -1,6 +1,7 @@
 """The command itself, as its user runs it: messages, exit codes, signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,3 +126,61 @@ def test_a_part_of_the_stages_is_no_model_yet(environment, tmp_path):
     assert "No model folder yet: clap, vae, vocoder, diffusion, language_model, joint still to be trained." in out
     code, out, err = command(environment, *flags)
     assert code == 0 and "audiomae: finished before" in out, err
+
+
+def checkpoints(folder):
+    return sorted(int(path.name) for path in folder.glob("stages/audiomae/checkpoints/*") if path.name.isdecimal())
+
+
+@pytest.mark.slow
+def test_killed_hard_it_goes_on_from_the_last_finished_save(environment, tmp_path):
+    """SIGKILL at any moment after a save, of which only one is kept."""
+    flags = [
+        "--config=tests/smallest.py",
+        f"--config.run_dir={tmp_path}",
+        "--config.stages=audiomae",
+        "--config.train.audiomae.steps=1000000",
+        "--config.train.audiomae.save_every=3",
+        "--config.train.audiomae.keep=1",
+        f"--config.compilation_cache={tmp_path}/xla",
+    ]
+    process = start(environment, *flags)
+    deadline = time.monotonic() + 240
+    while not checkpoints(tmp_path):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    saved = checkpoints(tmp_path)
+    assert saved
+    process = start(environment, *flags)
+    line = until(process, "audiomae: going on after step").splitlines()[-1]
+    process.kill()
+    process.communicate()
+    assert int(line.split("step ")[1].split()[0]) >= saved[-1] and "damaged" not in line
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_trained_anew_is_not_mixed_with_what_was_made_from_the_old_one(environment, tmp_path):
+    flags = [
+        "--config=tests/smallest.py",
+        f"--config.run_dir={tmp_path}",
+        "--config.loa.training_poolings=(2,)",
+        f"--config.compilation_cache={tmp_path}/xla",
+    ]
+    stages = tmp_path / "stages"
+    code, _, err = command(environment, *flags, "--config.stages=audiomae,vae,diffusion")
+    assert code == 0, err
+    code, _, err = command(environment, *flags, "--config.stages=vae", "--config.train.vae.kl_weight=31.0")
+    assert code == 1 and "train.vae.kl_weight: 500.0 → 31.0" in err and f"delete {stages}/vae" in err
+    shutil.rmtree(stages / "vae")
+    code, _, err = command(environment, *flags, "--config.stages=audiomae,vae,diffusion")
+    assert code == 1 and "diffusion was made from the vae of stages/vae, which is gone" in err
+    code, out, err = command(environment, *flags, "--config.stages=vae", "--config.train.vae.kl_weight=31.0")
+    assert code == 0 and f"Delete {stages}/diffusion to train it anew" in out, err
+    new = ["--config.train.vae.kl_weight=31.0", "--config.stages=audiomae,vae,diffusion"]
+    code, _, err = command(environment, *flags, *new)
+    assert code == 1 and "diffusion was made from another vae than that of stages/vae" in err
+    shutil.rmtree(stages / "diffusion")
+    code, out, err = command(environment, *flags, *new)
+    assert code == 0 and "vae: finished before" in out and "diffusion  step 4/4" in out, err

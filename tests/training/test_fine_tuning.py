@@ -1,15 +1,19 @@
 """Going on from a whole model folder: the recipe becomes that of the folder, and the joint stage trains its weights."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
+from hub_cache import cache
+from huggingface_hub import constants
 from smallest import Said, get_config
 from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_film_model, write_model, write_speech_model
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
-from audioldm2_jax.training import fine_tuning, run
+from audioldm2_jax.training import fine_tuning, lineage, run, stage_settings
 
 # Attention in the middle alone: the UNet is what takes longest to compile.
 UNET = CONFIGS["unet"] | {
@@ -28,7 +32,10 @@ def model(tmp_path_factory):
 def test_the_recipe_becomes_that_of_the_folder(model):
     config = recipes.get("base")
     config.init_from.model = str(model)
-    changes = fine_tuning.take_over(config)
+    given = config.to_dict()
+    resolved, changes = fine_tuning.resolve(config)
+    assert config.to_dict() == given
+    config = resolved
     for section, name in (("unet", "unet"), ("vae", "vae"), ("gpt2", "language_model"), ("t5", "text_encoder_2")):
         for key, value in (CONFIGS | {"unet": UNET})[name].items():
             if key in config.models[section]:
@@ -41,7 +48,7 @@ def test_the_recipe_becomes_that_of_the_folder(model):
     assert "scheduler.prediction_type: epsilon → v_prediction" in changes
     with pytest.raises(AttributeError, match="locked"):
         config.models.unet.another = 1
-    assert fine_tuning.take_over(recipes.get("base")) == []
+    assert fine_tuning.resolve(recipes.get("base")) == (recipes.get("base"), [])
 
 
 def test_one_number_of_heads_for_all_levels(model, tmp_path):
@@ -53,7 +60,7 @@ def test_one_number_of_heads_for_all_levels(model, tmp_path):
     model_folder.write_component(tmp_path, "unet", unet, random_variables("unet", unet, 9))
     config = recipes.get("base")
     config.init_from.model = str(tmp_path)
-    fine_tuning.take_over(config)
+    config, _ = fine_tuning.resolve(config)
     assert config.models.unet.attention_head_dim == (2, 2)
 
 
@@ -66,9 +73,39 @@ def test_what_the_folder_lacks_stays(model, tmp_path):
     other = tmp_path / "other"
     model_folder.write_component(other, "vae", CONFIGS["vae"], random_variables("vae", CONFIGS["vae"], 5))
     config.init_from.update(model=str(tmp_path), audiomae=str(model), vae=str(other))
-    fine_tuning.take_over(config)
+    config, _ = fine_tuning.resolve(config)
     assert config.init_from.audiomae == str(model) and config.init_from.unet == str(tmp_path)
     assert config.init_from.vae == str(other)  # named beside the model, though that has one
+
+
+def test_a_hub_id_stays_one(model, tmp_path, monkeypatch):
+    """Where this machine's cache has it is no part of the recipe, which another machine compares with its own."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    settings, shown = [], []
+    for name in ("one", "other"):
+        cache(tmp_path / name, "someone/music", model)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
+        config = get_config()
+        config.run_dir, config.init_from.model, config.stages = str(tmp_path / "run"), "someone/music", "joint"
+        config, _ = fine_tuning.resolve(config)
+        assert {config.init_from[part] for part in model_folder.PARTS} == {"someone/music"}
+        assert config.text.t5_tokenizer == "someone/music/tokenizer_2"
+        settings.append(stage_settings.settings(config, "joint"))
+        lineage.stage_folder(config, "joint").mkdir(parents=True, exist_ok=True)
+        lineage.write(config, "joint")
+        shown.append(lineage.read(config, "joint"))
+        assert model_folder.read_component(config.init_from.vae, "vae").config
+    assert settings[0] == settings[1] and shown[0] == shown[1]
+    assert shown[0]["inputs"]["vae"] == {"from": "someone/music", "digest": lineage.digest(str(model), "vae")}
+
+
+def test_paths_that_cannot_be_served():
+    config = get_config()
+    config.run_dir = "gs://bucket/run"
+    with pytest.raises(ValueError, match=r"--config.run_dir=gs://bucket/run: gs:// is not served"):
+        fine_tuning.resolve(config)
+    config.run_dir = "~/run"
+    assert fine_tuning.resolve(config)[0].run_dir == str(Path.home() / "run")
 
 
 def test_training_goes_on(model, tmp_path):
@@ -77,7 +114,7 @@ def test_training_goes_on(model, tmp_path):
     config.init_from.model = str(model)
     config.stages = "joint"
     config.train.joint.update(steps=2, warmup=0, learning_rate=1e-4)
-    fine_tuning.take_over(config)
+    config, _ = fine_tuning.resolve(config)
     run.prepare(config)
     run.train_stage(config, "joint", Said())
     published = run.publish(config)
@@ -94,4 +131,4 @@ def test_models_that_no_stage_trains(write, found, tmp_path):
     config = recipes.get("base")
     config.init_from.model = str(write(tmp_path))
     with pytest.raises(FolderError, match=rf"is a {found}.*no stage trains it"):
-        fine_tuning.take_over(config)
+        fine_tuning.resolve(config)

@@ -116,9 +116,13 @@ def test_run_folders_of_earlier_versions(config):
     """They wrote nothing down: what is there is taken, which is said once, and from then on it is known."""
     for path in Path(config.run_dir).rglob(lineage.FILE):
         path.unlink()
+    joint = lineage.stage_folder(config, "joint")
+    shutil.rmtree(joint / "result")
+    (joint / "checkpoints/300").mkdir(parents=True)
     said = []
     run.prepare(config, said.append)
     assert len(said) == 1 and "diffusion" in said[0] and "earlier version" in said[0] and "\n" not in said[0]
+    assert said[0].endswith("; joint will go on with random numbers that differ from those of then")
     run.prepare(config, said.append)
     assert len(said) == 1
     finish(config, "vae", seed=1)
