@@ -48,6 +48,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     error_log.collect()
     error_log.escape_output()
     try:
+        config = recipe_check.resolve_paths(config)
         start.start(config, others or cluster.Cluster())
     except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -225,7 +226,7 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
     for number, waveform in enumerate(audios):
         files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
-    lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
+    lines = "\n".join(f"{number}.wav  {' '.join(caption.split())}" for number, caption in enumerate(captions))
     (target / "captions.txt").write_text(lines + "\n", encoding="utf-8")
     log_mel = jax.jit(front_ends(config).log_mel)
     mels = {"real": log_mel(real), "generated": log_mel(audios)}
