@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import mel
 from audioldm2_jax.models.unet import contexts_per_level
+from audioldm2_jax.runtime.storage import local_path
 
 _FBANK_RATE = 100  # frames a second
 _DECODER_WINDOW = 4  # patches in time that the windows of AudioMAE's decoder hold
@@ -24,6 +25,23 @@ _LOA_CONTEXTS = 2  # of a UNet's level: the first of its contexts see the LOA, l
 
 class RecipeError(ValueError):
     """Keys of a recipe that contradict each other; the message names them and what would fit."""
+
+
+def resolve_paths(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the paths in it as they are meant (`runtime.storage.local_path`); hub ids stay.
+
+    Raises:
+        StorageError: one is none; named by its key.
+    """
+    made = ConfigDict(config.to_dict())
+    made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
+    for section, keys in (("init_from", config.init_from), ("text", ("clap_tokenizer", "t5_tokenizer"))):
+        for key in keys:
+            typed = config[section][key]
+            if typed.strip():
+                path = local_path(typed, f"--config.{section}.{key}")
+                made[section][key] = str(path) if path.exists() else typed.strip()
+    return made.lock()
 
 
 def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
@@ -78,6 +96,11 @@ def check(config: ConfigDict, stages: Sequence[str]) -> list[str]:
         notes.append(
             f"CLAP takes the first {audio.clap.seconds:g} s of each clip of {audio.seconds:g} s "
             "(--config.audio.clap.seconds)"
+        )
+    if "clap" in stages and audio.clap.seconds != int(audio.clap.seconds):
+        notes.append(
+            f"audio.clap.seconds={audio.clap.seconds:g} is no whole number: with the published model, transformers' "
+            "ClapFeatureExtractor, and so diffusers, cannot rank clips"
         )
     if audio.mel.fmax < 0.9 * audio.sampling_rate / 2:
         notes.append(

@@ -138,3 +138,31 @@ def test_only_what_the_stages_read_is_compared():
         "tiny", text__vocabulary=1000, init_from__text_encoder="x", models__vocoder__upsample_rates=(5, 4, 4, 2)
     )
     assert recipe_check.check(config, ("audiomae", "vae")) == []
+
+
+def test_paths_as_people_type_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a model").mkdir()
+    config = recipe_check.resolve_paths(
+        changed("tiny", run_dir="~/my run\r", init_from__vae="~/a model ", init_from__unet=" cvssp/audioldm2\r")
+    )
+    assert config.run_dir == str(tmp_path / "my run") and config.is_locked
+    assert config.init_from.vae == str(tmp_path / "a model") and config.init_from.unet == "cvssp/audioldm2"
+    with pytest.raises(ValueError, match=r"--config.init_from.vae=gs://b/vae: gs:// is not served"):
+        recipe_check.resolve_paths(changed("tiny", init_from__vae="gs://b/vae"))
+
+
+def test_what_diffusers_cannot_do_with_the_model_is_said():
+    assert (
+        "audio.clap.seconds=1.5 is no whole number"
+        in recipe_check.check(
+            changed(
+                "tiny",
+                audio__clap__seconds=1.5,
+                audio__seconds=1.92,
+                audio__fbank__frames=192,
+                models__audiomae__img_size=(192, 128),
+            ),
+            ("clap",),
+        )[0]
+    )

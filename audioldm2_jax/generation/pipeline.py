@@ -170,6 +170,7 @@ class AudioLDM2:
             name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
         }
         prompts = Prompts.from_folder(path, **_prompt_limits(components))
+        prompts.check_tables(path, {name: part.config for name, part in components.items()})
         takes_audio = isinstance(components["text_encoder"].module, Clap)
         front_end = model_folder.read_feature_extractor(path) if takes_audio else None
         return cls(components, schedule, prompts, front_end, scheduler_class=scheduler_class, source=path, mesh=mesh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,29 @@ class Prompts:
                 raise FolderError(f"{path / name} cannot be read: {error}") from None
         limits = {"clap_limit": clap_limit, "t5_limit": t5_limit}
         return cls(tokenizers["tokenizer"], tokenizers.get("tokenizer_2"), **limits)
+
+    def check_tables(self, path: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Compares the tokenizers' ids with the rows of the text encoders' tables.
+
+        Args:
+          path: the model folder, for the message.
+          configs: what the config.json of each component says.
+
+        Raises:
+          FolderError: where there are ids without a row: the tokenizer is another model's.
+        """
+        for name, tokenizer, part in (
+            ("tokenizer", self.clap, "text_encoder"),
+            ("tokenizer_2", self.t5, "text_encoder_2"),
+        ):
+            config = configs.get(part, {})
+            rows = (config.get("text_config") or config).get("vocab_size")
+            ids = max(tokenizer.get_vocab().values()) + 1 if tokenizer else 0
+            if rows is not None and ids > rows:
+                raise FolderError(
+                    f"{path / name} has {ids} ids, but the table of {part}/ has {rows} rows: they are of different "
+                    "models; copy or publish the model folder again."
+                )
 
     def encode(
         self,

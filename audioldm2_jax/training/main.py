@@ -47,6 +47,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     error_log.collect()
     error_log.escape_output()
     try:
+        config = recipe_check.resolve_paths(config)
         start.start(config, others or cluster.Cluster())
     except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -258,7 +259,7 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     log_mel = jax.jit(front_ends(config).log_mel)
     mels = {"real": log_mel(real), "generated": log_mel(audios)}
     show.draw_mels(target / "mels.png", mels, captions)
-    lines = "\n".join(f"{number}.wav  {caption}" for number, caption in enumerate(captions))
+    lines = "\n".join(f"{number}.wav  {' '.join(caption.split())}" for number, caption in enumerate(captions))
     partial = target / ".captions.partial"
     partial.write_text(lines + "\n", encoding="utf-8")
     partial.replace(target / "captions.txt")  # last: it says that the others are there

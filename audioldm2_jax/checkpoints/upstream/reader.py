@@ -91,13 +91,13 @@ def read_original(path: str | os.PathLike) -> Checkpoint:
         that are missing, unexpected, doubled or of another shape, with their list.
     """
     try:
-        return _arrange(read_pickle(path))
+        return arrange(read_pickle(path))
     except (FolderError, ValueError) as error:
         message = str(error)
         raise FolderError(message if str(path) in message else f"{path}: {message}") from None
 
 
-def _arrange(tensors: Tensors) -> Checkpoint:
+def arrange(tensors: Tensors) -> Checkpoint:
     left_out = Counter()
     kept: Tensors = {}
     for key, value in tensors.items():

@@ -5,11 +5,15 @@ The authors' classes load strictly, so a file holds all that they do (`upstream/
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
 from audioldm2_jax.checkpoints import buffers
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
@@ -17,10 +21,18 @@ from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.checkpoints.parameter_names import to_torch
 from audioldm2_jax.checkpoints.upstream import buffers as upstream_buffers
 from audioldm2_jax.checkpoints.upstream.parameter_names import ORIGINALS
-from audioldm2_jax.checkpoints.upstream.reader import COMPONENT, POSITIONS, network_of, shapes_of, upstream_names
+from audioldm2_jax.checkpoints.upstream.reader import (
+    COMPONENT,
+    POSITIONS,
+    arrange,
+    network_of,
+    shapes_of,
+    upstream_names,
+)
 from audioldm2_jax.components import spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.clap import Clap
+from audioldm2_jax.models.unet import UNet, contexts_per_level, per_level
 
 Tensors = dict[str, np.ndarray]
 
@@ -80,6 +92,7 @@ def write_original(
     except ImportError:
         raise FolderError(f"Writing {path} takes PyTorch: pip install torch (the build for CPU will do).") from None
     tensors, notes = upstream_pipeline(components, schedule) if schedule else (_single(components), ())
+    _check_read_back(path, tensors, components)
     # One storage for all copies of a tensor.
     shared = {id(value): torch.from_numpy(value) for value in tensors.values()}
     state = {key: shared[id(value)] for key, value in tensors.items()}
@@ -94,6 +107,59 @@ def write_original(
     finally:
         partial.unlink(missing_ok=True)
     return notes
+
+
+def _check_read_back(path: str | os.PathLike, tensors: Tensors, components: Mapping[str, Component]) -> None:
+    """Refuses networks that the authors' classes would be other than they are: their files hold tensors and no sizes.
+
+    Raises:
+      FolderError: with what would be read instead.
+    """
+    try:
+        read = arrange(dict(tensors)).components
+    except (FolderError, ValueError) as error:
+        raise FolderError(f"{path} is not written, for it could not be read again: {error}") from None
+    differing = []
+    for name, part in components.items():
+        theirs = read[name].module if name in read else part.module
+        if type(theirs) is not type(part.module):
+            continue
+        ours, other = _what_counts(part.module), _what_counts(theirs)
+        differing += [
+            f"{name}: {key} is {ours[key]}, and would be {other[key]}" for key in ours if ours[key] != other[key]
+        ]
+    if differing:
+        raise FolderError(
+            "\n  ".join(
+                [
+                    f"{path} is not written: the authors' files leave to their classes what this model has otherwise:",
+                    *differing,
+                ]
+            )
+        )
+
+
+def _what_counts(module: nn.Module) -> dict[str, Any]:
+    """The fields of a module that decide what it computes, each in one spelling."""
+    fields = {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
+    if isinstance(module, UNet):
+        levels = len(module.block_out_channels)
+        fields["cross_attention_dim"] = contexts_per_level(module.cross_attention_dim, levels)
+        for key in ("layers_per_block", "attention_head_dim", "transformer_layers_per_block"):
+            fields[key] = per_level(key, fields[key], levels)
+    return _plain(fields)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if not _IRRELEVANT.search(key)}
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+# Of training alone, of AudioMAE's decoder (whose form is the authors' own), or of how a module is used.
+_IRRELEVANT = re.compile(
+    r"dropout|pdrop|_prob$|drop_path|^decoder_|^logit_scale|^(dtype|remat|parent|name|num_classes|model_type)$"
+)
 
 
 def _single(components: Mapping[str, Component]) -> Tensors:

@@ -13,10 +13,11 @@ import pytest
 import tiny_folder
 
 from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.model_folder import Component, build
 from audioldm2_jax.checkpoints.upstream import buffers as upstream_buffers
 from audioldm2_jax.checkpoints.upstream.reader import read_original
-from audioldm2_jax.checkpoints.upstream.writer import upstream_pipeline
+from audioldm2_jax.checkpoints.upstream.writer import upstream_pipeline, write_original
 from audioldm2_jax.models.audiomae import positions_2d
 
 # At timesteps 0, 1, 499 and 999, by `DDPM.register_schedule` with the betas of their configs.
@@ -159,7 +160,6 @@ def test_a_speech_folder_gets_the_projection_behind_its_encoder(tmp_path):
 def test_one_clap_holds_what_its_class_holds(tmp_path):
     """LAION's class knows no wrapper, and so no filters of it."""
     from audioldm2_jax.checkpoints.torch_pickle import read_pickle
-    from audioldm2_jax.checkpoints.upstream.writer import write_original
 
     parts = components({"text_encoder": tiny_folder.CONFIGS["text_encoder"]})
     write_original(tmp_path / "clap.pt", parts)
@@ -168,3 +168,15 @@ def test_one_clap_holds_what_its_class_holds(tmp_path):
     assert {key for key in written if "blocks" not in key} == {key for key in listed if "blocks" not in key}
     again = read_original(tmp_path / "clap.pt").components["text_encoder"]
     jax.tree.map(np.testing.assert_array_equal, again.variables, parts["text_encoder"].variables)
+
+
+def test_what_would_be_read_back_otherwise_is_not_written(tmp_path):
+    """The authors' classes have heads of 64; a file does not say how many a network has."""
+    config = {**tiny_folder.CONFIGS["language_model"], "n_embd": 128, "n_head": 8}
+    part = Component(build("language_model", config), tiny_folder.random_variables("language_model", config, 0), config)
+    with pytest.raises(FolderError, match=r"not written.*\n  language_model: n_head is 8, and would be 2"):
+        write_original(tmp_path / "gpt2.pth", {"language_model": part}, None)
+    assert not list(tmp_path.iterdir())
+    config = {**config, "n_head": 2}
+    part = part._replace(module=build("language_model", config), config=config)
+    write_original(tmp_path / "gpt2.pth", {"language_model": part}, None)
