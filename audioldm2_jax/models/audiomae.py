@@ -55,15 +55,15 @@ class AudioMAE(nn.Module):
         self.patch_embed = PatchEmbed(self.patch_size, self.embed_dim, self.dtype)
         self.cls_token = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.embed_dim))
         self.blocks = [Block(self.embed_dim, self.num_heads, self.dtype) for _ in range(self.depth)]
-        self.norm = _layer_norm(self.dtype)
+        self.norm = _layer_norm(jnp.float32)
         self.decoder_embed = Dense(self.decoder_embed_dim, self.dtype, kernel_init=_xavier)
         self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.decoder_embed_dim))
         self.decoder_blocks = [
             SwinBlock(self.decoder_embed_dim, self.decoder_num_heads, grid, _SHIFT * (i % 2), self.dtype)
             for i in range(self.decoder_depth)
         ]
-        self.decoder_norm = _layer_norm(self.dtype)
-        self.decoder_pred = Dense(self.patch_size**2, self.dtype, kernel_init=_xavier)
+        self.decoder_norm = _layer_norm(jnp.float32)
+        self.decoder_pred = Dense(self.patch_size**2, jnp.float32, kernel_init=_xavier)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -154,7 +154,7 @@ class AudioMAE(nn.Module):
         x = x.astype(self.dtype) + jnp.asarray(self.table(self.decoder_embed_dim), self.dtype)
         for block in self.decoder_blocks:
             x = block(x, deterministic=deterministic)
-        return self.decoder_pred(self.decoder_norm(x)).astype(jnp.float32)
+        return self.decoder_pred(self.decoder_norm(x))
 
 
 class PatchEmbed(nn.Module):

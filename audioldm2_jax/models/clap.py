@@ -97,7 +97,7 @@ class ClapTextTower(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: Array, attention_mask: Array, *, deterministic: bool = True) -> Array:
-        """input_ids, attention_mask [batch, tokens] int32 (1: a real token) → [batch, hidden_size].
+        """input_ids, attention_mask [batch, tokens] int32 (1: a real token) → [batch, hidden_size] float32.
 
         Raises ValueError where max_position_embeddings has no room for the tokens.
         """
@@ -118,7 +118,7 @@ class ClapTextTower(nn.Module):
         bias = mask_bias(attention_mask[:, None, None, :] > 0)
         sizes = self.num_hidden_layers, self.num_attention_heads, self.intermediate_size
         x = _TextEncoder(style, *sizes, name="encoder")(x, bias, deterministic)
-        return jnp.tanh(Dense(style, self.hidden_size, name="pooler")(x[:, 0]))
+        return jnp.tanh(Dense(style.in_float32(), self.hidden_size, name="pooler")(x[:, 0]))
 
 
 class ClapText(ClapTextTower):
@@ -199,8 +199,9 @@ class _Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.relu(self.style.dense(self.features, "linear1")(x))
-        return self.style.dense(self.features, "linear2")(x)
+        style = self.style.in_float32()
+        x = nn.relu(style.dense(self.features, "linear1")(x))
+        return style.dense(self.features, "linear2")(x)
 
 
 def _unit(x: Array) -> Array:

@@ -31,6 +31,10 @@ class LayerConfig:
     def norm(self, name: str) -> layers.LayerNorm:
         return layers.LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
+    def in_float32(self) -> "Style":
+        """For the layers that end a tower: what is compared is not rounded."""
+        return dataclasses.replace(self, dtype=jnp.float32)
+
     def dropout(self, x: Array, deterministic: bool) -> Array:
         return nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
 

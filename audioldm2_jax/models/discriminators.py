@@ -42,10 +42,12 @@ class PatchGAN(nn.Module):
                 f"A PatchGAN of {len(self.widths)} layers needs at least {3 * shrunk} frames and bands, "
                 f"and the mel is {mel.shape[1]} × {mel.shape[2]}: give longer clips or fewer widths."
             )
-        x, features, name = mel.astype(self.dtype), [], 0
+        x, features, name = mel, [], 0
         for i, width in enumerate(self.widths):
             last = i == len(self.widths) - 1
-            x = self._conv(width, 1 if last else 2, i == 0, name)(x)
+            # The first looks at log-mels, which bfloat16 rounds audibly.
+            dtype = jnp.float32 if i == 0 else self.dtype
+            x = self._conv(width, 1 if last else 2, i == 0, name, dtype)(x).astype(self.dtype)
             if i > 0:
                 x = nn.BatchNorm(
                     use_running_average=use_running_average,
@@ -58,9 +60,9 @@ class PatchGAN(nn.Module):
             x = nn.leaky_relu(x, 0.2)
             features.append(x)
             name += 2 if i == 0 else 3  # the names count the activations too, as nn.Sequential does
-        return [self._conv(1, 1, True, name)(x).astype(jnp.float32)], [features]
+        return [self._conv(1, 1, True, name, jnp.float32)(x)], [features]
 
-    def _conv(self, width: int, stride: int, bias: bool, name: int) -> nn.Conv:
+    def _conv(self, width: int, stride: int, bias: bool, name: int, dtype: jnp.dtype) -> nn.Conv:
         return nn.Conv(
             width,
             (4, 4),
@@ -68,7 +70,7 @@ class PatchGAN(nn.Module):
             padding=1,
             use_bias=bias,
             kernel_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
+            dtype=dtype,
             name=f"main_{name}",
         )
 
@@ -161,11 +163,12 @@ class WaveCritic(nn.Module):
         features = []
         layers = zip(self.channels, self.kernel_sizes, self.strides, self.groups, strict=True)
         for i, (width, kernel_size, stride, groups) in enumerate(layers):
-            conv = NormedConv(width, kernel_size, stride, groups, self.spectral, self.dtype, name=f"convs_{i}")
-            x = nn.leaky_relu(conv(x, update_stats=update_stats), _SLOPE)
+            dtype = jnp.float32 if i == 0 else self.dtype  # the first looks at samples, which bfloat16 rounds audibly
+            conv = NormedConv(width, kernel_size, stride, groups, self.spectral, dtype, name=f"convs_{i}")
+            x = nn.leaky_relu(conv(x, update_stats=update_stats).astype(self.dtype), _SLOPE)
             features.append(x)
-        x = NormedConv(1, 3, spectral=self.spectral, dtype=self.dtype, name="conv_post")(x, update_stats=update_stats)
-        return x.astype(jnp.float32)[..., 0], [*features, x]
+        x = NormedConv(1, 3, spectral=self.spectral, dtype=jnp.float32, name="conv_post")(x, update_stats=update_stats)
+        return x[..., 0], [*features, x]
 
 
 class MultiPeriodDiscriminator(nn.Module):

@@ -51,7 +51,9 @@ class _Part(nn.Module):
         return Dense(features, self.dtype, kernel_init=normal(stddev), name=name)
 
     def norm(self, x: Array, name: str) -> Array:
-        return LayerNorm(self.layer_norm_epsilon, self.dtype, name=name)(x)
+        """The last one is what a loss compares and what is read again as the next token: float32."""
+        dtype = jnp.float32 if name == "ln_f" else self.dtype
+        return LayerNorm(self.layer_norm_epsilon, dtype, name=name)(x)
 
 
 class GPT2(_Part):
@@ -71,7 +73,7 @@ class GPT2(_Part):
 
         attention_mask [batch, m], 1: may be attended to; m = n, or all slots of the cache, filled or not.
         A token sees the unmasked ones among itself and the tokens before it. Returns the states after ln_f,
-        [batch, n, n_embd]; with a cache (states, cache), the n tokens written behind those that it held: it
+        [batch, n, n_embd] float32; with a cache (states, cache), the n tokens written behind those that it held: it
         must have room for them. With deterministic=False the rng "dropout" is needed, unless all rates are 0.
         """
         if self.n_embd % self.n_head:

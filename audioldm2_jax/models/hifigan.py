@@ -124,9 +124,9 @@ class HifiGan(nn.Module):
             (7,),
             padding=[(3, 3)],
             kernel_init=_normal(1 / _MEL_SCALE**2),
-            dtype=self.dtype,
+            dtype=jnp.float32,
             name="conv_pre",
-        )(mel.astype(self.dtype))
+        )(mel).astype(self.dtype)
         samples = mel.shape[1]
         blocks = list(zip(self.resblock_kernel_sizes, self.resblock_dilation_sizes))
         for i, (rate, kernel_size) in enumerate(zip(self.upsample_rates, self.upsample_kernel_sizes)):
@@ -146,8 +146,8 @@ class HifiGan(nn.Module):
             ) / len(blocks)
             samples *= rate
         x = nn.leaky_relu(x, _LAST_SLOPE)
-        conv_post = nn.Conv(1, (7,), padding=[(3, 3)], kernel_init=_normal(0.1), dtype=self.dtype, name="conv_post")
-        return jnp.tanh(conv_post(x)).astype(jnp.float32)[:, :samples, 0]
+        conv_post = nn.Conv(1, (7,), padding=[(3, 3)], kernel_init=_normal(0.1), dtype=jnp.float32, name="conv_post")
+        return jnp.tanh(conv_post(x))[:, :samples, 0]
 
     def _check(self, mel: jax.Array) -> None:
         if mel.ndim != 3 or mel.shape[-1] != self.model_in_dim:

@@ -40,7 +40,7 @@ class _HTSAT(nn.Module):
 
     @nn.compact
     def __call__(self, mel: Array, *, deterministic: bool = True, use_running_average: bool = True) -> Array:
-        """mel [batch, frames, num_mel_bins] in dB → [batch, hidden_size].
+        """mel [batch, frames, num_mel_bins] in dB → [batch, hidden_size] float32.
 
         Any number of frames up to spec_size² / num_mel_bins; fewer are stretched to that many. Raises ValueError
         for more, for another number of bands, and for sizes that do not fit each other.
@@ -70,7 +70,7 @@ class _HTSAT(nn.Module):
                 name=f"layers_{index}",
             )
             x = stage(x, deterministic)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x).mean((1, 2))
+        return nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(x).mean((1, 2))
 
     def _check_sizes(self) -> None:
         stages = len(self.depths)

@@ -1,8 +1,9 @@
 """What several networks share: normalisation, dense layers, convolutions, attention, ResNet blocks, resampling.
 
 Feature maps are [batch, time, frequency, channels], sequences [batch, tokens, channels]. Parameters are float32;
-`dtype` is what products are computed in; statistics and softmax are float32 whatever it is. Parameter names are
-those of diffusers (models/resnet.py, downsampling.py, upsampling.py, attention_processor.py).
+`dtype` is what products are computed in. Float32 whatever it is: statistics, softmax, and the layers of a network that
+meet what is heard, compared in a loss or fed back, since bfloat16 has 8 bits: log-mels would come in steps of 1/32 to
+1/16, and samples in 256 steps an octave. Parameter names are those of diffusers (models/resnet.py, downsampling.py, upsampling.py, attention_processor.py).
 """
 
 from collections.abc import Callable
@@ -109,6 +110,8 @@ class MelConv(nn.Module):
 
     Log-mels lie around -5 and not around 0. A network that starts elsewhere spends its first hundreds of steps on
     finding that, since a step of Adam moves a bias by no more than the learning rate.
+
+    In float32 but for its result: the products of an average mel and the bias cancel, and rounding them does not.
     """
 
     MEAN = -5.0  # near the middle of log-mels, which end at log(1e-5) = -11.5 below
@@ -125,13 +128,13 @@ class MelConv(nn.Module):
         bias = self.param("bias", lambda key: -self.MEAN * kernel.sum(tuple(range(kernel.ndim - 1))))
         space = "HW"[-len(self.kernel_size) :]
         x = jax.lax.conv_general_dilated(
-            mel.astype(self.dtype),
-            kernel.astype(self.dtype),
+            mel.astype(jnp.float32),
+            kernel,
             (1,) * len(space),
             "SAME",
             dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         )
-        return x + bias.astype(self.dtype)
+        return (x + bias).astype(self.dtype)
 
 
 class Dense(nn.Module):

@@ -94,6 +94,8 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
+    float32_layers = ("conv_out",)  # computed in float32 whatever the dtype: their kernels may not be cast
+
     def setup(self) -> None:
         channels = tuple(self.block_out_channels)
         self.time_embedding = Embedding(4 * channels[0], self.dtype)
@@ -113,7 +115,7 @@ class UNet(nn.Module):
             for i, (fields, kind) in enumerate(zip(levels[::-1], self.up_block_types))
         ]
         self.conv_norm_out = GroupNorm(self.norm_num_groups, self.norm_eps, self.dtype)
-        self.conv_out = conv3x3(self.out_channels, self.dtype, kernel_init=nn.initializers.zeros)
+        self.conv_out = conv3x3(self.out_channels, jnp.float32, kernel_init=nn.initializers.zeros)
 
     def __call__(
         self,
@@ -170,7 +172,7 @@ class UNet(nn.Module):
         x = self.mid_block(x, *given[depth])
         for block, own in zip(self.up_blocks, given[depth + 1 :]):
             x = block(x, skips, *own)
-        return self.conv_out(nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
+        return self.conv_out(nn.silu(self.conv_norm_out(x)))
 
     def _blocks(self) -> list[Level]:
         return [*self.down_blocks, self.mid_block, *self.up_blocks]

@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         ]
         self.mid_block = MidBlock(channels[-1], groups, dtype)
         self.conv_norm_out = GroupNorm(groups, _EPSILON, dtype)
-        self.conv_out = conv3x3(self.out_channels, dtype)
+        self.conv_out = conv3x3(self.out_channels, jnp.float32)
 
     def __call__(self, x: Array) -> Array:
         x = self.conv_in(x)
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
             for level, c in enumerate(channels, start=1)
         ]
         self.conv_norm_out = GroupNorm(groups, _EPSILON, dtype)
-        self.conv_out = conv3x3(self.out_channels, dtype, bias_init=nn.initializers.constant(MelConv.MEAN))
+        self.conv_out = conv3x3(self.out_channels, jnp.float32, bias_init=nn.initializers.constant(MelConv.MEAN))
 
     def features(self, x: Array) -> Array:
         x = self.mid_block(self.conv_in(x))
@@ -153,7 +153,7 @@ class AutoencoderKL(nn.Module):
 
     block_out_channels has one entry a level, each but the last followed by a halving of both axes;
     layers_per_block counts the ResNet blocks of an encoder level (the decoder has one more). `dtype` is the
-    precision of the computation; parameters and results are float32.
+    precision of the computation; parameters and results are float32, and so are the layers that make the results.
     """
 
     in_channels: int
@@ -168,7 +168,7 @@ class AutoencoderKL(nn.Module):
         sizes = (tuple(self.block_out_channels), self.layers_per_block, self.norm_num_groups, self.dtype)
         self.encoder = Encoder(2 * self.latent_channels, *sizes)
         self.decoder = Decoder(self.out_channels, *sizes)
-        self.quant_conv = conv1x1(2 * self.latent_channels, self.dtype)
+        self.quant_conv = conv1x1(2 * self.latent_channels, jnp.float32)
         self.post_quant_conv = conv1x1(self.latent_channels, self.dtype)
 
     def encode(self, mel: Array) -> tuple[Array, Array]:
@@ -181,7 +181,7 @@ class AutoencoderKL(nn.Module):
             raise ValueError(
                 f"the mel has shape {mel.shape}; give [batch, frames, bands, {self.in_channels}] (mel[..., None])"
             )
-        moments = self.quant_conv(self.encoder(mel)).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(mel))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
@@ -198,7 +198,7 @@ class AutoencoderKL(nn.Module):
 
     def decode_output(self, features: Array) -> Array:
         """The last convolution, decoder.conv_out: features of `decode_features` → natural-log mel."""
-        return self.decoder.conv_out(features).astype(jnp.float32)
+        return self.decoder.conv_out(features)
 
     def __call__(self, mel: Array) -> Array:
         """The mel, encoded and decoded from the mean: [batch, frames, bands, 1] → [batch, frames', bands', 1].
