@@ -9,14 +9,13 @@ from ml_collections import ConfigDict
 from audioldm2_jax.conditioning.conditions import Conditions, repeat
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.rngs import Rngs
 
 
 def encode(vae: Network, mel: jax.Array, scale: float, rngs: Rngs) -> jax.Array:
     """Returns sampled, scaled latents [batch, time, frequency, channels] of log-mels [batch, frames, bands]."""
     mean, logvar = vae(mel[..., None], method="encode")
-    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(fold(rngs.examples, 2))
-    return (mean + jnp.exp(0.5 * logvar) * noise) * scale
+    return (mean + jnp.exp(0.5 * logvar) * rngs.normal("latents", mean.shape[1:])) * scale
 
 
 def denoising_loss(
@@ -24,22 +23,21 @@ def denoising_loss(
     schedule: NoiseSchedule,
     latents: jax.Array,
     conditions: Conditions,
-    keys: jax.Array,
+    rngs: Rngs,
     hparams: ConfigDict,
 ) -> jax.Array:
     """Returns the mean squared error of the UNet's prediction at random timesteps [arXiv 2308.05734, eq. 10].
 
     Args:
         latents: clean and scaled, [batch, time, frequency, channels].
-        keys: [batch], one random key an example.
+        rngs: the step's random streams.
         hparams: the stage's; `noise_draws` timesteps and noises a clip, for which the frozen networks that made latents
             and conditions ran once, and `timestep_logits` (see `draw_timesteps`).
     """
     draws = hparams.noise_draws
     latents, conditions = repeat((latents, conditions), draws)
-    timesteps = draw_timesteps(fold(keys, 4), draws, schedule.num_train_timesteps, hparams.timestep_logits)
-    keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 3), draws))(keys).reshape(-1)
-    noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
+    timesteps = draw_timesteps(rngs.examples("timestep"), draws, schedule.num_train_timesteps, hparams.timestep_logits)
+    noise = rngs.normal("noise", (draws, *latents.shape[1:])).reshape(latents.shape)
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.target(latents, noise, timesteps)
     output = unet(noisy, timesteps, conditions.loa, conditions.text_states, text_mask=conditions.text_mask)

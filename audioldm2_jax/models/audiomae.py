@@ -75,14 +75,14 @@ class AudioMAE(nn.Module):
         return positions_2d(dim, tuple(self.positions or self.grid))
 
     def __call__(
-        self, fbank: jax.Array, mask_ratio: float, rng: jax.Array, *, deterministic: bool = True
+        self, fbank: jax.Array, mask_ratio: float, keys: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Masks patches at random, alike in time and frequency, and predicts them.
 
         Args:
           fbank: [batch, *img_size], normalised (`audio.mel.kaldi_fbank`).
           mask_ratio: share of the patches that are hidden; int(patches * (1 - mask_ratio)) are kept.
-          rng: key that draws the mask.
+          keys: [batch], the keys that draw the masks.
           deterministic: without the dropout of the decoder's position biases; else with the rng "dropout".
 
         Returns:
@@ -100,7 +100,7 @@ class AudioMAE(nn.Module):
             raise ValueError(
                 f"mask_ratio {mask_ratio} keeps {kept} of {count} patches; at least one has to be kept and one hidden."
             )
-        order = jnp.argsort(jax.random.uniform(rng, (batch, count)), axis=1)
+        order = jnp.argsort(jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys), axis=1)
         rank = jnp.argsort(order, axis=1)  # of each patch; the first `kept` are seen
         mask = (rank >= kept).astype(jnp.float32)
 

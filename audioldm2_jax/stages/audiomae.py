@@ -28,7 +28,7 @@ class AudioMAEStage(Stage):
     def init(self, key):
         frames, bands = self.module.img_size
         fbank = jnp.zeros((1, frames, bands))
-        return {"audiomae": self.module.init(key, fbank, self.hparams.mask_ratio, key)["params"]}, {}
+        return {"audiomae": self.module.init(key, fbank, self.hparams.mask_ratio, key[None])["params"]}, {}
 
     def initial(self):
         return self.given("audiomae", "audiomae")
@@ -39,15 +39,15 @@ class AudioMAEStage(Stage):
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         waveform = batch["waveform"]
         if self.hparams.augment:
-            waveform = augment(waveform, rngs.examples)
+            waveform = augment(waveform, rngs.examples("augmentation"))
         fbank = self.ends.kaldi_fbank(waveform)
         loss, _, _ = self.module.apply(
             {"params": params["audiomae"]},
             fbank,
             self.hparams.mask_ratio,
-            jax.random.fold_in(rngs.step, 1),
+            rngs.examples("mask"),
             deterministic=False,
-            rngs={"dropout": jax.random.fold_in(rngs.step, 2)},
+            rngs={"dropout": rngs.step("dropout")},
         )
         return loss, ({}, state)
 

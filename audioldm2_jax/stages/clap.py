@@ -52,7 +52,7 @@ class ClapStage(Stage):
             deterministic=False,
             use_running_average=False,
             mutable=["batch_stats"],
-            rngs={"dropout": rngs.step},
+            rngs={"dropout": rngs.step("dropout")},
         )
         scales = [jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])

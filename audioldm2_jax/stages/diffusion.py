@@ -15,7 +15,7 @@ from audioldm2_jax.diffusion.objective import denoising_loss, encode
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
-from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 TEXT = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
@@ -62,13 +62,13 @@ class DiffusionStage(Stage):
 
     def _loss(self, params, frozen, batch, rngs: Rngs, pooling):
         loa = audiomae_loa(self.network("audiomae", frozen), self.ends.kaldi_fbank(batch["waveform"]), pooling)
-        dropped = jax.vmap(jax.random.uniform)(fold(rngs.examples, 1)) < self.hparams.guidance_dropout
+        dropped = rngs.uniform("guidance dropout") < self.hparams.guidance_dropout
         loa = jnp.where(dropped[:, None, None], 0.0, loa)
         states, mask = self._text(frozen, batch, dropped)
         unet = Network(self.module, {"params": params["unet"]})
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
         given = Conditions(loa, states, mask)
-        return denoising_loss(unet, self.schedule, latents, given, rngs.examples, self.hparams)
+        return denoising_loss(unet, self.schedule, latents, given, rngs, self.hparams)
 
     def _text(self, frozen, batch, dropped):
         """Returns T5's states and mask; without T5, one zero vector in the place of the text."""

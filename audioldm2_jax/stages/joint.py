@@ -12,7 +12,7 @@ from audioldm2_jax.diffusion.objective import denoising_loss, encode
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.unet import UNet
-from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 from audioldm2_jax.stages.diffusion import TEXT, init_unet, sample_mels, unet_component
 from audioldm2_jax.stages.language_model import (
@@ -76,7 +76,7 @@ class JointStage(Stage):
         return (Objective("joint", ("unet", *self.groups), self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
-        uniform = jax.vmap(jax.random.uniform)(fold(rngs.examples, 1))
+        uniform = rngs.uniform("guidance dropout")
         text, dropped = drop_captions(batch, uniform, self.hparams.guidance_dropout, self.empty_text)
         networks = language_networks(self, params, frozen)
         prefix, states, mask = encode_prompt(
@@ -84,15 +84,15 @@ class JointStage(Stage):
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=jax.random.fold_in(rngs.step, 1),
+            dropout_key=rngs.step("t5 dropout"),
         )
         loa = true_loa(self, frozen, batch)
-        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=jax.random.fold_in(rngs.step, 2))
-        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(rngs.step, 3))
+        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=rngs.step("generation dropout"))
+        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=rngs.step("gpt2 dropout"))
         language = loa_distance(predicted, loa, self.hparams.loss, batch["captioned"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
-        true = jax.vmap(jax.random.uniform)(fold(rngs.examples, 5)) < self.hparams.true_loa_share
+        true = rngs.uniform("true loa") < self.hparams.true_loa_share
         true = (true | ~batch["captioned"]) & ~dropped
         seen = jnp.where(true[:, None, None], loa, made)
         if self.hparams.unconditional == "zeros":
@@ -100,7 +100,7 @@ class JointStage(Stage):
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
         unet = Network(self.unet, {"params": params["unet"]})
         given = Conditions(seen, states, mask)
-        denoising = denoising_loss(unet, self.schedule, latents, given, rngs.examples, self.hparams)
+        denoising = denoising_loss(unet, self.schedule, latents, given, rngs, self.hparams)
         loss = denoising + self.hparams.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 

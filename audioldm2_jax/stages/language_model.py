@@ -13,7 +13,7 @@ from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
-from audioldm2_jax.rngs import Rngs, fold
+from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 from audioldm2_jax.stages.diffusion import TEXT
 
@@ -53,18 +53,17 @@ class LanguageModelStage(Stage):
         return (Objective("loa", self.groups, self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
-        dropped = jax.vmap(jax.random.uniform)(fold(rngs.examples, 1))
-        text, _ = drop_captions(batch, dropped, self.hparams.guidance_dropout, self.empty_text)
+        text, _ = drop_captions(batch, rngs.uniform("guidance dropout"), self.hparams.guidance_dropout, self.empty_text)
         networks = language_networks(self, params, frozen)
         prefix, _, _ = encode_prompt(
             self.network("text_encoder", frozen),
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=jax.random.fold_in(rngs.step, 1),
+            dropout_key=rngs.step("t5 dropout"),
         )
         loa = true_loa(self, frozen, batch)
-        made = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=jax.random.fold_in(rngs.step, 2))
+        made = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=rngs.step("gpt2 dropout"))
         return loa_distance(made, loa, self.hparams.loss, batch["captioned"]), ({}, state)
 
     def results(self, params, state, frozen, batch):

@@ -47,11 +47,12 @@ class VAEStage(Stage):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, rngs, variant):
-        _, mels = crop(batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples)
+        _, mels = crop(batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop"))
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")
-        noise = jax.random.normal(jax.random.fold_in(rngs.step, 1), mean.shape)
+        crops = mean.shape[0] // batch["waveform"].shape[0]
+        noise = rngs.normal("latents", (crops, *mean.shape[1:])).reshape(mean.shape)
         latents = mean + jnp.exp(0.5 * logvar) * noise
         features = self.module.apply(variables, latents, method="decode_features")
         output = self.module.apply(variables, features, method="decode_output")

@@ -67,7 +67,7 @@ class VocoderStage(Stage):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, rngs, variant):
-        real, mel = crop(batch["waveform"], self.ends, self.frames, self.hparams.crops, rngs.examples)
+        real, mel = crop(batch["waveform"], self.ends, self.frames, self.hparams.crops, rngs.examples("crop"))
         fake = self.module.apply({"params": params["vocoder"]}, mel)
         return {"real": real, "fake": fake.astype(jnp.float32)}
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.rngs import Rngs, named, of_step
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.stages.base import Objective, Stage
 from audioldm2_jax.training import init_random, optim
@@ -90,7 +90,7 @@ def train(
     optimizers = {
         objective.name: optim.optimizer(hparams) for objective in stage.objectives(stage.variant(hparams.steps))
     }
-    seed = jax.random.fold_in(jax.random.key(config.seed), _number(stage.name))
+    seed = named(jax.random.key(config.seed), stage.name)
     abstract = jax.eval_shape(partial(_new_state, stage, optimizers), seed)
     places = sharding.state_sharding(abstract, mesh)
     abstract = jax.tree.map(
@@ -100,7 +100,7 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", hparams.keep)
     state = checkpoints.restore(abstract, progress.say)
     if state is None:
-        state = _start(stage, optimizers, init_random.key(config.seed + _number(stage.name)), abstract)
+        state = _start(stage, optimizers, named(init_random.key(config.seed), stage.name), abstract)
     else:
         checkpoints.forget_after(int(state["step"]))
         progress.say(f"{stage.name}: going on after step {int(state['step'])} of {hparams.steps}")
@@ -151,11 +151,6 @@ def train(
 def averaged(state: State) -> Any:
     """Returns the parameters that are published: the moving average where there is one."""
     return state["ema"] or state["params"]
-
-
-def _number(name: str) -> int:
-    """Returns a number for a stage's name, so that stages do not share their random numbers."""
-    return int.from_bytes(name.encode()[:4], "big") & 0x7FFFFFFF
 
 
 def _new_state(stage: Stage, optimizers: dict[str, optax.GradientTransformation], key: jax.Array) -> State:
@@ -213,8 +208,7 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
     """One step: every objective in turn updates its groups. Returns the new state and metrics."""
     count, hparams = state["step"], stage.hparams
     size = jax.tree.leaves(batch)[0].shape[0]
-    key = jax.random.fold_in(seed, count)
-    rngs = Rngs(key, jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(jnp.arange(size)))
+    rngs = of_step(seed, count, size)
     params, model_state, opt = state["params"], state["model_state"], dict(state["opt"])
     objectives = stage.objectives(variant)
     shared = None
@@ -275,8 +269,8 @@ def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, b
         grads, (value, metrics, model_state) = one(model_state, micro[0], Rngs(micro[2], micro[1]), None)
         return model_state, (grads, value, metrics)
 
-    steps = jax.vmap(partial(jax.random.fold_in, rngs.step))(jnp.arange(1, parts + 1))
-    batches = (jax.tree.map(split, batch), split(rngs.examples), steps)
+    steps = jax.vmap(partial(jax.random.fold_in, rngs.step_key))(jnp.arange(1, parts + 1))
+    batches = (jax.tree.map(split, batch), split(rngs.example_keys), steps)
     first = jax.eval_shape(lambda: body(model_state, jax.tree.map(lambda leaf: leaf[0], batches))[1])
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
 
