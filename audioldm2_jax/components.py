@@ -298,7 +298,7 @@ SPECS: dict[str, ComponentSpec] = {
         AudioMAE,
         None,
         "AudioMAE",
-        lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.key(0)),
+        lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.split(jax.random.key(0), 1)),
         NAMES["audiomae"],
     ),
 }

@@ -31,7 +31,7 @@ class Line(Stage):
 
     def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
         self.traced.append(variant)
-        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(rngs.examples)
+        noise = rngs.normal("noise", (WIDTH,))
         made = batch["waveform"] @ params["line"]["kernel"] + params["line"]["bias"]
         return jnp.mean((made - noise) ** 2), ({}, state)
 
@@ -61,7 +61,7 @@ class Duel(Stage):
 
     def forward(self, params, state, frozen, batch, rngs, variant):
         self.forwards += 1
-        noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(rngs.examples)
+        noise = rngs.normal("noise", (WIDTH,))
         return jnp.tanh((batch["waveform"] + noise) @ params["generator"]["kernel"])
 
     def objectives(self, variant):

@@ -47,7 +47,9 @@ class VAEStage(Stage):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, rngs, variant):
-        _, mels = crop(batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop"))
+        _, mels = crop(
+            batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop")
+        )
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")

@@ -96,7 +96,7 @@ class Predicting:
         self.module = module
 
     def apply(self, variables, fbank, method=None):
-        return self.module.apply(variables, fbank, 0.5, jax.random.key(0))[1]
+        return self.module.apply(variables, fbank, 0.5, jax.random.split(jax.random.key(0), len(fbank)))[1]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from smallest import TOKENS, batch, build, get_config
 
 from audioldm2_jax.conditioning.conditions import Conditions
+from audioldm2_jax.diffusion.objective import draw_timesteps
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import diffusion
@@ -54,7 +55,7 @@ def test_guidance_dropout(monkeypatch, text):
     seen = []
     stage.ends = SimpleNamespace(kaldi_fbank=lambda w: w, log_mel=lambda w: w)
     monkeypatch.setattr(stage, "network", lambda name, frozen: lambda ids, mask: ids)
-    monkeypatch.setattr(diffusion.conditioning, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
+    monkeypatch.setattr(diffusion, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
     monkeypatch.setattr(diffusion, "encode", lambda *_: None)
     monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, *_: seen.append(given))
     given = {"waveform": jnp.zeros((CLIPS, 1)), "t5_ids": jnp.full((CLIPS, TOKENS), 9)}
@@ -96,15 +97,15 @@ def test_loss_of_a_network_that_knows(kind):
         return noisy / sigma * (1.0 if kind == "epsilon" else signal)
 
     nothing = Conditions(None, None, None)
-    examples = keys(64).examples
-    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, examples, TWO_DRAWS)) < 1e-10
+    rngs = keys(64)
+    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, rngs, TWO_DRAWS)) < 1e-10
     timesteps = []
 
     def silent(noisy, given, *_, text_mask):
         timesteps.append(np.asarray(given))
         return jnp.zeros_like(noisy)
 
-    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, examples, TWO_DRAWS))
+    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, rngs, TWO_DRAWS))
     signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(128)
     assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size / 2) ** 0.5)
     # Two draws a clip, all of them different.
@@ -116,10 +117,14 @@ def test_an_examples_noise_is_its_own():
     """The loss of a batch is the mean of its examples' losses alone: 1e-6, for another order of the sum."""
     schedule = NoiseSchedule(1000, 0.0015, 0.0195, "scaled_linear", "epsilon")
     rng = np.random.default_rng(0)
-    latents, examples = jnp.asarray(rng.standard_normal((3, 4, 4, 2), np.float32)), keys(3).examples
+    latents, rngs = jnp.asarray(rng.standard_normal((3, 4, 4, 2), np.float32)), keys(3)
     unet = lambda noisy, *_, text_mask: 0.3 * noisy  # noqa: E731
     nothing = Conditions(None, None, None)
-    loss = lambda some: diffusion.denoising_loss(unet, schedule, latents[some], nothing, examples[some], TWO_DRAWS)  # noqa: E731
+
+    def loss(some):
+        own = rngs._replace(example_keys=rngs.example_keys[some])
+        return diffusion.denoising_loss(unet, schedule, latents[some], nothing, own, TWO_DRAWS)
+
     whole, alone = loss(slice(None)), [loss(slice(i, i + 1)) for i in range(3)]
     assert float(whole) == pytest.approx(float(np.mean(alone)), rel=1e-6)
 
@@ -127,7 +132,7 @@ def test_an_examples_noise_is_its_own():
 @pytest.mark.parametrize("logits", [(), (-0.8, 0.8), (0.5, 1.2)])
 def test_timesteps_have_their_distribution_shared_out_over_the_draws(logits):
     """Kolmogorov-Smirnov at 1e-4; and of four draws of a clip, one lies in each quarter of the distribution."""
-    drawn = np.asarray(diffusion.draw_timesteps(keys(3000).examples, 4, 1000, logits)).reshape(3000, 4)
+    drawn = np.asarray(draw_timesteps(keys(3000).example_keys, 4, 1000, logits)).reshape(3000, 4)
     mean, deviation = logits or (0.0, 1.0)
     share = lambda t: scipy.stats.norm.cdf((np.log(t / (1 - t)) - mean) / deviation) if logits else t  # noqa: E731
     ranks = share((drawn + 0.5) / 1000)
@@ -139,7 +144,7 @@ def test_timesteps_have_their_distribution_shared_out_over_the_draws(logits):
 @pytest.mark.parametrize("logits", [(0.0,), (0.0, 0.0), (0.0, -1.0)])
 def test_timesteps_of_no_distribution(logits):
     with pytest.raises(ValueError, match=r"timestep_logits=\(0.0.*mean and standard deviation"):
-        diffusion.draw_timesteps(keys(1).examples, 1, 1000, logits)
+        draw_timesteps(keys(1).example_keys, 1, 1000, logits)
 
 
 def test_latents_are_sampled_and_scaled():

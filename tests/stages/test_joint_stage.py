@@ -34,7 +34,7 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     monkeypatch.setattr(joint, "true_loa", lambda *_: jnp.full((CLIPS, 2, 3), TRUE))
     monkeypatch.setattr(joint, "encode", lambda *_: None)
     monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: seen.append(given) or 0.0)
-    c = joint.conditioning
+    c = joint
     monkeypatch.setattr(c, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
     monkeypatch.setattr(c, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
     monkeypatch.setattr(c, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))

@@ -11,6 +11,7 @@ from smallest import SAMPLES, batch, build, get_config
 from audioldm2_jax import recipes
 from audioldm2_jax.audio.front_ends import crop, front_ends
 from audioldm2_jax.checkpoints.model_folder import PARTS
+from audioldm2_jax.rngs import of_step
 from audioldm2_jax.stages import STAGES
 
 
@@ -69,11 +70,9 @@ def test_declared_keys_and_groups_are_those_of_the_stage(name):
     for objective in stage.objectives(variant):
 
         def loss(params, state, objective=objective):
-            from audioldm2_jax.stages.base import Rngs
-
-            keys = Rngs(jax.random.key(0), jax.random.split(jax.random.key(1), 4))
-            outputs = stage.forward(params, state, stage.frozen, given, keys, variant)
-            return objective.loss(params, outputs, state, stage.frozen, given, keys)
+            rngs = of_step(jax.random.key(0), 0, 4)
+            outputs = stage.forward(params, state, stage.frozen, given, rngs, variant)
+            return objective.loss(params, outputs, state, stage.frozen, given, rngs)
 
         value, (metrics, after) = jax.eval_shape(loss, params, state)
         assert value.shape == () and all(metric.shape == () for metric in metrics.values())

@@ -16,7 +16,7 @@ import toys
 from smallest import Said, same
 from toys import Alternating, Duel, Line, config, rows
 
-from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.rngs import Rngs, named, of_step
 from audioldm2_jax.training import loop, optim
 from audioldm2_jax.training.checkpoint import MANIFEST
 
@@ -201,10 +201,8 @@ def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path, opt
     trained, _ = toys.train(stage, tmp_path)
     assert stage.forwards == 1
 
-    seed = jax.random.fold_in(jax.random.key(settings.seed), loop._number("vocoder"))
-    key = jax.random.fold_in(seed, 0)
-    examples = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, 0), i))(jnp.arange(8))
-    batch, rngs = {"waveform": jnp.asarray(rows(0))}, Rngs(key, examples)
+    rngs = of_step(named(jax.random.key(settings.seed), "vocoder"), 0, 8)
+    batch = {"waveform": jnp.asarray(rows(0))}
     rule = optim.optimizer(stage.hparams)
 
     def update(objective, group, params):
@@ -231,7 +229,7 @@ def test_moving_average_is_what_is_handed_on(tmp_path):
         hparams = dict(steps=steps, ema=0.0, warmup=0, decay="constant")
         params.append(toys.train(Line(config(**hparams), {}), tmp_path / str(steps))[0].params["line"]["kernel"])
     averaged, _ = toys.train(Line(config(steps=3, ema=0.99, warmup=0, decay="constant"), {}), tmp_path / "averaged")
-    seed = loop.init_random.key(config().seed + loop._number("audiomae"))
+    seed = named(loop.init_random.key(config().seed), "audiomae")
     wanted = Line(config(), {}).init(seed)[0]["line"]["kernel"]
     for n, value in enumerate(params, start=1):
         decay = min(0.99, (1 + n) / (10 + n))
