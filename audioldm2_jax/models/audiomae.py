@@ -94,7 +94,7 @@ class AudioMAE(nn.Module):
           ValueError: for an fbank of another size, or a ratio that hides no patch or leaves none.
         """
         patches = self._patchify(fbank)
-        batch, count, _ = patches.shape
+        count = patches.shape[1]
         kept = int(count * (1 - mask_ratio))
         if not 0 < kept < count:
             raise ValueError(

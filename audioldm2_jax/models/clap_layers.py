@@ -31,7 +31,7 @@ class LayerConfig:
     def norm(self, name: str) -> layers.LayerNorm:
         return layers.LayerNorm(self.layer_norm_eps, self.dtype, name=name)
 
-    def in_float32(self) -> "Style":
+    def in_float32(self) -> "LayerConfig":
         """For the layers that end a tower: what is compared is not rounded."""
         return dataclasses.replace(self, dtype=jnp.float32)
 
