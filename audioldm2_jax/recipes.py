@@ -271,7 +271,7 @@ def base() -> ConfigDict:
                     batch_size=128,
                     learning_rate=2e-4,
                     warmup=1_000,
-                    loss="mse",  # mse [paper eq. 5] or l1 [TF]
+                    loss="mse",  # mse [paper eq. 5] or l1 (TF sums it twice, see stages/language_model.py)
                     guidance_dropout=0.1,
                     train_t5=False,
                 ),

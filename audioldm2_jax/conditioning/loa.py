@@ -195,7 +195,7 @@ def _append(prefix: Prefix, tokens: jax.Array) -> Prefix:
     """The prefix followed by LOA tokens [b, k, d]."""
     b, k, _ = tokens.shape
     return Prefix(
-        jnp.concatenate([prefix.embeddings, tokens.astype(prefix.embeddings.dtype)], 1),
+        jnp.concatenate([prefix.embeddings, tokens], 1),
         jnp.concatenate([prefix.mask, jnp.ones((b, k), prefix.mask.dtype)], 1),
         jnp.concatenate([prefix.positions, prefix.positions[:, -1:] + 1 + jnp.arange(k)], 1),
     )

@@ -214,7 +214,12 @@ _step = jax.jit(step, static_argnames="solver", donate_argnums=2)
 
 def cast_kernels(network: Network) -> Network:
     """The network with its kernels in the precision to which its layers would cast them at each call."""
-    cast = lambda path, leaf: leaf.astype(network.module.dtype) if path[-1].key == "kernel" else leaf  # noqa: E731
+
+    def cast(path, leaf):  # path: collection, layer, ..., name
+        if path[-1].key != "kernel" or path[1].key in network.module.float32_layers:
+            return leaf
+        return leaf.astype(network.module.dtype)
+
     return network.replace(variables=jax.tree_util.tree_map_with_path(cast, network.variables))
 
 

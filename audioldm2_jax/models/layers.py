@@ -3,7 +3,7 @@
 Feature maps are [batch, time, frequency, channels], sequences [batch, tokens, channels]. Parameters are float32;
 `dtype` is what products are computed in. Float32 whatever it is: statistics, softmax, and the layers of a network that
 meet what is heard, compared in a loss or fed back, since bfloat16 has 8 bits: log-mels would come in steps of 1/32 to
-1/16, and samples in 256 steps an octave. Parameter names are those of diffusers (models/resnet.py, downsampling.py,
+1/16, and samples in 128 steps an octave. Parameter names are those of diffusers (models/resnet.py, downsampling.py,
 upsampling.py, attention_processor.py).
 """
 

@@ -29,9 +29,8 @@ class AudioMAEStage(Stage):
     def init(self, key):
         frames, bands = self.module.img_size
         fbank = jnp.zeros((1, frames, bands))
-        return {
-            "audiomae": self.module.init(key, fbank, self.hparams.mask_ratio, jax.random.split(key, 1))["params"]
-        }, {}
+        variables = self.module.init(key, fbank, self.hparams.mask_ratio, key[None])
+        return {"audiomae": variables["params"]}, {}
 
     def initial(self):
         return self.given("audiomae", "audiomae")

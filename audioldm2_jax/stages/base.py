@@ -46,8 +46,6 @@ class Stage:
     describe what it makes, and what every stage reads (training/stage_settings.py)."""
     forward_groups: tuple[str, ...] = ()
     """Groups whose gradient flows through `forward`."""
-    accumulates: bool = True
-    """Whether the loss of a batch is the mean of the losses of its parts."""
 
     def __init__(self, config: ConfigDict, components: Mapping[str, Component], empty_text: Batch | None = None):
         """Args:
@@ -91,10 +89,15 @@ class Stage:
         return Network(self.components[name].module, frozen[name])
 
     def given(self, group: str, component: str) -> dict[str, Tree]:
-        """Returns the weights that `group` starts from: those of `component`, if there is one."""
-        if component not in self.components:
-            return {}
-        return {group: self.components[component].variables["params"]}
+        """Returns the variables that `group` starts from: all collections of `component`, if there is one."""
+        return {group: self.components[component].variables} if component in self.components else {}
+
+    def dropout(self, group: str, name: str, params: Mapping[str, Tree], rngs: Rngs) -> jax.Array | None:
+        """Returns the key of the dropout `name` in `group`'s network, None for none where it is not trained here.
+
+        The authors call `eval()` on their frozen networks.
+        """
+        return rngs.step(name) if group in params else None
 
     @property
     def heldout_variant(self) -> Any:
@@ -106,12 +109,27 @@ class Stage:
         raise NotImplementedError
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        """Returns (params, state): a tree a group, and the model state of the groups that have one. Pure."""
+        """Returns (params, state): a tree a group, and {collection: tree} for each group that has model state. Pure."""
         raise NotImplementedError
 
     def initial(self) -> dict[str, Tree]:
-        """Returns the groups that start from `continues` or `init_from` instead of from `init`."""
+        """Returns the variables, params and model state, of groups that start from `continues` or `init_from`."""
         return {}
+
+    def constrain(self, params: Tree) -> Tree:
+        """Returns parameters within their bounds; called with the first ones and after every update. Pure."""
+        return params
+
+    def weigh(self, batch: Batch) -> Batch:
+        """Returns the batch with the weights of its examples in losses that are no plain mean. Pure.
+
+        Called with the whole batch, before accumulation splits it: so that the loss is the mean of those of its parts.
+        """
+        return batch
+
+    def indivisible(self) -> str:
+        """Returns why the loss of a batch is not the mean of the losses of its parts, "" where it is."""
+        return ""
 
     def variant(self, step: int) -> Any:
         """Returns what is static in step `step`, hashable and alike on all hosts; each value is an executable."""
@@ -132,7 +150,7 @@ class Stage:
 
         By default that of the last objective of `heldout_variant`, without dropout and augmentation.
         """
-        variant = self.heldout_variant
+        variant, batch = self.heldout_variant, self.weigh(batch)
         outputs = self.forward(params, state, frozen, batch, rngs, variant)
         loss, (metrics, _) = self.objectives(variant)[-1].loss(params, outputs, state, frozen, batch, rngs)
         return loss, metrics

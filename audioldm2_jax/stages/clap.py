@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,8 +14,10 @@ from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
-# exp of it multiplies the cosine; LAION-CLAP's training clips it so (training/train.py).
-MAX_LOGIT_SCALE = 4.6052
+# exp of it multiplies the cosine. LAION-CLAP clips the parameter so after each step (training/train.py); a bound in the
+# loss would have no gradient above it.
+MAX_LOGIT_SCALE = math.log(100)
+SCALES = ("logit_scale_a", "logit_scale_t")
 
 
 class ClapStage(Stage):
@@ -22,7 +26,6 @@ class ClapStage(Stage):
     name = "clap"
     reads = ("audio.clap",)
     batch_fields = ("waveform", "clap_ids", "clap_mask", "captioned")
-    accumulates = False
 
     @classmethod
     def makes(cls, config):
@@ -36,16 +39,23 @@ class ClapStage(Stage):
         ids = jnp.zeros((1, self.config.text.clap_length), jnp.int32)
         mel = jnp.zeros((1, self.ends.clap.frames, self.ends.clap.n_mels))
         variables = self.module.init(key, ids, jnp.ones_like(ids), mel)
-        return {"clap": variables["params"]}, {"clap": variables["batch_stats"]}
+        return {"clap": variables["params"]}, {"clap": {"batch_stats": variables["batch_stats"]}}
 
     def initial(self):
         return self.given("clap", "text_encoder")
+
+    def constrain(self, params):
+        clipped = {name: jnp.clip(params["clap"][name], 0.0, MAX_LOGIT_SCALE) for name in SCALES}
+        return {**params, "clap": {**params["clap"], **clipped}}
+
+    def indivisible(self):
+        return "the loss compares the examples of a batch with each other"
 
     def objectives(self, variant):
         return (Objective("contrast", ("clap",), self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
-        variables = {"params": params["clap"], "batch_stats": state["clap"]}
+        variables = {"params": params["clap"], **state["clap"]}
         (text, audio), updated = self.module.apply(
             variables,
             batch["clap_ids"],
@@ -55,12 +65,12 @@ class ClapStage(Stage):
             mutable=["batch_stats"],
             **dropout_arguments(rngs.step("dropout")),
         )
-        scales = [jnp.minimum(params["clap"][f"logit_scale_{tower}"], MAX_LOGIT_SCALE) for tower in ("a", "t")]
+        scales = [params["clap"][name] for name in SCALES]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])
-        return loss, ({"accuracy": accuracy}, {**state, "clap": updated["batch_stats"]})
+        return loss, ({"accuracy": accuracy}, {**state, "clap": updated})
 
     def results(self, params, state, frozen, batch):
-        variables = {"params": params["clap"], "batch_stats": state["clap"]}
+        variables = {"params": params["clap"], **state["clap"]}
         return {"text_encoder": Component(self.module, variables, self.config.models.clap.to_dict(), {})}
 
 

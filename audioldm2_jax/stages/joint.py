@@ -17,6 +17,7 @@ from audioldm2_jax.stages.base import Objective, Stage, module_fields
 from audioldm2_jax.stages.diffusion import TEXT, init_unet, sample_mels, unet_component
 from audioldm2_jax.stages.language_model import (
     GROUPS,
+    caption_weight,
     init_language,
     language_components,
     language_groups,
@@ -81,6 +82,9 @@ class JointStage(Stage):
         groups = {"unet": "unet"} | {group: GROUPS[group] for group in self.groups}
         return {name: tree for group, part in groups.items() for name, tree in self.given(group, part).items()}
 
+    def weigh(self, batch):
+        return {**batch, "caption_weight": caption_weight(batch["captioned"])}
+
     def objectives(self, variant):
         return (Objective("joint", ("unet", *self.groups), self._loss),)
 
@@ -93,12 +97,13 @@ class JointStage(Stage):
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=rngs.step("t5 dropout"),
+            dropout_key=self.dropout("t5", "t5 dropout", params, rngs),
         )
         loa = true_loa(self, frozen, batch)
-        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=rngs.step("generation dropout"))
-        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=rngs.step("gpt2 dropout"))
-        language = loa_distance(predicted, loa, self.hparams.loss, batch["captioned"])
+        dropout = [self.dropout("gpt2", name, params, rngs) for name in ("generation dropout", "gpt2 dropout")]
+        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=dropout[0])
+        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=dropout[1])
+        language = loa_distance(predicted, loa, self.hparams.loss, batch["caption_weight"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
         true = rngs.uniform("true loa") < self.hparams.true_loa_share

@@ -50,6 +50,9 @@ class LanguageModelStage(Stage):
     def initial(self):
         return {name: tree for group in self.groups for name, tree in self.given(group, GROUPS[group]).items()}
 
+    def weigh(self, batch):
+        return {**batch, "caption_weight": caption_weight(batch["captioned"])}
+
     def objectives(self, variant):
         return (Objective("loa", self.groups, self._loss),)
 
@@ -61,11 +64,13 @@ class LanguageModelStage(Stage):
             networks["t5"],
             networks["projection"],
             text,
-            dropout_key=rngs.step("t5 dropout"),
+            dropout_key=self.dropout("t5", "t5 dropout", params, rngs),
         )
         loa = true_loa(self, frozen, batch)
-        made = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=rngs.step("gpt2 dropout"))
-        return loa_distance(made, loa, self.hparams.loss, batch["captioned"]), ({}, state)
+        made = teacher_forced_loa(
+            networks["gpt2"], prefix, loa, dropout_key=self.dropout("gpt2", "gpt2 dropout", params, rngs)
+        )
+        return loa_distance(made, loa, self.hparams.loss, batch["caption_weight"]), ({}, state)
 
     def results(self, params, state, frozen, batch):
         return language_components(self, params)
@@ -116,17 +121,30 @@ def true_loa(stage: Stage, frozen, batch) -> jax.Array:
     return audiomae_loa(stage.network("audiomae", frozen), fbank, stage.config.loa.pooling)
 
 
-def loa_distance(made: jax.Array, loa: jax.Array, kind: str, captioned: jax.Array) -> jax.Array:
-    """Returns the distance of LOAs [batch, tokens, dim], averaged over the examples that have a caption.
+def caption_weight(captioned: jax.Array) -> jax.Array:
+    """Returns weights [batch] whose mean product with a loss is that loss's mean over the captioned examples.
+
+    Where none has a caption they are all 0.
+    """
+    return captioned * (captioned.shape[0] / jnp.maximum(captioned.sum(), 1))
+
+
+def loa_distance(made: jax.Array, loa: jax.Array, kind: str, weight: jax.Array) -> jax.Array:
+    """Returns the distance of LOAs [batch, tokens, dim], a mean over elements and over examples by their weights.
+
+    mse is the mean squared error [arXiv 2308.05734, eq. 5]. l1 is the mean absolute error, once: TF's training_step
+    (modules/audiomae/sequence_gen/sequence_input.py) adds to it the error of a few generated tokens with
+    `use_ar_gen_loss`, and without it, as in its configs, the same error again. In the joint stage
+    `language_weight=2.0` is that sum; alone, AdamW makes nothing of the factor.
 
     Raises:
-        ValueError: `kind` is neither mse [arXiv 2308.05734, eq. 5] nor l1 [TF].
+        ValueError: `kind` is neither.
     """
     if kind not in ("mse", "l1"):
         raise ValueError(f"loss={kind!r} of the language model: choose mse or l1")
     difference = made.astype(jnp.float32) - loa
     distance = (jnp.square(difference) if kind == "mse" else jnp.abs(difference)).mean((1, 2))
-    return (distance * captioned).sum() / jnp.maximum(captioned.sum(), 1)
+    return (distance * weight).mean()
 
 
 def language_components(stage: Stage, params) -> dict[str, Component]:

@@ -42,23 +42,31 @@ class VAEStage(Stage):
         discriminator = self.discriminator.init(second, mel)
         return (
             {"vae": self.module.init(first, mel)["params"], "discriminator": discriminator["params"]},
-            {"discriminator": discriminator["batch_stats"]},
+            {"discriminator": {"batch_stats": discriminator["batch_stats"]}},
         )
 
     def initial(self):
         return self.given("vae", "vae")
 
+    def indivisible(self):
+        start = self.hparams.discriminator_start
+        if start >= self.hparams.steps:
+            return ""
+        return (
+            f"from step {start} (discriminator_start) the discriminator's BatchNorm and its weight in the loss are "
+            "those of a whole batch"
+        )
+
     def variant(self, step):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
 
     def forward(self, params, state, frozen, batch, rngs, variant):
-        _, mels = crop(
-            batch["waveform"], self.ends, self.hparams.crop_frames, self.hparams.crops, rngs.examples("crop")
-        )
+        frames, crops = self.hparams.crop_frames, self.hparams.crops
+        _, mels = crop(batch["waveform"], self.ends, frames, crops, rngs.examples("crop"))
         mel = mels[..., None]
         variables = {"params": params["vae"]}
         mean, logvar = self.module.apply(variables, mel, method="encode")
-        crops = mean.shape[0] // batch["waveform"].shape[0]
+        crops = mean.shape[0] // batch["waveform"].shape[0]  # one where a crop is the whole clip
         noise = rngs.normal("latents", (crops, *mean.shape[1:])).reshape(mean.shape)
         latents = mean + jnp.exp(0.5 * logvar) * noise
         features = self.module.apply(variables, latents, method="decode_features")
@@ -86,7 +94,7 @@ class VAEStage(Stage):
 
     def _adversarial(self, params, outputs, state, frozen, batch, rngs):
         nll, kl, metrics = self._reconstruction(outputs)
-        discriminator = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        discriminator = {"params": params["discriminator"], **state["discriminator"]}
 
         def adversarial(output):
             (logits, *_), _ = self.discriminator.apply(
@@ -117,7 +125,7 @@ class VAEStage(Stage):
 
     def _discriminator(self, params, outputs, state, frozen, batch, rngs):
         """Hinge loss on real and reconstructed mels."""
-        variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        variables = {"params": params["discriminator"], **state["discriminator"]}
         discriminator = lambda mel, stats: self.discriminator.apply(  # noqa: E731
             {**variables, **stats}, mel, use_running_average=False, mutable=["batch_stats"]
         )
@@ -127,7 +135,7 @@ class VAEStage(Stage):
             real
         )
         metrics = {"real": real[0].mean(), "fake": fake[0].mean()}
-        return loss, (metrics, {**state, "discriminator": stats["batch_stats"]})
+        return loss, (metrics, {**state, "discriminator": stats})
 
     def sample(self, params, state, frozen, batch, key):
         mel = self.ends.log_mel(batch["waveform"])

@@ -139,7 +139,7 @@ class VocoderStage(Stage):
             _, real, _ = self._discriminate(name, params, state, outputs["real"])
             logits, fake, _ = self._discriminate(name, params, state, outputs["fake"])
             real = jax.lax.stop_gradient(real)
-            match += sum(jax.tree.leaves(jax.tree.map(lambda r, f: jnp.abs(r - f).mean(), real, fake)))
+            match += sum(jax.tree.leaves(jax.tree.map(_feature_distance, real, fake)))
             adversary += sum(((1 - score) ** 2).mean() for score in logits)
         metrics |= {"feature_matching": match, "adversarial": adversary}
         return mel + self.hparams.feature_weight * match + adversary, (metrics, state)
@@ -153,3 +153,8 @@ class VocoderStage(Stage):
         # No key of diffusers'; from these, and the hop, a clip's mel can be made again.
         config = self.fields | {"n_fft": mel.n_fft, "fmin": mel.fmin, "fmax": mel.fmax}
         return {"vocoder": Component(self.module, {"params": params["vocoder"]}, config, {})}
+
+
+def _feature_distance(real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Returns the mean absolute difference of two layers' activations, in float32 whatever they are in."""
+    return jnp.abs(real.astype(jnp.float32) - fake.astype(jnp.float32)).mean()

@@ -94,10 +94,10 @@ def train(
         raise ValueError(f"train.{stage.name}.steps={hparams.steps}: a stage takes at least one step")
     mesh = sharding.make_mesh(config)
     sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh)
-    if hparams.accumulate > 1 and not stage.accumulates:
+    if hparams.accumulate > 1 and stage.indivisible():
         raise ValueError(
-            f"train.{stage.name}.accumulate={hparams.accumulate}: the loss compares the examples of a batch with each "
-            "other and cannot be accumulated; set it to 1"
+            f"train.{stage.name}.accumulate={hparams.accumulate}: {stage.indivisible()}, which cannot be accumulated; "
+            "set it to 1"
         )
 
     optimizers = {
@@ -203,8 +203,8 @@ def _start(stage: Stage, optimizers: dict[str, optax.GradientTransformation], ke
     initial = stage.initial()
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     drawn = {
-        "params": {group: place for group, place in places["params"].items() if group not in initial},
-        "model_state": places["model_state"],
+        part: {group: place for group, place in places[part].items() if group not in initial}
+        for part in ("params", "model_state")
     }
 
     def draw(key):
@@ -213,7 +213,12 @@ def _start(stage: Stage, optimizers: dict[str, optax.GradientTransformation], ke
 
     state = dict(jax.jit(draw, out_shardings=drawn)(key))
     for group, given in initial.items():
-        state["params"][group] = _place(abstract["params"][group], given, f"{stage.name}.{group}")
+        where = f"{stage.name}.{group}"
+        state["params"][group] = _place(abstract["params"][group], given["params"], where)
+        if group in abstract["model_state"]:
+            statistics = {name: tree for name, tree in given.items() if name != "params"}
+            state["model_state"][group] = _place(abstract["model_state"][group], statistics, where)
+    state["params"] = stage.constrain(state["params"])
     state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
     state["opt"] = jax.jit(partial(_new_optimizers, stage, optimizers), out_shardings=places["opt"])(state["params"])
     return state | {"step": sharding.place(np.zeros((), np.int32), places["step"])}
@@ -240,6 +245,7 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
     """One step: every objective in turn updates its groups. Returns the new state and metrics."""
     count, hparams = state["step"], stage.hparams
     size = jax.tree.leaves(batch)[0].shape[0]
+    batch = stage.weigh(batch)
     rngs = of_step(seed, count, size)
     params, model_state, opt = state["params"], state["model_state"], dict(state["opt"])
     objectives = stage.objectives(variant)
@@ -253,7 +259,7 @@ def _step(stage: Stage, optimizers: dict, seed: jax.Array, state: State, frozen:
         )
         own = {group: params[group] for group in objective.groups}
         updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
-        params = {**params, **optax.apply_updates(own, updates)}
+        params = stage.constrain({**params, **optax.apply_updates(own, updates)})
         metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
         metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.tree.norm(grads)}
     if "replaced" in batch:
@@ -269,9 +275,12 @@ def _forward(stage: Stage, params, model_state, frozen, batch, rngs, variant):
 
 
 def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, batch, rngs, variant, shared):
-    """Returns the gradient over the objective's groups and (loss, metrics, model state), averaged over microbatches."""
+    """Returns the gradient over the objective's groups and (loss, metrics, model state), averaged over microbatches.
 
-    def one(model_state, batch, rngs, shared):
+    Each microbatch begins with the step's own model state, so that statistics move once a step however it is divided.
+    """
+
+    def one(batch, rngs, shared):
         outputs, pull = shared or _forward(stage, params, model_state, frozen, batch, rngs, variant)
 
         def loss(own, outputs):
@@ -291,29 +300,18 @@ def _gradient(stage: Stage, objective: Objective, params, model_state, frozen, b
 
     parts = stage.hparams.accumulate
     if parts == 1:
-        return one(model_state, batch, rngs, shared)
+        return one(batch, rngs, shared)
 
     # Microbatch m takes the slots m, m + parts, ...: every device keeps the examples it has.
     def split(leaf):
         return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
-    def body(model_state, micro):
-        grads, (value, metrics, model_state) = one(model_state, micro[0], Rngs(micro[2], micro[1]), None)
-        return model_state, (grads, value, metrics)
-
     steps = jax.vmap(partial(jax.random.fold_in, rngs.step_key))(jnp.arange(1, parts + 1))
-    batches = (jax.tree.map(split, batch), split(rngs.example_keys), steps)
-    first = jax.eval_shape(lambda: body(model_state, jax.tree.map(lambda leaf: leaf[0], batches))[1])
+    batches = (jax.tree.map(split, batch), Rngs(steps, split(rngs.example_keys)))
+    first = jax.eval_shape(lambda: one(*jax.tree.map(lambda leaf: leaf[0], batches), None))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
-
-    def accumulate(carry, micro):
-        model_state, total = carry
-        model_state, new = body(model_state, micro)
-        return (model_state, jax.tree.map(jnp.add, total, new)), None
-
-    (model_state, total), _ = jax.lax.scan(accumulate, (model_state, zero), batches)
-    grads, value, metrics = jax.tree.map(lambda leaf: leaf / parts, total)
-    return grads, (value, metrics, model_state)
+    total, _ = jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, one(*micro, None)), None), zero, batches)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def _conclude(stage: Stage, writer: MetricsWriter | None, clock: _Clock, progress: Progress) -> None:

@@ -1,10 +1,13 @@
 """The contrastive loss against its definition in NumPy. Tolerance 1e-5 relative: float32 against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from smallest import build, get_config
+from smallest import Said, batches, build, get_config
+from tiny_folder import CONFIGS, random_variables
 
+from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.stages.clap import contrast
 from audioldm2_jax.training import loop
 
@@ -44,3 +47,33 @@ def test_accumulation_is_refused(tmp_path):
     config.train.clap.accumulate = 2
     with pytest.raises(ValueError, match=r"train.clap.accumulate=2: the loss compares the examples.*set it to 1"):
         loop.train(build("clap", config), None, tmp_path, None)
+
+
+def test_starts_from_the_statistics_and_within_the_bounds_of_the_temperature(tmp_path):
+    """A CLAP to go on from: its BatchNorm's mean moves a tenth of the way, and its temperature comes within bounds.
+
+    LAION-CLAP clips the parameter; with a bound inside the loss one above it would have no gradient and stay there.
+    """
+    config = get_config()
+    config.train.clap.update(steps=1, ema=0.0, learning_rate=0.0, weight_decay=0.0)
+    stage = build("clap", config)
+    fields = config.models.clap.to_dict()
+    variables = random_variables("text_encoder", CONFIGS["text_encoder"] | fields)
+    statistics = variables["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]
+    statistics["mean"] = np.full_like(statistics["mean"], 1000.0)
+    variables["params"] |= {"logit_scale_a": np.float32(7.0), "logit_scale_t": np.float32(-1.0)}
+    stage.components = {"text_encoder": Component(stage.module, variables, fields)}
+    trained = loop.train(stage, batches(stage), tmp_path, Said())
+
+    mean = trained.model_state["clap"]["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]["mean"]
+    assert np.abs(np.asarray(mean) - 900).max() < 11  # a mel in dB is within -100..100
+    assert float(trained.params["clap"]["logit_scale_a"]) == pytest.approx(np.log(100))
+    assert float(trained.params["clap"]["logit_scale_t"]) == 0
+    written = stage.results(trained.params, trained.model_state, {}, None)["text_encoder"].variables
+    assert jax.tree.structure(written) == jax.tree.structure(variables)
+
+
+def test_temperature_has_a_gradient_everywhere():
+    audio, text = np.eye(4, dtype=np.float32), np.roll(np.eye(4, dtype=np.float32), 1, 0)
+    slope = jax.grad(lambda scale: contrast(audio, text, scale, scale, jnp.ones(4, bool))[0])
+    assert all(float(slope(jnp.float32(scale))) > 1 for scale in (1.0, np.log(100), 5.0))

@@ -40,7 +40,7 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     monkeypatch.setattr(c, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))
     given = {key: jnp.asarray(value) for key, value in batch(CLIPS).items() if key != "waveform"}
     given |= {"waveform": None, "t5_ids": jnp.full((CLIPS, TOKENS), 9), "t5_mask": jnp.ones((CLIPS, TOKENS), int)}
-    stage._loss({"unet": {}}, (), {}, {}, given, keys(CLIPS))
+    stage._loss({"unet": {}}, (), {}, {}, stage.weigh(given), keys(CLIPS))
 
     loa = np.asarray(seen[0].loa)
     assert (loa == loa[:, :1, :1]).all()
@@ -63,11 +63,11 @@ def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
     stage = build("joint", config)
     (objective,) = stage.objectives(None)
     assert objective.groups == ("unet", "gpt2", "projection", "t5")
-    params = jax.device_get(stage.initial())
+    params = {group: variables["params"] for group, variables in jax.device_get(stage.initial()).items()}
 
     @jax.jit
     def norms(params, frozen, given):
-        grads, _ = loop._gradient(stage, objective, params, {}, frozen, given, keys(2), None, None)
+        grads, _ = loop._gradient(stage, objective, params, {}, frozen, stage.weigh(given), keys(2), None, None)
         return {group: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[group]))) for group in grads}
 
     given = {key: value for key, value in batch(2).items() if key in stage.batch_fields}

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from smallest import build, get_config
 
-from audioldm2_jax.stages.language_model import LanguageModelStage, language_components, loa_distance
+from audioldm2_jax.stages.language_model import (
+    LanguageModelStage,
+    caption_weight,
+    language_components,
+    loa_distance,
+)
 
 
 @pytest.mark.parametrize("kind, power", [("mse", 2), ("l1", 1)])
@@ -16,8 +21,10 @@ def test_distance_counts_captioned_clips(kind, power):
     made, loa = np.random.default_rng(0).standard_normal((2, 4, 3, 5), np.float32)
     captioned = np.array([True, False, True, True])
     wanted = (np.abs(made - loa).astype(np.float64) ** power)[captioned].mean()
-    assert float(loa_distance(made, loa, kind, jnp.asarray(captioned))) == pytest.approx(wanted, rel=1e-5)
-    assert float(loa_distance(made, loa, kind, jnp.zeros(4, bool))) == 0
+    assert float(loa_distance(made, loa, kind, caption_weight(jnp.asarray(captioned)))) == pytest.approx(
+        wanted, rel=1e-5
+    )
+    assert float(loa_distance(made, loa, kind, caption_weight(jnp.zeros(4, bool)))) == 0
 
 
 def test_unknown_loss():

@@ -72,7 +72,7 @@ def test_declared_keys_and_groups_are_those_of_the_stage(name):
         def loss(params, state, objective=objective):
             rngs = of_step(jax.random.key(0), 0, 4)
             outputs = stage.forward(params, state, stage.frozen, given, rngs, variant)
-            return objective.loss(params, outputs, state, stage.frozen, given, rngs)
+            return objective.loss(params, outputs, state, stage.frozen, stage.weigh(given), rngs)
 
         value, (metrics, after) = jax.eval_shape(loss, params, state)
         assert value.shape == () and all(metric.shape == () for metric in metrics.values())

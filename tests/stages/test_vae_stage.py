@@ -54,9 +54,9 @@ def test_plain_loss(made):
 
 
 def logits(stage, params, state, mel):
-    variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+    variables = {"params": params["discriminator"], **state["discriminator"]}
     (scores, _), after = stage.discriminator.apply(variables, mel, use_running_average=False, mutable=["batch_stats"])
-    return np.asarray(scores[0], np.float64), after["batch_stats"]
+    return np.asarray(scores[0], np.float64), after
 
 
 def test_hinge_loss_and_running_statistics(made):
@@ -81,7 +81,7 @@ def test_adaptive_weight_is_the_ratio_of_two_gradients(made):
 
     def adversarial(vae):
         out = stage.forward({**params, "vae": vae}, state, {}, given, KEYS, "adversarial")
-        variables = {"params": params["discriminator"], "batch_stats": state["discriminator"]}
+        variables = {"params": params["discriminator"], **state["discriminator"]}
         (scores, _), _ = stage.discriminator.apply(
             variables, out["output"], use_running_average=False, mutable=["batch_stats"]
         )

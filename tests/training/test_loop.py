@@ -162,14 +162,16 @@ def test_accumulating_trains_alike(tmp_path):
         assert a["fit/grad_norm"] == pytest.approx(b["fit/grad_norm"], rel=TOLERANCE)
 
 
-def test_model_state_passes_through_all_microbatches(tmp_path):
+def test_model_state_moves_once_a_step(tmp_path):
+    """As it does where the batch is not divided: spectral norm's vectors, for one, know of no batch."""
     trained, _ = toys.train(Duel(config(steps=3, accumulate=2), {}), tmp_path)
-    assert trained.model_state["critic"]["updates"] == 6
+    assert trained.model_state["critic"]["updates"] == 3
 
 
 def test_accumulation_refused():
     class Comparing(Line):
-        accumulates = False
+        def indivisible(self):
+            return "the loss compares"
 
     with pytest.raises(ValueError, match=r"train.audiomae.accumulate=2: .*cannot be accumulated; set it to 1"):
         toys.train(Comparing(config(accumulate=2), {}), None)
@@ -196,8 +198,8 @@ def test_two_objectives_share_one_forward_and_are_updated_in_order(tmp_path, opt
     """
     settings = config(steps=1, ema=0.0, warmup=0, clip_norm=0.0, learning_rate=0.5, optimizer=optimizer)
     stage = Duel(settings, {})
-    start, _ = stage.init(jax.random.key(3))
-    stage.initial = lambda: start
+    start, state = stage.init(jax.random.key(3))
+    stage.initial = lambda: {group: {"params": tree, **state.get(group, {})} for group, tree in start.items()}
     trained, _ = toys.train(stage, tmp_path)
     assert stage.forwards == 1
 
@@ -240,15 +242,43 @@ def test_moving_average_is_what_is_handed_on(tmp_path):
 def test_starts_from_what_is_given(tmp_path):
     stage = Line(config(steps=1, learning_rate=0.0, weight_decay=0.0), {})
     given = {"line": {"kernel": np.eye(toys.WIDTH, dtype=np.float32), "bias": np.ones(toys.WIDTH, np.float32)}}
-    stage.initial = lambda: given
+    stage.initial = lambda: {"line": {"params": given["line"]}}
     close(toys.train(stage, tmp_path)[0].params, given)
 
-    stage.initial = lambda: {"line": {"kernel": np.eye(3, dtype=np.float32), "bias": given["line"]["bias"]}}
+    stage.initial = lambda: {"line": {"params": given["line"] | {"kernel": np.eye(3, dtype=np.float32)}}}
     with pytest.raises(ValueError, match=r"audiomae.line/kernel: the recipe has shape \(6, 6\).*start from \(3, 3\)"):
         toys.train(stage, tmp_path / "shape")
-    stage.initial = lambda: {"line": {"kernel": given["line"]["kernel"]}}
+    stage.initial = lambda: {"line": {"params": {"kernel": given["line"]["kernel"]}}}
     with pytest.raises(ValueError, match="only the recipe's network has 'bias'"):
         toys.train(stage, tmp_path / "keys")
+
+
+def test_model_state_starts_from_what_is_given(tmp_path):
+    """That of any group, and of those alone that are given something."""
+    stage = Duel(config(steps=1), {})
+    params, _ = stage.init(jax.random.key(3))
+    stage.initial = lambda: {"critic": {"params": params["critic"], "updates": np.float32(40)}}
+    assert toys.train(stage, tmp_path)[0].model_state["critic"]["updates"] == 41
+    stage.initial = lambda: {"critic": {"params": params["critic"]}}
+    with pytest.raises(ValueError, match=r"vocoder.critic: only the recipe's network has 'updates'"):
+        toys.train(stage, tmp_path / "without")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_parameters_stay_within_their_bounds(tmp_path, ema):
+    """From the first on, and so does their average."""
+
+    class Bounded(Line):
+        def constrain(self, params):
+            return {"line": params["line"] | {"bias": jnp.clip(params["line"]["bias"], 1.0, 1.5)}}
+
+    for steps in (1, 2, 3):
+        trained, _ = toys.train(
+            Bounded(config(steps=steps, learning_rate=10.0, warmup=0, ema=ema), {}), tmp_path / str(steps)
+        )
+        bias = np.asarray(trained.params["line"]["bias"])
+        assert bias.min() >= 1.0 and bias.max() <= 1.5
+        assert ema or set(bias) <= {np.float32(1.0), np.float32(1.5)}
 
 
 def test_one_executable_a_variant(tmp_path):

@@ -80,7 +80,7 @@ def test_results_go_from_stage_to_stage(whole):
         own = model_folder.read_component(run.stage_folder(config, maker) / "result", part)
         jax.tree.map(np.testing.assert_array_equal, found[part].variables, own.variables)
     stage = STAGES["joint"](config, found)
-    jax.tree.map(np.testing.assert_array_equal, stage.initial()["unet"], found["unet"].variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, stage.initial()["unet"], found["unet"].variables)
     assert found["vae"].config["scaling_factor"] == stage.scale != 1.0
 
 
