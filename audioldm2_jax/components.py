@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import buffers
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
+from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
 from audioldm2_jax.models.clap import Clap, ClapText
 from audioldm2_jax.models.gpt2 import GPT2
@@ -397,3 +399,40 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
         return SPECS[name]
     known = ", ".join(spec.model_type or spec.class_name for spec in specs)
     raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
+
+
+def recipe_fields(config: ConfigDict, name: str) -> dict[str, Any]:
+    """The config of component `name` as a recipe has it: its section of `models`, and what follows from others."""
+    models, audio = config.models, config.audio
+    if name == "projection_model":
+        return {
+            "text_encoder_dim": models.text_encoder.projection_dim,
+            "text_encoder_1_dim": models.text_encoder_2.d_model,
+            "langauge_model_dim": models.language_model.n_embd,
+        }
+    mel = {"model_in_dim": audio.mel.n_mels, "sampling_rate": audio.sampling_rate} if name == "vocoder" else {}
+    return models[name].to_dict() | mel
+
+
+def recipe_config(config: ConfigDict, name: str) -> dict[str, Any]:
+    """`recipe_fields`, and what else of the recipe config.json has to say: how long a LOA the language model writes."""
+    further = {}
+    if name == "language_model":
+        audiomae = config.models.audiomae
+        grid = (extent // audiomae.patch_size for extent in audiomae.img_size)
+        further["max_new_tokens"] = loa_tokens(config.loa.pooling, *grid)
+    return recipe_fields(config, name) | further
+
+
+def latent_frames(config: ConfigDict, vae: Config) -> int:
+    """Latent frames of a clip of the recipe, the UNet's `sample_size`, by which diffusers finds the clip's length."""
+    frames = round(config.audio.seconds * config.audio.sampling_rate) // config.audio.mel.hop_length
+    return frames // 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def build_from_recipe(config: ConfigDict, name: str) -> nn.Module:
+    """The Linen module of component `name` as a recipe describes it, in the recipe's precision."""
+    network = SPECS[name].network
+    settings = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    known = {field.name for field in dataclasses.fields(network)}
+    return network(**recipe_fields(config, name), **{key: settings[key] for key in settings if key in known})

@@ -70,8 +70,8 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
             ("audio.fbank.n_mels", "models.audiomae.img_size"),
             ("models.audiomae.img_size", "audio.seconds"),
             ("audio.mel.fmax", "audio.sampling_rate"),
-            ("models.clap.text_config.vocab_size", "text.vocabulary"),
-            ("models.t5.vocab_size", "text.vocabulary"),
+            ("models.text_encoder.text_config.vocab_size", "text.vocabulary"),
+            ("models.text_encoder_2.vocab_size", "text.vocabulary"),
         )
         if _at(config, key) != _at(changed, key)
     ]
@@ -120,8 +120,8 @@ def _tables(config: ConfigDict) -> tuple[tuple[str, str, ConfigDict], ...]:
     """Each text encoder: its component, its tokenizer's key, and the section with the rows of its table."""
     models = config.models
     return (
-        ("text_encoder", "clap_tokenizer", models.clap.text_config),
-        ("text_encoder_2", "t5_tokenizer", models.t5),
+        ("text_encoder", "clap_tokenizer", models.text_encoder.text_config),
+        ("text_encoder_2", "t5_tokenizer", models.text_encoder_2),
     )
 
 
@@ -189,7 +189,11 @@ def _poolings(config: ConfigDict) -> Iterator[str]:
 
 
 def _clap(config: ConfigDict) -> Iterator[str]:
-    clap, tower, text = config.audio.clap, config.models.clap.audio_config, config.models.clap.text_config
+    clap, tower, text = (
+        config.audio.clap,
+        config.models.text_encoder.audio_config,
+        config.models.text_encoder.text_config,
+    )
     try:
         settings = mel.ClapMelSettings(
             samples=round(clap.seconds * clap.sampling_rate), **{k: v for k, v in clap.items() if k != "seconds"}
@@ -199,26 +203,29 @@ def _clap(config: ConfigDict) -> Iterator[str]:
         return
     if clap.n_mels != tower.num_mel_bins:
         yield (
-            f"audio.clap.n_mels={clap.n_mels} and models.clap.audio_config.num_mel_bins={tower.num_mel_bins}: make "
-            "them the same"
+            f"audio.clap.n_mels={clap.n_mels} and models.text_encoder.audio_config.num_mel_bins={tower.num_mel_bins}: "
+            "make them the same"
         )
     most = tower.spec_size**2 // tower.num_mel_bins
     if settings.frames > most:
         yield (
-            f"audio.clap.seconds={clap.seconds:g} are {settings.frames} frames, and models.clap.audio_config.spec_size="
-            f"{tower.spec_size} takes {most}: shorten the one, or enlarge the other or audio.clap.hop_length"
+            f"audio.clap.seconds={clap.seconds:g} are {settings.frames} frames, and "
+            f"models.text_encoder.audio_config.spec_size={tower.spec_size} takes {most}: "
+            "shorten the one, or enlarge the other or audio.clap.hop_length"
         )
     room = text.max_position_embeddings - 2
     if config.text.clap_length > room:
         yield (
-            f"text.clap_length={config.text.clap_length}, and models.clap.text_config.max_position_embeddings="
+            f"text.clap_length={config.text.clap_length}, and models.text_encoder.text_config.max_position_embeddings="
             f"{text.max_position_embeddings} leaves room for {room} tokens"
         )
 
 
 def _words(config: ConfigDict) -> Iterator[str]:
     text = config.text
-    for (_, tokenizer, section), key in zip(_tables(config), ("models.clap.text_config", "models.t5")):
+    for (_, tokenizer, section), key in zip(
+        _tables(config), ("models.text_encoder.text_config", "models.text_encoder_2")
+    ):
         rows = section.vocab_size
         if not text[tokenizer] and text.vocabulary > rows:
             yield (
@@ -271,7 +278,10 @@ def _vocoder(config: ConfigDict) -> Iterator[str]:
 
 def _unet_contexts(config: ConfigDict) -> Iterator[str]:
     models = config.models
-    widths = ("models.audiomae.embed_dim", models.audiomae.embed_dim), ("models.t5.d_model", models.t5.d_model)
+    widths = (
+        ("models.audiomae.embed_dim", models.audiomae.embed_dim),
+        ("models.text_encoder_2.d_model", models.text_encoder_2.d_model),
+    )
     try:
         levels = contexts_per_level(models.unet.cross_attention_dim, len(models.unet.block_out_channels))
     except ValueError as error:
@@ -289,19 +299,19 @@ def _unet_contexts(config: ConfigDict) -> Iterator[str]:
 
 def _language(config: ConfigDict) -> Iterator[str]:
     models, loa = config.models, config.loa
-    if models.gpt2.n_embd != models.audiomae.embed_dim:
+    if models.language_model.n_embd != models.audiomae.embed_dim:
         yield (
-            f"models.gpt2.n_embd={models.gpt2.n_embd} and models.audiomae.embed_dim={models.audiomae.embed_dim}: GPT-2 "
-            "writes AudioMAE's features, make them the same"
+            f"models.language_model.n_embd={models.language_model.n_embd} and "
+            f"models.audiomae.embed_dim={models.audiomae.embed_dim}: GPT-2 writes AudioMAE's features, make them the same"
         )
     time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
     tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))
     places = config.text.t5_length + _AROUND_TEXT + tokens
-    if places - 1 > models.gpt2.n_positions:
+    if places - 1 > models.language_model.n_positions:
         yield (
             f"GPT-2 reads text.t5_length={config.text.t5_length} tokens and writes {tokens} of the LOA (loa.pooling="
-            f"{loa.pooling}), {places} places with those around them, and models.gpt2.n_positions is "
-            f"{models.gpt2.n_positions}: enlarge it to {places}, shorten the captions or pool more"
+            f"{loa.pooling}), {places} places with those around them, and models.language_model.n_positions is "
+            f"{models.language_model.n_positions}: enlarge it to {places}, shorten the captions or pool more"
         )
 
 

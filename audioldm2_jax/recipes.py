@@ -118,7 +118,7 @@ def base() -> ConfigDict:
                     "decoder_num_heads": 16,
                     "positions": (),  # grid of the position tables; (): the patches' own; published weights: (8, 64)
                 },
-                "clap": {
+                "text_encoder": {
                     "projection_dim": 512,
                     "logit_scale_init_value": 14.285714285714285,
                     "text_config": {
@@ -145,7 +145,7 @@ def base() -> ConfigDict:
                         "hidden_dropout_prob": 0.1,
                     },
                 },
-                "t5": {
+                "text_encoder_2": {
                     "vocab_size": 32128,
                     "d_model": 1024,
                     "d_kv": 64,
@@ -157,7 +157,7 @@ def base() -> ConfigDict:
                     "dropout_rate": 0.1,
                     "layer_norm_epsilon": 1e-6,
                 },
-                "gpt2": {
+                "language_model": {
                     "n_embd": 768,
                     "n_layer": 12,
                     "n_head": 12,
@@ -352,8 +352,8 @@ def tiny() -> ConfigDict:
         decoder_depth=2,
         decoder_num_heads=3,
     )
-    config.models.clap.projection_dim = 128
-    config.models.clap.text_config.update(
+    config.models.text_encoder.projection_dim = 128
+    config.models.text_encoder.text_config.update(
         vocab_size=512,
         hidden_size=128,
         num_hidden_layers=2,
@@ -363,7 +363,7 @@ def tiny() -> ConfigDict:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    config.models.clap.audio_config.update(
+    config.models.text_encoder.audio_config.update(
         spec_size=128,
         window_size=4,
         patch_size=8,
@@ -375,8 +375,10 @@ def tiny() -> ConfigDict:
         num_attention_heads=(1, 2, 4),
         num_classes=16,
     )
-    config.models.t5.update(vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
-    config.models.gpt2.update(
+    config.models.text_encoder_2.update(
+        vocab_size=512, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    config.models.language_model.update(
         n_embd=160, n_layer=4, n_head=5, n_positions=128, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0
     )
     config.models.vae.update(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8)

@@ -59,7 +59,7 @@ def write_random_model(path: Path) -> None:
     """A whole model folder with the base recipe's sizes."""
     config = recipes.base()
     models = {name: config.models[name].to_dict() for name in config.models}
-    clap, t5, gpt2 = (models[name] for name in ("clap", "t5", "gpt2"))
+    clap, t5, gpt2 = (models[name] for name in ("text_encoder", "text_encoder_2", "language_model"))
     widths = (clap["projection_dim"], t5["d_model"], gpt2["n_embd"])
     configs = {
         "unet": models["unet"] | {"sample_size": 256},
@@ -83,8 +83,7 @@ def write_random_model(path: Path) -> None:
         shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *SPECS[name].dummy_inputs(module)))  # noqa: B023
         model_folder.write_component(path, name, fields, jax.tree_util.tree_map_with_path(draw, shapes))
     model_folder.write_scheduler(path, NoiseSchedule(**config.scheduler.to_dict()))
-    heard = config.audio.clap.to_dict()
-    model_folder.write_feature_extractor(path, **heard)
+    model_folder.write_feature_extractor(path, **config.audio.clap.to_dict())
     Tokenizers(train_clap([PROMPT], 300, 77), train_t5([PROMPT], 300, 128)).save(path)
     model_folder.write_index(path)
 

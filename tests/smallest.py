@@ -17,23 +17,8 @@ from audioldm2_jax.stages import STAGES, Stage
 SAMPLES = 10240
 TOKENS = 12
 STEPS = 4
-# Section of `config.models` → component of the model folder.
-NETWORKS = {
-    "audiomae": "audiomae",
-    "clap": "text_encoder",
-    "t5": "text_encoder_2",
-    "gpt2": "language_model",
-    "vae": "vae",
-    "unet": "unet",
-    "vocoder": "vocoder",
-}
-
-EMPTY_TEXT = {
-    "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
-    "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
-    "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
-    "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
-}
+# Components that `config.models` describes.
+NETWORKS = ("audiomae", "text_encoder", "text_encoder_2", "language_model", "vae", "unet", "vocoder")
 
 
 def get_config() -> ConfigDict:
@@ -48,8 +33,8 @@ def get_config() -> ConfigDict:
     config.audio.clap.update(seconds=0.63, n_mels=16)
     config.text.update(clap_length=TOKENS, t5_length=TOKENS, vocabulary=VOCABULARY)
     config.loa.update(pooling=2, training_poolings=(1, 2))
-    for section, name in NETWORKS.items():
-        fields = config.models[section]
+    for name in NETWORKS:
+        fields = config.models[name]
         fields.update({key: value for key, value in CONFIGS[name].items() if key in fields})
     # Attention in the middle alone: the UNet is what takes longest to compile.
     config.models.unet.update(
@@ -57,8 +42,8 @@ def get_config() -> ConfigDict:
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
-    config.models.gpt2.n_layer = 1
-    config.models.clap.audio_config.update(depths=(1, 1))
+    config.models.language_model.n_layer = 1
+    config.models.text_encoder.audio_config.update(depths=(1, 1))
     config.models.patch_discriminator.widths = (4, 8)
     config.models.period_discriminator.update(periods=(2, 3), channels=(4, 4))
     config.models.scale_discriminator.update(scales=2, channels=(4, 4), groups=(1, 1))
@@ -75,9 +60,8 @@ def get_config() -> ConfigDict:
 def components(stage: type[Stage], config: ConfigDict) -> dict[str, model_folder.Component]:
     """What `stage` reads, with random weights."""
     found = {}
-    sections = {name: section for section, name in NETWORKS.items()}
     for number, name in enumerate((*stage.needs(config), *stage.continues(config))):
-        own = config.models[sections[name]].to_dict() if name in sections else {}
+        own = config.models[name].to_dict() if name in NETWORKS else {}
         fields = CONFIGS[name] | own
         found[name] = model_folder.Component(
             model_folder.build(name, fields), random_variables(name, fields, number), fields

@@ -28,7 +28,7 @@ CALL = {"num_inference_steps": 10, "guidance_scale": 3.5, "audio_length_in_s": 2
 def configs() -> dict:
     """What each config.json says at the paper's sizes."""
     sizes = recipes.get("base").models.to_dict()
-    clap, t5, gpt2 = sizes["clap"], sizes["t5"], sizes["gpt2"]
+    clap, t5, gpt2 = sizes["text_encoder"], sizes["text_encoder_2"], sizes["language_model"]
     return {
         "unet": sizes["unet"] | {"sample_size": 256},
         "vae": sizes["vae"] | {"scaling_factor": 0.4},

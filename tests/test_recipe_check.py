@@ -74,11 +74,14 @@ def test_the_mel_follows_the_sampling_rate():
 
 def test_tables_follow_a_larger_vocabulary():
     config, lines = recipe_check.follow(changed("tiny", text__vocabulary=1000))
-    assert config.models.clap.text_config.vocab_size == config.models.t5.vocab_size == 1000
-    assert [line.split(":")[0] for line in lines] == ["models.clap.text_config.vocab_size", "models.t5.vocab_size"]
+    assert config.models.text_encoder.text_config.vocab_size == config.models.text_encoder_2.vocab_size == 1000
+    assert [line.split(":")[0] for line in lines] == [
+        "models.text_encoder.text_config.vocab_size",
+        "models.text_encoder_2.vocab_size",
+    ]
     recipe_check.check(config, ALL)
     pretrained, lines = recipe_check.follow(changed("base", text__vocabulary=99999))
-    assert pretrained.models.t5.vocab_size == 32128 and not lines
+    assert pretrained.models.text_encoder_2.vocab_size == 32128 and not lines
     recipe_check.check(pretrained, ALL)
 
 
@@ -103,23 +106,23 @@ def test_what_clap_takes_of_longer_clips_is_said():
         ({"audio__mel__n_mels": 60}, "audio.mel.n_mels=60 is no multiple"),
         ({"audio__mel__hop_length": 160}, r"models.vocoder.upsample_rates=\(5, 4, 4, 4\) make 320"),
         ({"audio__clap__seconds": 5.0}, r"audio.clap.seconds=5 are 501 frames, and .*spec_size=128 takes 256"),
-        ({"audio__clap__n_mels": 32}, "audio.clap.n_mels=32 and models.clap.audio_config.num_mel_bins=64"),
+        ({"audio__clap__n_mels": 32}, "audio.clap.n_mels=32 and models.text_encoder.audio_config.num_mel_bins=64"),
         ({"audio__clap__fmax": 30000.0}, "audio.clap: .*30000"),
         ({"text__clap_length": 77}, "text.clap_length=77, and .*max_position_embeddings=42 leaves room for 40"),
-        ({"text__t5_length": 120}, "models.gpt2.n_positions is 128: enlarge it to 133"),
+        ({"text__t5_length": 120}, "models.language_model.n_positions is 128: enlarge it to 133"),
         (
             {"text__vocabulary": 1000, "init_from__text_encoder": "x"},
-            r"text.vocabulary=1000 .*--config.models.clap.text_config.vocab_size=1000",
+            r"text.vocabulary=1000 .*--config.models.text_encoder.text_config.vocab_size=1000",
         ),
         (
             {"text__vocabulary": 1000, "init_from__text_encoder_2": "x"},
-            r"--config.models.t5.vocab_size=1000 \(now 512\)",
+            r"--config.models.text_encoder_2.vocab_size=1000 \(now 512\)",
         ),
         ({"loa__pooling": 32}, "loa.pooling=32: AudioMAE's grid has 16 steps"),
         ({"loa__training_poolings": (4, 99)}, "loa.training_poolings"),
         ({"models__vae__latent_channels": 4}, "are 4, 8 and 8: make them the same"),
-        ({"models__gpt2__n_embd": 320}, "models.gpt2.n_embd=320 and models.audiomae.embed_dim=160"),
-        ({"models__t5__d_model": 64}, "has 128 where models.t5.d_model is 64"),
+        ({"models__gpt2__n_embd": 320}, "models.language_model.n_embd=320 and models.audiomae.embed_dim=160"),
+        ({"models__t5__d_model": 64}, "has 128 where models.text_encoder_2.d_model is 64"),
         ({"models__unet__cross_attention_dim": ((160,), (96,), (None, 160, 128))}, "has 96 where models.audiomae"),
         ({"models__unet__cross_attention_dim": ((160,), (160,))}, "models.unet: cross_attention_dim"),
         ({"train__vae__crop_frames": 66}, "train.vae.crop_frames=66 is no multiple of the 4"),

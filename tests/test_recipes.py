@@ -7,15 +7,12 @@ import importlib.util
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
-from audioldm2_jax.audio.front_ends import front_ends
-from audioldm2_jax.stages import STAGES, diffusion, language_model
-from audioldm2_jax.stages.base import module_fields
+from audioldm2_jax.components import SPECS, build_from_recipe
 from audioldm2_jax.training import optim
 
 NAMES = ("tiny", "base", "large", "48k")
@@ -63,12 +60,12 @@ def test_knobs_make_sense(name):
     assert config.audio.clap.seconds == int(config.audio.clap.seconds)
     assert config.models.vae.latent_channels == config.models.unet.in_channels == config.models.unet.out_channels
     widths = jax.tree.leaves(config.models.unet.cross_attention_dim)
-    assert set(widths) == {config.models.gpt2.n_embd, config.models.t5.d_model}
-    assert config.models.gpt2.n_embd == config.models.audiomae.embed_dim
+    assert set(widths) == {config.models.language_model.n_embd, config.models.text_encoder_2.d_model}
+    assert config.models.language_model.n_embd == config.models.audiomae.embed_dim
     assert config.loa.pooling in config.loa.training_poolings
     grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
     tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))
-    assert config.text.t5_length + 5 + tokens <= config.models.gpt2.n_positions
+    assert config.text.t5_length + 5 + tokens <= config.models.language_model.n_positions
     for stage in config.train.values():
         rate = optim.learning_rate(stage)
         assert 0 <= float(rate(stage.steps)) <= stage.learning_rate * 1.001
@@ -79,23 +76,10 @@ def count(tree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def shapes(config: ConfigDict) -> dict:
-    """Shapes of the networks that the recipe trains from nothing."""
-    from audioldm2_jax.models.hifigan import HifiGan
-    from audioldm2_jax.models.unet import UNet
-    from audioldm2_jax.models.vae import AutoencoderKL
-
-    ends, key = front_ends(config), jax.random.key(0)
-    vae = AutoencoderKL(**module_fields(config, "vae"))
-    unet = UNet(**module_fields(config, "unet"))
-    vocoder = HifiGan(
-        **config.models.vocoder, model_in_dim=ends.mel.n_mels, sampling_rate=ends.mel.sampling_rate, dtype=jnp.float32
-    )
-    return {
-        "vae": jax.eval_shape(lambda: vae.init(key, jnp.zeros((1, 16, ends.mel.n_mels, 1)))),
-        "unet": jax.eval_shape(lambda: diffusion.init_unet(unet, key)),
-        "vocoder": jax.eval_shape(lambda: vocoder.init(key, jnp.zeros((1, 8, ends.mel.n_mels)))),
-    }
+def shape(config: ConfigDict, name: str) -> dict:
+    """Shapes of a network as the recipe trains it from nothing."""
+    module = build_from_recipe(config, name)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *SPECS[name].dummy_inputs(module)))["params"]
 
 
 @pytest.mark.parametrize(
@@ -107,20 +91,16 @@ def shapes(config: ConfigDict) -> dict:
     ],
 )
 def test_sizes_are_the_papers(name, wanted):
-    made = shapes(recipes.get(name))
+    config = recipes.get(name)
     # The vocoder's `mean` and `scale` are inputs' statistics in its file, and no parameters of ours.
-    assert {part: count(made[part]) for part in wanted} == wanted
+    assert {part: count(shape(config, part)) for part in wanted} == wanted
 
 
 def test_language_model_of_base_is_gpt2_without_its_words():
     config = recipes.get("base")
-    modules = language_model.language_modules(config)
-    made = jax.eval_shape(
-        lambda: language_model.init_language(config, modules, ("gpt2", "projection", "t5"), jax.random.key(0))
-    )
-    assert count(made["gpt2"]) == 124_439_808 - 50_257 * 768
-    assert count(made["projection"]) == 1_184_256
-    assert count(made["t5"]) == 341_231_104
+    assert count(shape(config, "language_model")) == 124_439_808 - 50_257 * 768
+    assert count(shape(config, "projection_model")) == 1_184_256
+    assert count(shape(config, "text_encoder_2")) == 341_231_104
 
 
 def config_file(name: str):

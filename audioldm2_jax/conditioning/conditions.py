@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 Text = Mapping[str, jax.Array]
+TEXT_FIELDS = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
+"""The fields of the batch that hold captions."""
 
 
 class Conditions(NamedTuple):
@@ -53,3 +55,11 @@ def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> 
         slots = mask.removesuffix("_mask") + "_slots"
         replaced[slots] = jnp.maximum(text.get(slots, text[mask]), replaced[mask])
     return replaced, dropped
+
+
+def caption_weight(captioned: jax.Array) -> jax.Array:
+    """Returns weights [batch] whose mean product with a loss is that loss's mean over the captioned examples.
+
+    Where none has a caption they are all 0.
+    """
+    return captioned * (captioned.shape[0] / jnp.maximum(captioned.sum(), 1))

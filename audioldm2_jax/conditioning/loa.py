@@ -70,9 +70,14 @@ def pooling_of(tokens: int, time: int, frequency: int) -> int:
       ValueError: where none does.
     """
     for pooling in range(1, time + 1):
-        if (time // pooling) * (frequency // min(pooling, frequency)) == tokens:
+        if loa_tokens(pooling, time, frequency) == tokens:
             return pooling
     raise ValueError(f"No pooling of AudioMAE's {time} × {frequency} tokens gives the {tokens} of this model's LOA.")
+
+
+def loa_tokens(pooling: int, time: int, frequency: int) -> int:
+    """The tokens of the LOA that a grid of time × frequency tokens gives with a pooling (`pool_loa`)."""
+    return (time // pooling) * (frequency // min(pooling, frequency))
 
 
 def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array:
@@ -180,6 +185,24 @@ def teacher_forced_loa(
     _check_length(gpt2, inputs.mask.shape[1])
     hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **dropout_arguments(dropout_key))
     return hidden[:, p - 1 :]
+
+
+def loa_distance(made: jax.Array, loa: jax.Array, kind: str, weight: jax.Array) -> jax.Array:
+    """Returns the distance of LOAs [batch, tokens, dim], a mean over elements and over examples by their weights.
+
+    mse is the mean squared error [arXiv 2308.05734, eq. 5]. l1 is the mean absolute error, once: TF's training_step
+    (modules/audiomae/sequence_gen/sequence_input.py) adds to it the error of a few generated tokens with
+    `use_ar_gen_loss`, and without it, as in its configs, the same error again. In the joint stage
+    `language_weight=2.0` is that sum; alone, AdamW makes nothing of the factor.
+
+    Raises:
+        ValueError: `kind` is neither.
+    """
+    if kind not in ("mse", "l1"):
+        raise ValueError(f"loss={kind!r} of the language model: choose mse or l1")
+    difference = made.astype(jnp.float32) - loa
+    distance = (jnp.square(difference) if kind == "mse" else jnp.abs(difference)).mean((1, 2))
+    return (distance * weight).mean()
 
 
 def _wrap_text(slots: jax.Array) -> jax.Array:

@@ -106,8 +106,8 @@ def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | N
         ValueError: there are ids without a row; the message names the keys.
     """
     for name, tokenizer, rows, key in (
-        ("CLAP", tokenizers.clap, clap_rows, "models.clap.text_config.vocab_size"),
-        ("T5", tokenizers.t5, t5_rows, "models.t5.vocab_size"),
+        ("CLAP", tokenizers.clap, clap_rows, "models.text_encoder.text_config.vocab_size"),
+        ("T5", tokenizers.t5, t5_rows, "models.text_encoder_2.vocab_size"),
     ):
         if rows is not None and tokenizer.vocabulary > rows:
             raise ValueError(

@@ -254,3 +254,29 @@ def decode(
     """
     mel = vae(latents / scaling_factor, method="decode")[..., 0].astype(jnp.float32)
     return mel, vocoder(mel).astype(jnp.float32)
+
+
+def sample_beside(
+    vae: Network,
+    unet: Network,
+    schedule: NoiseSchedule,
+    mel: jax.Array,
+    conditions: Conditions,
+    uncond: Conditions,
+    scaling_factor: float | jax.Array,
+    guidance_scale: float,
+    num_steps: int,
+    key: jax.Array,
+) -> dict[str, jax.Array]:
+    """The mels of clips [b, frames, bands] beside those that the UNet makes of their conditions, of the same shape.
+
+    Args:
+      mel: of the clips.
+      key: one for all; each clip has its own noise.
+      others: as of `denoise` and `decode`.
+    """
+    mean, _ = jax.eval_shape(lambda: vae(mel[..., None], method="encode"))
+    noise = initial_latents(jax.random.split(key, mel.shape[0]), mean.shape[1:])
+    latents = denoise(unet, schedule, noise, conditions, uncond, guidance_scale, num_steps)
+    made = vae(latents / scaling_factor, method="decode")[..., 0]
+    return {"real_mel": mel, "generated_mel": made}

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.audio.front_ends import front_ends
-from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.models.audiomae import AudioMAE, unused_tensors
+from audioldm2_jax.models.audiomae import unused_tensors
 from audioldm2_jax.rngs import Rngs, dropout_arguments
-from audioldm2_jax.stages.base import Objective, Stage, module_fields
+from audioldm2_jax.stages.base import Objective, Stage
 
 
 class AudioMAEStage(Stage):
@@ -24,16 +23,7 @@ class AudioMAEStage(Stage):
 
     def setup(self):
         self.ends = front_ends(self.config)
-        self.module = AudioMAE(**module_fields(self.config, "audiomae"))
-
-    def init(self, key):
-        frames, bands = self.module.img_size
-        fbank = jnp.zeros((1, frames, bands))
-        variables = self.module.init(key, fbank, self.hparams.mask_ratio, key[None])
-        return {"audiomae": variables["params"]}, {}
-
-    def initial(self):
-        return self.given("audiomae", "audiomae")
+        self.module = self.modules["audiomae"]
 
     def objectives(self, variant):
         return (Objective("reconstruction", ("audiomae",), self._loss),)
@@ -53,8 +43,8 @@ class AudioMAEStage(Stage):
         return loss, ({}, state)
 
     def results(self, params, state, frozen, batch):
-        fields = self.config.models.audiomae.to_dict()
-        return {"audiomae": Component(self.module, {"params": params["audiomae"]}, fields, unused_tensors(self.module))}
+        part = self.component("audiomae", params, state)
+        return {"audiomae": part._replace(unused=unused_tensors(self.module))}
 
 
 def augment(waveform: jax.Array, keys: jax.Array) -> jax.Array:

@@ -7,16 +7,19 @@ batch and the random streams; sharding, precision, accumulation, averaging, savi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.components import SPECS, build_from_recipe, recipe_config
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.rngs import Rngs, named
 
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, jax.Array]
@@ -84,20 +87,33 @@ class Stage:
         """The weights of the frozen components, by name: what the loop hands to every jitted function."""
         return {name: self.components[name].variables for name in self.needs(self.config)}
 
-    def network(self, name: str, frozen: Mapping[str, Tree]) -> Network:
-        """Returns the frozen component `name` as something to call."""
+    @functools.cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The networks that the stage makes, by component; each is the parameter group of that name."""
+        return {name: build_from_recipe(self.config, name) for name in self.makes(self.config)}
+
+    def network(self, name: str, frozen: Mapping[str, Tree], params: Mapping[str, Tree] | None = None) -> Network:
+        """Returns the component `name` as something to call: with its group of `params`, or else frozen."""
+        if params and name in params:
+            return Network(self.modules[name], {"params": params[name]})
         return Network(self.components[name].module, frozen[name])
 
-    def given(self, group: str, component: str) -> dict[str, Tree]:
-        """Returns the variables that `group` starts from: all collections of `component`, if there is one."""
-        return {group: self.components[component].variables} if component in self.components else {}
+    def component(self, name: str, params: Tree, state: Tree, **fields: Any) -> Component:
+        """Returns a trained network as a component of the model folder, with the unused tensors of where it started.
 
-    def dropout(self, group: str, name: str, params: Mapping[str, Tree], rngs: Rngs) -> jax.Array | None:
-        """Returns the key of the dropout `name` in `group`'s network, None for none where it is not trained here.
-
-        The authors call `eval()` on their frozen networks.
+        Args:
+            fields: what its config.json says beyond the recipe.
         """
-        return rngs.step(name) if group in params else None
+        start, variables = self.components.get(name), {"params": params[name], **state.get(name, {})}
+        config = recipe_config(self.config, name) | fields
+        return Component(self.modules[name], variables, config, start.unused if start else {})
+
+    def dropout(self, name: str, params: Mapping[str, Tree], rngs: Rngs, use: str = "") -> jax.Array | None:
+        """Returns the key of dropout in the component `name`, None for none where it is not trained here.
+
+        The authors call `eval()` on their frozen networks. `use` tells several calls of a network apart.
+        """
+        return rngs.step(f"dropout {name} {use}") if name in params else None
 
     @property
     def heldout_variant(self) -> Any:
@@ -109,12 +125,22 @@ class Stage:
         raise NotImplementedError
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], dict[str, Tree]]:
-        """Returns (params, state): a tree a group, and {collection: tree} for each group that has model state. Pure."""
-        raise NotImplementedError
+        """Returns (params, state): a tree a group, and {collection: tree} for each group that has model state. Pure.
+
+        By default the groups are the components that the stage makes.
+        """
+        params, state = {}, {}
+        for name, module in self.modules.items():
+            variables = dict(module.init(named(key, name), *SPECS[name].dummy_inputs(module)))
+            params[name] = variables.pop("params")
+            if variables:
+                state[name] = variables
+        return params, state
 
     def initial(self) -> dict[str, Tree]:
         """Returns the variables, params and model state, of groups that start from `continues` or `init_from`."""
-        return {}
+        makes = self.makes(self.config)
+        return {name: part.variables for name, part in self.components.items() if name in makes}
 
     def constrain(self, params: Tree) -> Tree:
         """Returns parameters within their bounds; called with the first ones and after every update. Pure."""
@@ -168,5 +194,5 @@ class Stage:
 
 
 def module_fields(config: ConfigDict, model: str) -> dict[str, Any]:
-    """Returns the fields of a Linen module: a section of `config.models` and the recipe's computation dtype."""
+    """Returns the fields of a discriminator: its section of `config.models` and the recipe's computation dtype."""
     return config.models[model].to_dict() | {"dtype": jnp.dtype(config.dtype)}

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from audioldm2_jax.audio.front_ends import front_ends
-from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.rngs import Rngs, dropout_arguments
-from audioldm2_jax.stages.base import Objective, Stage, module_fields
+from audioldm2_jax.stages.base import Objective, Stage
 
 # exp of it multiplies the cosine. LAION-CLAP clips the parameter so after each step (training/train.py); a bound in the
 # loss would have no gradient above it.
@@ -33,29 +31,20 @@ class ClapStage(Stage):
 
     def setup(self):
         self.ends = front_ends(self.config)
-        self.module = Clap(**module_fields(self.config, "clap"))
-
-    def init(self, key):
-        ids = jnp.zeros((1, self.config.text.clap_length), jnp.int32)
-        mel = jnp.zeros((1, self.ends.clap.frames, self.ends.clap.n_mels))
-        variables = self.module.init(key, ids, jnp.ones_like(ids), mel)
-        return {"clap": variables["params"]}, {"clap": {"batch_stats": variables["batch_stats"]}}
-
-    def initial(self):
-        return self.given("clap", "text_encoder")
+        self.module = self.modules["text_encoder"]
 
     def constrain(self, params):
-        clipped = {name: jnp.clip(params["clap"][name], 0.0, MAX_LOGIT_SCALE) for name in SCALES}
-        return {**params, "clap": {**params["clap"], **clipped}}
+        clipped = {name: jnp.clip(params["text_encoder"][name], 0.0, MAX_LOGIT_SCALE) for name in SCALES}
+        return {**params, "text_encoder": {**params["text_encoder"], **clipped}}
 
     def indivisible(self):
         return "the loss compares the examples of a batch with each other"
 
     def objectives(self, variant):
-        return (Objective("contrast", ("clap",), self._loss),)
+        return (Objective("contrast", ("text_encoder",), self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
-        variables = {"params": params["clap"], **state["clap"]}
+        variables = {"params": params["text_encoder"], **state["text_encoder"]}
         (text, audio), updated = self.module.apply(
             variables,
             batch["clap_ids"],
@@ -65,13 +54,12 @@ class ClapStage(Stage):
             mutable=["batch_stats"],
             **dropout_arguments(rngs.step("dropout")),
         )
-        scales = [params["clap"][name] for name in SCALES]
+        scales = [params["text_encoder"][name] for name in SCALES]
         loss, accuracy = contrast(audio, text, *scales, batch["captioned"])
-        return loss, ({"accuracy": accuracy}, {**state, "clap": updated})
+        return loss, ({"accuracy": accuracy}, {**state, "text_encoder": updated})
 
     def results(self, params, state, frozen, batch):
-        variables = {"params": params["clap"], **state["clap"]}
-        return {"text_encoder": Component(self.module, variables, self.config.models.clap.to_dict(), {})}
+        return {"text_encoder": self.component("text_encoder", params, state)}
 
 
 def contrast(

@@ -6,26 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.audio.front_ends import front_ends
-from audioldm2_jax.conditioning.conditions import Conditions, drop_captions
-from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa, teacher_forced_loa
-from audioldm2_jax.diffusion.objective import denoising_loss, encode
-from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.models.network import Network
-from audioldm2_jax.models.unet import UNet
-from audioldm2_jax.rngs import Rngs
-from audioldm2_jax.stages.base import Objective, Stage, module_fields
-from audioldm2_jax.stages.diffusion import TEXT, init_unet, sample_mels, unet_component
-from audioldm2_jax.stages.language_model import (
-    GROUPS,
-    caption_weight,
-    init_language,
-    language_components,
-    language_groups,
-    language_modules,
-    language_networks,
+from audioldm2_jax.components import latent_frames
+from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, Conditions, caption_weight, drop_captions
+from audioldm2_jax.conditioning.loa import (
+    audiomae_loa,
+    encode_prompt,
+    generate_loa,
     loa_distance,
-    true_loa,
+    teacher_forced_loa,
 )
+from audioldm2_jax.diffusion.objective import denoising_loss, encode
+from audioldm2_jax.diffusion.sampling import sample_beside
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.stages.base import Objective, Stage
 
 
 class JointStage(Stage):
@@ -43,10 +37,10 @@ class JointStage(Stage):
         "loa.pooling",
         "scheduler",
         "models.audiomae",
-        "models.clap.projection_dim",
-        "models.t5",
+        "models.text_encoder.projection_dim",
+        "models.text_encoder_2",
     )
-    batch_fields = ("waveform", *TEXT, "captioned")
+    batch_fields = ("waveform", *TEXT_FIELDS, "captioned")
 
     @classmethod
     def needs(cls, config):
@@ -59,7 +53,8 @@ class JointStage(Stage):
 
     @classmethod
     def makes(cls, config):
-        return ("unet", *(GROUPS[group] for group in language_groups(config, cls.name)))
+        language = ("language_model", "projection_model") + (("text_encoder_2",) if config.train.joint.train_t5 else ())
+        return ("unet", *language)
 
     def setup(self):
         if self.hparams.unconditional not in ("language_model", "zeros"):
@@ -67,42 +62,24 @@ class JointStage(Stage):
                 f"train.joint.unconditional={self.hparams.unconditional!r}: choose language_model or zeros"
             )
         self.ends = front_ends(self.config)
-        self.modules = language_modules(self.config)
-        self.groups = language_groups(self.config, self.name)
-        self.unet = UNet(**module_fields(self.config, "unet"), remat=self.config.remat)
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
-
-    def init(self, key):
-        first, second = jax.random.split(key)
-        language = init_language(self.config, self.modules, self.groups, first)
-        return {"unet": init_unet(self.unet, second), **language}, {}
-
-    def initial(self):
-        groups = {"unet": "unet"} | {group: GROUPS[group] for group in self.groups}
-        return {name: tree for group, part in groups.items() for name, tree in self.given(group, part).items()}
 
     def weigh(self, batch):
         return {**batch, "caption_weight": caption_weight(batch["captioned"])}
 
     def objectives(self, variant):
-        return (Objective("joint", ("unet", *self.groups), self._loss),)
+        return (Objective("joint", tuple(self.modules), self._loss),)
 
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         uniform = rngs.uniform("guidance dropout")
         text, dropped = drop_captions(batch, uniform, self.hparams.guidance_dropout, self.empty_text)
-        networks = language_networks(self, params, frozen)
-        prefix, states, mask = encode_prompt(
-            self.network("text_encoder", frozen),
-            networks["t5"],
-            networks["projection"],
-            text,
-            dropout_key=self.dropout("t5", "t5 dropout", params, rngs),
-        )
-        loa = true_loa(self, frozen, batch)
-        dropout = [self.dropout("gpt2", name, params, rngs) for name in ("generation dropout", "gpt2 dropout")]
-        made = generate_loa(networks["gpt2"], prefix, loa.shape[1], dropout_key=dropout[0])
-        predicted = teacher_forced_loa(networks["gpt2"], prefix, loa, dropout_key=dropout[1])
+        prefix, states, mask = self._encode(params, frozen, text, self.dropout("text_encoder_2", params, rngs))
+        loa = self._true_loa(frozen, batch)
+        gpt2 = self.network("language_model", frozen, params)
+        first, second = (self.dropout("language_model", params, rngs, use) for use in ("generation", "teacher forcing"))
+        made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
+        predicted = teacher_forced_loa(gpt2, prefix, loa, dropout_key=second)
         language = loa_distance(predicted, loa, self.hparams.loss, batch["caption_weight"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
@@ -112,29 +89,53 @@ class JointStage(Stage):
         if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
         latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
-        unet = Network(self.unet, {"params": params["unet"]})
-        given = Conditions(seen, states, mask)
-        denoising = denoising_loss(unet, self.schedule, latents, given, rngs, self.hparams)
+        conditions = Conditions(seen, states, mask)
+        unet = self.network("unet", frozen, params)
+        denoising = denoising_loss(unet, self.schedule, latents, conditions, rngs, self.hparams)
         loss = denoising + self.hparams.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 
+    def _encode(self, params, frozen, text, dropout_key=None):
+        """Returns GPT-2's prefix, T5's states and their mask, of captions."""
+        return encode_prompt(
+            self.network("text_encoder", frozen),
+            self.network("text_encoder_2", frozen, params),
+            self.network("projection_model", frozen, params),
+            text,
+            dropout_key=dropout_key,
+        )
+
+    def _true_loa(self, frozen, batch):
+        fbank = self.ends.kaldi_fbank(batch["waveform"])
+        return audiomae_loa(self.network("audiomae", frozen), fbank, self.config.loa.pooling)
+
     def sample(self, params, state, frozen, batch, key):
-        networks = language_networks(self, params, frozen)
-        nothing, everything = jnp.ones(batch["waveform"].shape[0]), jnp.zeros(batch["waveform"].shape[0])
+        clips, hparams = batch["waveform"].shape[0], self.config.samples
+        tokens = jax.eval_shape(lambda: self._true_loa(frozen, batch)).shape[1]
 
         def conditions(uniform):
             text, _ = drop_captions(batch, uniform, 0.5, self.empty_text)
-            prefix, states, mask = encode_prompt(
-                self.network("text_encoder", frozen), networks["t5"], networks["projection"], text
+            prefix, states, mask = self._encode(params, frozen, text)
+            return Conditions(
+                generate_loa(self.network("language_model", frozen, params), prefix, tokens), states, mask
             )
-            tokens = jax.eval_shape(lambda: true_loa(self, frozen, batch)).shape[1]
-            return Conditions(generate_loa(networks["gpt2"], prefix, tokens), states, mask)
 
-        given, uncond = conditions(nothing), conditions(everything)
+        with_captions, uncond = conditions(jnp.ones(clips)), conditions(jnp.zeros(clips))
         if self.hparams.unconditional == "zeros":
             uncond = uncond._replace(loa=jnp.zeros_like(uncond.loa))
-        return sample_mels(self, Network(self.unet, {"params": params["unet"]}), frozen, batch, given, uncond, key)
+        return sample_beside(
+            self.network("vae", frozen),
+            self.network("unet", frozen, params),
+            self.schedule,
+            self.ends.log_mel(batch["waveform"]),
+            with_captions,
+            uncond,
+            self.scale,
+            hparams.guidance_scale,
+            hparams.steps,
+            key,
+        )
 
     def results(self, params, state, frozen, batch):
-        unet = unet_component(self.config, self.unet, params["unet"], self.components["vae"])
-        return {"unet": unet, **language_components(self, params)}
+        frames = {"sample_size": latent_frames(self.config, self.components["vae"].config)}
+        return {name: self.component(name, params, state, **frames if name == "unet" else {}) for name in self.modules}

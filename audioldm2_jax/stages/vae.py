@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.audio.front_ends import crop, front_ends
-from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.discriminators import PatchGAN
-from audioldm2_jax.models.vae import AutoencoderKL
+from audioldm2_jax.rngs import named
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
@@ -20,7 +19,7 @@ class VAEStage(Stage):
     """
 
     name = "vae"
-    reads = ("audio.mel",)
+    reads = ("audio.mel", "models.patch_discriminator")
     forward_groups = ("vae",)
 
     @classmethod
@@ -33,20 +32,15 @@ class VAEStage(Stage):
 
     def setup(self):
         self.ends = front_ends(self.config)
-        self.module = AutoencoderKL(**module_fields(self.config, "vae"))
+        self.module = self.modules["vae"]
         self.discriminator = PatchGAN(**module_fields(self.config, "patch_discriminator"))
 
     def init(self, key):
+        params, state = super().init(key)
         mel = jnp.zeros((1, self.hparams.crop_frames, self.ends.mel.n_mels, 1))
-        first, second = jax.random.split(key)
-        discriminator = self.discriminator.init(second, mel)
-        return (
-            {"vae": self.module.init(first, mel)["params"], "discriminator": discriminator["params"]},
-            {"discriminator": {"batch_stats": discriminator["batch_stats"]}},
-        )
-
-    def initial(self):
-        return self.given("vae", "vae")
+        discriminator = self.discriminator.init(named(key, "discriminator"), mel)
+        params["discriminator"] = discriminator["params"]
+        return params, state | {"discriminator": {"batch_stats": discriminator["batch_stats"]}}
 
     def indivisible(self):
         start = self.hparams.discriminator_start
@@ -146,8 +140,7 @@ class VAEStage(Stage):
     def results(self, params, state, frozen, batch):
         # 1 / std of one batch's latents [TF ddpm.py, scale_by_std], stored with the weights.
         deviation = jax.jit(self._latent_deviation)(params["vae"], batch["waveform"])
-        fields = self.config.models.vae.to_dict() | {"scaling_factor": float(1 / deviation)}
-        return {"vae": Component(self.module, {"params": params["vae"]}, fields, {})}
+        return {"vae": self.component("vae", params, state, scaling_factor=float(1 / deviation))}
 
     def _latent_deviation(self, params, waveform):
         mel = self.ends.log_mel(waveform)[..., None]

@@ -10,9 +10,8 @@ import optax
 
 from audioldm2_jax.audio.front_ends import crop, front_ends
 from audioldm2_jax.audio.mel import log_mel
-from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
-from audioldm2_jax.models.hifigan import HifiGan
+from audioldm2_jax.rngs import named
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
@@ -20,7 +19,7 @@ class VocoderStage(Stage):
     """Mel L1, feature matching and least-squares GAN [arXiv 2010.05646; jik876/hifi-gan train.py, models.py]."""
 
     name = "vocoder"
-    reads = ("audio.mel",)
+    reads = ("audio.mel", "models.period_discriminator", "models.scale_discriminator")
     forward_groups = ("vocoder",)
 
     @classmethod
@@ -33,11 +32,7 @@ class VocoderStage(Stage):
 
     def setup(self):
         self.ends = front_ends(self.config)
-        self.fields = self.config.models.vocoder.to_dict() | {
-            "model_in_dim": self.ends.mel.n_mels,
-            "sampling_rate": self.ends.mel.sampling_rate,
-        }
-        self.module = HifiGan(**self.fields, dtype=jnp.dtype(self.config.dtype))
+        self.module = self.modules["vocoder"]
         self.discriminators = {
             "periods": MultiPeriodDiscriminator(**module_fields(self.config, "period_discriminator")),
             "scales": MultiScaleDiscriminator(**module_fields(self.config, "scale_discriminator")),
@@ -55,18 +50,13 @@ class VocoderStage(Stage):
         ]
 
     def init(self, key):
-        mel = jnp.zeros((1, self.frames, self.ends.mel.n_mels))
+        params, state = super().init(key)
         waveform = jnp.zeros((1, self.hparams.segment_samples))
-        params = {"vocoder": self.module.init(key, mel)["params"]}
-        state = {}
-        for number, (name, discriminator) in enumerate(self.discriminators.items()):
-            variables = dict(discriminator.init(jax.random.fold_in(key, number), waveform))
+        for name, discriminator in self.discriminators.items():
+            variables = dict(discriminator.init(named(key, name), waveform))
             params[name] = variables.pop("params")
             state[name] = variables
         return params, state
-
-    def initial(self):
-        return self.given("vocoder", "vocoder")
 
     def variant(self, step):
         return "adversarial" if step >= self.hparams.discriminator_start else "plain"
@@ -151,8 +141,8 @@ class VocoderStage(Stage):
     def results(self, params, state, frozen, batch):
         mel = self.ends.mel
         # No key of diffusers'; from these, and the hop, a clip's mel can be made again.
-        config = self.fields | {"n_fft": mel.n_fft, "fmin": mel.fmin, "fmax": mel.fmax}
-        return {"vocoder": Component(self.module, {"params": params["vocoder"]}, config, {})}
+        part = self.component("vocoder", params, state, n_fft=mel.n_fft, fmin=mel.fmin, fmax=mel.fmax)
+        return {"vocoder": part}
 
 
 def _feature_distance(real: jax.Array, fake: jax.Array) -> jax.Array:

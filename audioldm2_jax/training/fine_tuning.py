@@ -11,24 +11,11 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
-from audioldm2_jax.components import LOA_TOKENS, spec_of
+from audioldm2_jax.components import LOA_TOKENS, SPECS, spec_of
 from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.runtime.storage import local_path
-
-# Where `config.models` describes a component.
-SECTIONS = {
-    "audiomae": "audiomae",
-    "text_encoder": "clap",
-    "text_encoder_2": "t5",
-    "language_model": "gpt2",
-    "vae": "vae",
-    "unet": "unet",
-    "vocoder": "vocoder",
-}
-# Classes that have a stage; of others the folder can be played, but not trained.
-_TRAINED = ("AudioMAE", "ClapModel", "T5EncoderModel", "AudioLDM2UNet2DConditionModel")
 
 
 def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
@@ -77,12 +64,12 @@ def _take_model(config: ConfigDict, path: Path) -> None:
 
 
 def _take_component(config: ConfigDict, name: str, path: Path) -> None:
-    said = read_json(path / "config.json")
-    kind = spec_of(name, said)
-    if name in ("text_encoder", "text_encoder_2", "unet", "audiomae") and kind.class_name not in _TRAINED:
-        raise FolderError(f"{path} is a {kind.class_name}: such a model can be played, but no stage trains it.")
-    if name in SECTIONS:
-        _fill(config.models[SECTIONS[name]], vars(model_folder.build(name, said)))
+    fields = read_json(path / "config.json")
+    spec = spec_of(name, fields)
+    if spec is not SPECS[name]:
+        raise FolderError(f"{path} is a {spec.class_name}: such a model can generate, but no stage trains it.")
+    if name in config.models:
+        _fill(config.models[name], vars(model_folder.build(name, fields)))
 
 
 def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:

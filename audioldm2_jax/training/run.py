@@ -167,8 +167,8 @@ def word_tables(config: ConfigDict, components: dict[str, model_folder.Component
     """
     found: dict[str, int | None] = {}
     for name, part, section in (
-        ("clap_rows", "text_encoder", config.models.clap.text_config),
-        ("t5_rows", "text_encoder_2", config.models.t5),
+        ("clap_rows", "text_encoder", config.models.text_encoder.text_config),
+        ("t5_rows", "text_encoder_2", config.models.text_encoder_2),
     ):
         known = components[part].config if part in components else {}
         of_weights = (known.get("text_config") or known).get("vocab_size")

@@ -28,25 +28,20 @@ _ALL = (
     "data.audio_feature",
     "data.examples",
 )
+# Sections of `models` that had names of their own.
+_RENAMED = {
+    "models.clap.": "models.text_encoder.",
+    "models.t5.": "models.text_encoder_2.",
+    "models.gpt2.": "models.language_model.",
+}
 # Of `train.STAGE`: what may change on the way.
 _FREE = ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips")
-# Which sections of `config.models` describe a component, and what it is trained against.
-SECTIONS = {
-    "audiomae": ("audiomae",),
-    "text_encoder": ("clap",),
-    "text_encoder_2": ("t5",),
-    "projection_model": ("clap", "t5", "gpt2"),
-    "language_model": ("gpt2",),
-    "vae": ("vae", "patch_discriminator"),
-    "vocoder": ("vocoder", "period_discriminator", "scale_discriminator"),
-    "unet": ("unet",),
-}
 
 
 def settings(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns {dotted key: value} of all that decides what stage `name` computes, beside the components it reads."""
     stage = STAGES[name]
-    sections = [f"models.{section}" for part in stage.makes(config) for section in SECTIONS[part]]
+    sections = [f"models.{part}" for part in stage.makes(config)]
     kinds = stage.text_kinds(config)
     text = [f"text.{kind}_{key}" for kind in kinds for key in ("tokenizer", "length")]
     text += ["text.vocabulary", "data.text_feature"] if kinds else []
@@ -89,6 +84,7 @@ def check(config: ConfigDict, name: str) -> None:
 def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> list[str]:
     """Returns a line a setting that is not as it was; one that earlier versions did not have was the recipe's."""
     now, lines = settings(config, name), []
+    before = {_renamed(key): value for key, value in before.items()}
     usual = flat(recipes.get(config.recipe)) if now.keys() - before.keys() else {}
     for key, value in now.items():
         old = before.get(key, usual.get(key))
@@ -102,6 +98,14 @@ def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> li
             if not source.origin.startswith("stages/") and old != source.origin:
                 lines.append(f"  init_from.{part}: {old} → {source.origin}")
     return lines
+
+
+def _renamed(key: str) -> str:
+    """Returns what a key of an earlier version is called now."""
+    for old, new in _RENAMED.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
 
 
 def _go_on(config: ConfigDict, name: str) -> str:

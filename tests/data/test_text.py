@@ -163,9 +163,11 @@ def test_ids_stay_within_the_table_whatever_is_written_in(tmp_path):
 def test_tokenizers_and_tables_are_compared(tokenizers):
     text.check_tables(tokenizers, 512, 512)
     text.check_tables(tokenizers, None, None)
-    with pytest.raises(ValueError, match=r"T5 has 512 ids, .* table 500 rows: set --config.models.t5.vocab_size=512"):
+    with pytest.raises(
+        ValueError, match=r"T5 has 512 ids, .* table 500 rows: set --config.models.text_encoder_2.vocab_size=512"
+    ):
         text.check_tables(tokenizers, 512, 500)
-    with pytest.raises(ValueError, match=r"CLAP has 512 ids.*models.clap.text_config.vocab_size"):
+    with pytest.raises(ValueError, match=r"CLAP has 512 ids.*models.text_encoder.text_config.vocab_size"):
         text.check_tables(tokenizers, 511, 512)
 
 

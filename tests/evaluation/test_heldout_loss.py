@@ -93,7 +93,7 @@ def test_the_best_is_remembered_when_training_goes_on(tmp_path):
 
 def loss_with_dropout(rate):
     made = smallest.get_config()
-    made.models.clap.text_config.update(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
+    made.models.text_encoder.text_config.update(hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
     stage = smallest.build("clap", made)
     params, state = jax.jit(stage.init)(jax.random.key(0))
     batch = {field: smallest.batch(4)[field] for field in stage.batch_fields}

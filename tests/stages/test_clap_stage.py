@@ -57,7 +57,7 @@ def test_starts_from_the_statistics_and_within_the_bounds_of_the_temperature(tmp
     config = get_config()
     config.train.clap.update(steps=1, ema=0.0, learning_rate=0.0, weight_decay=0.0)
     stage = build("clap", config)
-    fields = config.models.clap.to_dict()
+    fields = config.models.text_encoder.to_dict()
     variables = random_variables("text_encoder", CONFIGS["text_encoder"] | fields)
     statistics = variables["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]
     statistics["mean"] = np.full_like(statistics["mean"], 1000.0)
@@ -65,10 +65,10 @@ def test_starts_from_the_statistics_and_within_the_bounds_of_the_temperature(tmp
     stage.components = {"text_encoder": Component(stage.module, variables, fields)}
     trained = loop.train(stage, batches(stage), tmp_path, Said())
 
-    mean = trained.model_state["clap"]["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]["mean"]
+    mean = trained.model_state["text_encoder"]["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]["mean"]
     assert np.abs(np.asarray(mean) - 900).max() < 11  # a mel in dB is within -100..100
-    assert float(trained.params["clap"]["logit_scale_a"]) == pytest.approx(np.log(100))
-    assert float(trained.params["clap"]["logit_scale_t"]) == 0
+    assert float(trained.params["text_encoder"]["logit_scale_a"]) == pytest.approx(np.log(100))
+    assert float(trained.params["text_encoder"]["logit_scale_t"]) == 0
     written = stage.results(trained.params, trained.model_state, {}, None)["text_encoder"].variables
     assert jax.tree.structure(written) == jax.tree.structure(variables)
 

@@ -28,8 +28,8 @@ CAPTIONED = np.array([True, False, True, False, True, True, False, False])
 def settings():
     """The smallest recipe without what is drawn for a microbatch as a whole, and with captions for the UNet."""
     config = get_config()
-    config.models.t5.dropout_rate = 0.0
-    config.models.gpt2.update(resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0)
+    config.models.text_encoder_2.dropout_rate = 0.0
+    config.models.language_model.update(resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0)
     config.train.diffusion.text = "captions"
     config.train.vae.discriminator_start = 10**9  # with it there is no accumulation
     return config

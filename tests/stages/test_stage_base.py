@@ -22,8 +22,8 @@ def test_front_ends_give_the_frames_of_the_recipe(name, mel):
     clip = jax.ShapeDtypeStruct((1, round(config.audio.seconds * config.audio.sampling_rate)), np.float32)
     assert jax.eval_shape(ends.log_mel, clip).shape == (1, *mel)
     assert jax.eval_shape(ends.kaldi_fbank, clip).shape == (1, *config.models.audiomae.img_size)
-    bands = config.models.clap.audio_config.num_mel_bins
-    frames = config.models.clap.audio_config.spec_size**2 // bands
+    bands = config.models.text_encoder.audio_config.num_mel_bins
+    frames = config.models.text_encoder.audio_config.spec_size**2 // bands
     shape = jax.eval_shape(ends.clap_mel, clip).shape
     assert shape[0] == 1 and shape[1] <= frames and shape[2] == bands
 

@@ -36,11 +36,11 @@ def test_the_recipe_becomes_that_of_the_folder(model):
     resolved, changes = fine_tuning.resolve(config)
     assert config.to_dict() == given
     config = resolved
-    for section, name in (("unet", "unet"), ("vae", "vae"), ("gpt2", "language_model"), ("t5", "text_encoder_2")):
+    for name in ("unet", "vae", "language_model", "text_encoder_2"):
         for key, value in (CONFIGS | {"unet": UNET})[name].items():
-            if key in config.models[section]:
-                assert config.models[section][key] == value, key
-    assert config.models.clap.text_config.vocab_size == CONFIGS["text_encoder"]["text_config"]["vocab_size"]
+            if key in config.models[name]:
+                assert config.models[name][key] == value, key
+    assert config.models.text_encoder.text_config.vocab_size == CONFIGS["text_encoder"]["text_config"]["vocab_size"]
     assert config.scheduler.prediction_type == SCHEDULE.prediction_type == "v_prediction"
     assert config.audio.mel.n_mels == 16 and config.audio.seconds == 0.16 and config.audio.clap.seconds == 0.64
     assert config.loa.pooling == 1 and config.audio.fbank.frames == CONFIGS["audiomae"]["img_size"][0]

@@ -108,7 +108,7 @@ def differences(config, name):
 
 def test_a_vae_does_not_mind_what_it_does_not_read(begun):
     begun.scheduler.beta_end, begun.loa.pooling, begun.audio.clap.fmin = 0.03, 1, 60.0
-    begun.init_from.unet, begun.text.clap_length, begun.models.gpt2.n_layer = "elsewhere", 13, 2
+    begun.init_from.unet, begun.text.clap_length, begun.models.language_model.n_layer = "elsewhere", 13, 2
     begun.data.text_feature, begun.recipe = "words", "base"
     for name in ("vae", "vocoder"):
         stage_settings.check(begun, name)
