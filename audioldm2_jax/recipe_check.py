@@ -302,7 +302,8 @@ def _language(config: ConfigDict) -> Iterator[str]:
     if models.language_model.n_embd != models.audiomae.embed_dim:
         yield (
             f"models.language_model.n_embd={models.language_model.n_embd} and "
-            f"models.audiomae.embed_dim={models.audiomae.embed_dim}: GPT-2 writes AudioMAE's features, make them the same"
+            f"models.audiomae.embed_dim={models.audiomae.embed_dim}: GPT-2 writes AudioMAE's features: "
+            "make them the same"
         )
     time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
     tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))

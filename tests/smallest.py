@@ -20,6 +20,13 @@ STEPS = 4
 # Components that `config.models` describes.
 NETWORKS = ("audiomae", "text_encoder", "text_encoder_2", "language_model", "vae", "unet", "vocoder")
 
+EMPTY_TEXT = {
+    "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
+    "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
+    "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+    "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+}
+
 
 def get_config() -> ConfigDict:
     """Every stage in four steps of two clips of 0.64 s; the discriminators start in the middle."""

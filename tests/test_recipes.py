@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.components import SPECS, build_from_recipe
+from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import optim
 
 NAMES = ("tiny", "base", "large", "48k")
@@ -48,7 +49,7 @@ def test_all_recipes_have_the_same_knobs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_knobs_make_sense(name):
+def test_hyperparameters_make_sense(name):
     config = recipes.get(name)
     assert set(config.train) == set(STAGES)
     assert set(config.stages.split(",")) <= set(STAGES)
