@@ -50,7 +50,7 @@ def test_an_error_on_one_host_ends_all(tmp_path):
         assert job.codes(180) == [75, 1]
     assert "in process 1 (" in job.lines[1][-1] and "the disk of this host does not answer" in job.lines[1][-1]
     last = job.lines[0][-1]
-    assert last.startswith("error: process 1 (") and "failed: OSError: the disk of this host does not answer" in last
+    assert last.startswith("error: process 1 (") and "failed: the disk of this host does not answer" in last
     assert "the same command on all hosts goes on from the last finished checkpoint" in last
     assert not any("step" in line for line in job.lines[1])  # one shows progress for all
     assert not (tmp_path / "run/lock.json").exists()
