@@ -64,7 +64,7 @@ def test_a_killed_process_is_named_and_the_run_goes_on(tmp_path, index):
         job.wait_for(0, lambda line: "step" in line and shown(job, 0) > 25)
         begin = time.monotonic()
         job.send(index, signal.SIGKILL)
-        assert job.codes(60)[1 - index] == 75
+        assert job.codes(60)[1 - index] == 75, job.said(1 - index)
         assert time.monotonic() - begin < 30  # the heartbeat's time-out, and what it takes to say so
     last = job.lines[1 - index][-1]
     assert last.startswith(f"error: process {index} (") and " was lost; " in last and "the same command" in last
