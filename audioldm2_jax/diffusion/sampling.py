@@ -215,8 +215,10 @@ _step = jax.jit(step, static_argnames="solver", donate_argnums=2)
 def cast_kernels(network: Network) -> Network:
     """The network with its kernels in the precision to which its layers would cast them at each call."""
 
+    kept = getattr(network.module, "float32_layers", ())  # only the UNet names some
+
     def cast(path, leaf):  # path: collection, layer, ..., name
-        if path[-1].key != "kernel" or path[1].key in network.module.float32_layers:
+        if path[-1].key != "kernel" or path[1].key in kept:
             return leaf
         return leaf.astype(network.module.dtype)
 

@@ -25,6 +25,7 @@ from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
 from audioldm2_jax.runtime.storage import StorageError
 from audioldm2_jax.training import fine_tuning, lineage, run, side_by_side
+from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
 
@@ -139,9 +140,9 @@ def _fail(config: ConfigDict, error: Exception, message: str) -> int:
 
 
 def _of_communication(error: BaseException | None) -> bool:
-    """Whether JAX raised it, or what led to it: so it does where another process is lost."""
+    """Whether it may come of another process that is lost: JAX raised it or what led to it, or a save failed."""
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError | CheckpointError):
             return True
         error = error.__cause__ or error.__context__
     return False
