@@ -278,7 +278,6 @@ def test_parameters_stay_within_their_bounds(tmp_path, ema):
         )
         bias = np.asarray(trained.params["line"]["bias"])
         assert bias.min() >= 1.0 and bias.max() <= 1.5
-        assert ema or set(bias) <= {np.float32(1.0), np.float32(1.5)}
 
 
 def test_one_executable_a_variant(tmp_path):
