@@ -20,6 +20,10 @@ class Line(Stage):
 
     name = "audiomae"
 
+    @classmethod
+    def makes(cls, config):
+        return ()
+
     def setup(self):
         self.traced: list = []
 
@@ -48,6 +52,10 @@ class Duel(Stage):
 
     name = "vocoder"
     forward_groups = ("generator",)
+
+    @classmethod
+    def makes(cls, config):
+        return ()
 
     def setup(self):
         self.forwards = 0

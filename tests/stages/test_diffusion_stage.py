@@ -54,7 +54,7 @@ def test_guidance_dropout(monkeypatch, text):
     stage = build("diffusion", config)
     seen = []
     stage.ends = SimpleNamespace(kaldi_fbank=lambda w: w, log_mel=lambda w: w)
-    monkeypatch.setattr(stage, "network", lambda name, frozen: lambda ids, mask: ids)
+    monkeypatch.setattr(stage, "network", lambda name, *_: lambda ids, mask: ids)
     monkeypatch.setattr(diffusion, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
     monkeypatch.setattr(diffusion, "encode", lambda *_: None)
     monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, *_: seen.append(given))

@@ -61,7 +61,7 @@ def test_a_finished_stage_hands_on_what_it_saved(tmp_path):
 def test_a_damaged_checkpoint_costs_only_its_steps(tmp_path):
     straight, _ = toys.train(Line(config(steps=6), {}), tmp_path / "straight")
     toys.train(Line(config(steps=6), {}), tmp_path / "parts", stop_after=5)
-    (tmp_path / "parts/checkpoints/5" / MANIFEST).unlink()
+    (tmp_path / "parts/checkpoints/5/default" / MANIFEST).unlink()
     resumed, said = toys.train(Line(config(steps=6), {}), tmp_path / "parts")
     assert "checkpoints/5 is damaged" in said.lines[0]
     assert said.lines[1] == "audiomae: going on after step 4 of 6"
@@ -115,7 +115,7 @@ def test_not_a_number(tmp_path, where):
     assert "the last good checkpoint is that of step 4" in message and "train.audiomae.learning_rate" in message
     assert checkpoints(tmp_path) == [2, 4]
     for path in (tmp_path / "checkpoints").iterdir():
-        assert (path / MANIFEST).exists()
+        assert (path / "default" / MANIFEST).exists()
 
     # With the data mended, the same folder goes on to what an unbroken run gives.
     resumed, said = toys.train(Breaking(config(**hparams), {}), tmp_path)

@@ -48,7 +48,9 @@ def computation(name, config):
 
     def step(params, state, frozen, fields):
         outputs = stage.forward(params, state, frozen, fields, rngs, variants[-1])
-        return [o.loss(params, outputs, state, frozen, fields, rngs) for o in stage.objectives(variants[-1])]
+        return [
+            o.loss(params, outputs, state, frozen, stage.weigh(fields), rngs) for o in stage.objectives(variants[-1])
+        ]
 
     init = jax.jit(stage.init).lower(key).as_text()
     loss = jax.jit(step).lower(params, state, stage.frozen, batch(4)).as_text()
