@@ -35,7 +35,7 @@ def start(environment, *flags):
 def command(environment, *flags):
     """(exit code, stdout, stderr)"""
     process = start(environment, *flags)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

@@ -15,8 +15,7 @@ from audioldm2_jax.training.lineage import RunError
 
 
 def fields(config, part):
-    sections = {name: section for section, name in NETWORKS.items()}
-    return CONFIGS[part] | (config.models[sections[part]].to_dict() if part in sections else {})
+    return CONFIGS[part] | (config.models[part].to_dict() if part in NETWORKS else {})
 
 
 def finish(config, name, seed=0):

@@ -57,7 +57,8 @@ def test_stages_run_in_the_order_in_which_they_build_on_each_other(whole):
     for name in STAGES:
         assert run.finished(config, name)
         lines = (run.stage_folder(config, name) / "metrics.jsonl").read_text().splitlines()
-        assert len(lines) == 4 and all(np.isfinite(value) for value in json.loads(lines[-1]).values())
+        steps = [json.loads(line) for line in lines if "heldout/" not in line]
+        assert len(steps) == 4 and all(np.isfinite(value) for value in steps[-1].values())
 
 
 def test_samples(whole):
@@ -302,7 +303,7 @@ def test_stopping_between_steps_is_told(whole, tmp_path):
         run.train_stage(config, "audiomae", Said(), lambda: True)
     said = Said()
     run.train_stage(config, "audiomae", said)
-    assert said.lines == ["audiomae: going on after step 1 of 4"] and run.finished(config, "audiomae")
+    assert said.lines[0] == "audiomae: going on after step 1 of 4" and run.finished(config, "audiomae")
     straight, resumed = (
         model_folder.read_component(run.stage_folder(which, "audiomae") / "result", "audiomae").variables
         for which in (whole[0], config)

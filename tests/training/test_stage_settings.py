@@ -47,6 +47,7 @@ def computation(name, config):
     variants = [stage.variant(step) for step in range(stage.hparams.steps)]
 
     def step(params, state, frozen, fields):
+        fields = stage.weigh(fields)
         outputs = stage.forward(params, state, frozen, fields, rngs, variants[-1])
         return [
             o.loss(params, outputs, state, frozen, stage.weigh(fields), rngs) for o in stage.objectives(variants[-1])
