@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import Var, jaxprs_in_params
 from smallest import batch, build, get_config
 
 from audioldm2_jax.models.network import Network
@@ -136,14 +136,18 @@ def test_dropout_is_where_training_is(name, monkeypatch):
     assert (active[False] > 0) == (name in ("audiomae", "clap", "language_model", "joint"))
 
 
-def scalars(jaxpr):
-    """The dtypes of all numbers that a computation sums up to, inner computations included."""
+def sums(jaxpr):
+    """The numbers that arrays are summed up to and what is made of these, as (operation, dtype); inner ones too."""
+    summed = set()
     for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            if variable.aval.shape == () and hasattr(variable.aval, "dtype"):
-                yield variable.aval.dtype
-        for inner in jaxprs_in_params(equation.params):
-            yield from scalars(inner)
+        variables = [variable for variable in equation.invars if isinstance(variable, Var)]
+        inner = list(jaxprs_in_params(equation.params))
+        if not inner and any(variable in summed or getattr(variable.aval, "size", 0) > 1 for variable in variables):
+            numbers = [out for out in equation.outvars if out.aval.shape == ()]
+            summed.update(numbers)
+            yield from ((equation.primitive.name, out.aval.dtype) for out in numbers)
+        for called in inner:
+            yield from sums(called)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -155,4 +159,5 @@ def test_losses_are_float32(name):
     stage = build(name, config)
     for loss in traced(stage, jax.make_jaxpr):
         assert all(out.dtype == jnp.float32 for out in loss.out_avals)
-        assert jnp.bfloat16 not in set(scalars(loss.jaxpr))
+        found = set(sums(loss.jaxpr))
+        assert found and not [operation for operation, dtype in found if dtype == jnp.bfloat16]
