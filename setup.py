@@ -31,7 +31,7 @@ setup(
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.11.10",
+        "orbax-checkpoint>=0.11.20",
         "grain>=0.2.12",
         "ml-collections>=1.0",
         "absl-py>=2.1",
