@@ -358,7 +358,7 @@ def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tensors, "save_file", full)
-    with pytest.raises(FolderError, match=r"vocoder cannot be written.*No space left.*Make room"):
+    with pytest.raises(FolderError, match=r"vocoder cannot be written.*No space left.*Free some space"):
         model_folder.write_component(tmp_path, "vocoder", part.config, part.variables)
     assert [path.name for path in tmp_path.iterdir()] == ["vocoder"]
     model_folder.read_component(tmp_path, "vocoder")

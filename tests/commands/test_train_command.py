@@ -93,6 +93,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(environment, tmp_path):
         "--config.side_by_side=2",
         "--config.train.audiomae.steps=1000000",
         "--config.train.audiomae.save_every=0",
+        "--config.train.audiomae.heldout_every=0",  # a line of metrics a step
         f"--config.compilation_cache={tmp_path}/xla",
     ]
     reached = 0
@@ -106,7 +107,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(environment, tmp_path):
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
+        assert process.returncode == 75, err  # which schedulers can be told to restart on
         assert "audiomae: stopped and saved after step" in out and "The same command goes on from there" in out
         saved = sorted(int(path.name) for path in (tmp_path / "stages/audiomae/checkpoints").iterdir())
         assert saved and saved[-1] >= reached + 3

@@ -112,7 +112,7 @@ def test_class_labels_alone(film, noise, tmp_path):
     several = ours(SPEAKERS[0], num_waveforms_per_prompt=2, num_inference_steps=2)
     alone = ours(SPEAKERS[0], num_inference_steps=2)
     close(several.latents[0], alone.latents[0], 1e-4)
-    with pytest.raises(ValueError, match="transcription is for models of speech"):
+    with pytest.raises(ValueError, match="not a model of speech"):
         ours(SPEAKERS[0], transcription="hello")
     with pytest.raises(ValueError, match="no language of audio: leave out uncond"):
         ours(SPEAKERS[0], uncond="zeros")

@@ -183,7 +183,7 @@ def test_bicubic_equals_torch(length, size):
 @pytest.mark.parametrize(
     ("change", "inputs", "message"),
     [
-        ({}, (*text(15), mel(64)), "15 tokens; max_position_embeddings leaves room for 14"),
+        ({}, (*text(15), mel(64)), "15 tokens; max_position_embeddings allows 14"),
         ({}, (*text(3), mel(65)), "65 frames × 16 bands does not fit"),
         ({"window_size": 3}, (*text(3), mel(64)), r"multiple of .* = 24"),
         ({"hidden_size": 17}, (*text(3), mel(64)), "hidden_size=17 should be .* = 16"),

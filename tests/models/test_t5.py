@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
-from transformers.models.text_encoder_2.modeling_t5 import T5Attention
+from transformers.models.t5.modeling_t5 import T5Attention
 from twins import carry_over, count, randomise, relative_error, shapes
 
 from audioldm2_jax.checkpoints.parameter_names import NAMES

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 from smallest import build, get_config
 
-from audioldm2_jax.stages.language_model import (
-    LanguageModelStage,
-    caption_weight,
-    language_components,
-    loa_distance,
-)
+from audioldm2_jax.conditioning.conditions import caption_weight
+from audioldm2_jax.conditioning.loa import loa_distance
+from audioldm2_jax.stages.language_model import LanguageModelStage
 
 
 @pytest.mark.parametrize("kind, power", [("mse", 2), ("l1", 1)])
@@ -43,6 +40,6 @@ def test_a_pretrained_t5_stays_frozen():
 
 def test_published_language_model_knows_the_length_of_a_loa():
     stage = build("language_model", get_config())
-    params = {group: {} for group in stage.groups}
+    params = {name: {} for name in stage.modules}
     # 64 × 32 in patches of 16 is a grid of 4 × 2, pooled by 2.
-    assert language_components(stage, params)["language_model"].config["max_new_tokens"] == 2
+    assert stage.results(params, {}, {}, {})["language_model"].config["max_new_tokens"] == 2

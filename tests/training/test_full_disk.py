@@ -39,8 +39,9 @@ def test_the_line_for_the_user_is_the_last_one_and_the_only_one(tmp_path, size):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and str(tmp_path / "run") in lines[0], done.stderr
-    kept = lines[0].rpartition("(traceback: ")[2].removesuffix(")")
-    assert "Traceback" in Path(kept).read_text()
+    if size > 50_000:  # nothing as long as a traceback can be kept otherwise
+        kept = lines[0].rpartition("(traceback: ")[2].removesuffix(")")
+        assert "Traceback" in Path(kept).read_text()
 
 
 def test_errors_of_the_system_say_what_to_do():

@@ -161,7 +161,11 @@ def test_one_clap_holds_what_its_class_holds(tmp_path):
     """LAION's class knows no wrapper, and so no filters of it."""
     from audioldm2_jax.checkpoints.torch_pickle import read_pickle
 
-    parts = components({"text_encoder": tiny_folder.CONFIGS["text_encoder"]})
+    config = tiny_folder.CONFIGS["text_encoder"]
+    # As the authors' class has what its file does not say: heads of 64, and pictures of 256 × 256.
+    text = config["text_config"] | {"num_attention_heads": 1, "layer_norm_eps": 1e-12}
+    config = config | {"text_config": text, "audio_config": config["audio_config"] | {"spec_size": 256}}
+    parts = components({"text_encoder": config})
     write_original(tmp_path / "clap.pt", parts)
     written = read_pickle(tmp_path / "clap.pt")
     listed = authors.shapes("clap_base", "small").keys()
