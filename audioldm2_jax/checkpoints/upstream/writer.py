@@ -125,11 +125,8 @@ def _check_read_back(path: str | os.PathLike, tensors: Tensors, components: Mapp
         if type(theirs) is not type(part.module):
             continue
         ours, other = _what_counts(part.module), _what_counts(theirs)
-        differing += [
-            f"{name}: {key} is {ours[key]}, and would be {other[key]}"
-            for key in ours
-            if _differs(ours[key], other[key])
-        ]
+        other_keys = [key for key in ours if _differs(ours[key], other[key])]
+        differing += [f"{name}: {key} is {ours[key]}, and would be {other[key]}" for key in other_keys]
     if differing:
         raise FolderError(
             "\n  ".join(
