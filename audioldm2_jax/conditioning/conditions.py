@@ -1,4 +1,4 @@
-"""What the UNet is told of a clip, and guidance dropout; shared by the training stages and generation."""
+"""What conditions the UNet on a clip, and guidance dropout; shared by the training stages and generation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ TEXT_FIELDS = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
 
 
 class Conditions(NamedTuple):
-    """What the UNet is told of the clips; None for what it has no use for.
+    """What conditions the UNet; None for what it has no use for.
 
     Attributes:
       loa: [b, n, d_loa]; in a model without one, the states that take its place.

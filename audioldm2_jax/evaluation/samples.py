@@ -34,7 +34,7 @@ class Samples:
         batches: opens this host's part of the held-out data, in batches of `clips(mesh)`.
         mesh: of the training.
         folder: for the samples of all steps.
-        say: is told where nothing could be written.
+        say: gets a line where nothing could be written.
         """
         self.every = stage.hparams.sample_every
         self._batches, self._mesh, self._folder, self._say = batches, mesh, folder, say

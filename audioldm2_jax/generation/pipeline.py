@@ -73,7 +73,7 @@ class _Texts(NamedTuple):
     ids: dict[str, np.ndarray]
 
 
-class _Given(NamedTuple):
+class _SourceClip(NamedTuple):
     """What of a given clip goes into new ones: `clip` and `keep` of `sampling.Denoising`, and LOA [1, tokens, d]."""
 
     latents: np.ndarray | None = None
@@ -271,12 +271,13 @@ class AudioLDM2:
         for remark in edit.remarks(samples / self.sampling_rate) if edit else ():
             logging.warning("%s", remark)
         tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
-        given = self._given(edit, shape[0], samples, tokens) if edit else _Given()
-        with_prompt, without, meant = self._conditions(texts, tokens, uncond, use_loa, use_text_states, given.loa)
+        source = self._source_clip(edit, shape[0], samples, tokens) if edit else _SourceClip()
+        conditions = self._conditions(texts, tokens, uncond, use_loa, use_text_states, source.loa)
+        cond, of_negative, text_embedding = conditions
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
         noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
-        rows = repeat((with_prompt, without if guidance_scale > 1 else None), num_waveforms_per_prompt)
-        final = self._denoise(noise, *rows, guidance_scale, keys, table, solver, given, progress)
+        rows = repeat((cond, of_negative if guidance_scale > 1 else None), num_waveforms_per_prompt)
+        final = self._denoise(noise, *rows, guidance_scale, keys, table, solver, source, progress)
         mels, audios = self.decode(final)
         audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
         if edit:
@@ -284,7 +285,7 @@ class AudioLDM2:
         made = Output(audios, self.sampling_rate, mels, final.transpose(0, 3, 1, 2))
         if num_waveforms_per_prompt == 1 or self.clap_mel is None:
             return made
-        best = self._best_first(made.audios, meant)
+        best = self._best_first(made.audios, text_embedding)
         return made._replace(audios=made.audios[best], mels=made.mels[best], latents=made.latents[best])
 
     def encode(
@@ -301,15 +302,15 @@ class AudioLDM2:
         return self._conditions(texts, self._loa_tokens, uncond, use_loa, use_text_states)[:2]
 
     def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
-        """What is said and meant, checked and as token ids."""
+        """Prompts and transcriptions, checked and as token ids."""
         prompts = prompt_list(prompt)
         negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
         if self.prompts.takes_transcription and transcription is None:
             raise ValueError("This is a model of speech: give a transcription, what is to be said.")
         if not self.prompts.takes_transcription and transcription is not None:
             raise ValueError("This is not a model of speech: transcription is for those; leave it out.")
-        said = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
-        return _Texts(prompts, self.prompts.encode(prompts, negatives, said, emptied=emptied))
+        spoken = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
+        return _Texts(prompts, self.prompts.encode(prompts, negatives, spoken, emptied=emptied))
 
     def _conditions(
         self,
@@ -329,19 +330,19 @@ class AudioLDM2:
         count = len(texts.prompts)
         names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
         networks = {name: self.networks[name] for name in names if name in self.networks}
-        every, meant = _encode(networks, texts.ids, loa, count=count, num_tokens=tokens)
-        given, without, emptied = (
+        every, text_embedding = _encode(networks, texts.ids, loa, count=count, num_tokens=tokens)
+        cond, negative, emptied = (
             jax.tree.map(lambda x, first=first: x[first : first + count], every) for first in (0, count, 2 * count)
         )
         if not use_text_states:
-            given = emptied._replace(loa=given.loa)
+            cond = emptied._replace(loa=cond.loa)
         if not use_loa:
-            given = given._replace(loa=jnp.zeros_like(given.loa))
+            cond = cond._replace(loa=jnp.zeros_like(cond.loa))
         if uncond == "zeros" or not use_loa:
-            without = without._replace(loa=jnp.zeros_like(without.loa))
-        return given, without, meant[:count]
+            negative = negative._replace(loa=jnp.zeros_like(negative.loa))
+        return cond, negative, text_embedding[:count]
 
-    def _given(self, edit: Edit, frames: int, samples: int, tokens: int) -> _Given:
+    def _source_clip(self, edit: Edit, frames: int, samples: int, tokens: int) -> _SourceClip:
         """What of the given clip goes into so many latent frames, of which so many samples stay, and LOA tokens."""
         latents = keep = loa = None
         waveform = edit.waveform(self.sampling_rate)
@@ -354,25 +355,25 @@ class AudioLDM2:
             keep = keep[None, :, :, None].astype(np.float32)
         if edit.encoded_seconds:
             loa = self.clip_encoder.loa(waveform, tokens, edit.encoded_seconds)
-        return _Given(latents, keep, loa)
+        return _SourceClip(latents, keep, loa)
 
-    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, given, progress) -> np.ndarray:
+    def _denoise(self, noise, conditions, uncond, guidance_scale, keys, table, solver, source, progress) -> np.ndarray:
         """Clean latents [clips, ...], computed on all devices."""
         keys = keys if table["to_noise"].any() else None
         start, conditions, uncond, keys = sharding.spread((noise, conditions, uncond, keys), self._mesh)
-        clip = {"clip": given.latents, "keep": given.keep}
+        clip = {"clip": source.latents, "keep": source.keep}
         how = {"solver": solver, "progress": progress}
         latents = sampling.denoise_by_steps(
             self.networks["unet"], table, start, conditions, uncond, guidance_scale, keys, **clip, **how
         )
         return hosts.to_host(latents)[: len(noise)]
 
-    def _best_first(self, audios: np.ndarray, meant: jax.Array) -> np.ndarray:
+    def _best_first(self, audios: np.ndarray, text_embedding: jax.Array) -> np.ndarray:
         """The order of clips [prompts * n, samples] that sorts those of each prompt by CLAP's cosine with it.
 
         diffusers (`score_waveforms`) ranks in a batch of prompts over all clips; here each prompt keeps its own.
         """
-        clips = len(audios) // len(meant)
+        clips = len(audios) // len(text_embedding)
         # Cut, or repeated and padded, as CLAP would have it: so clips of any length have the same shape.
         samples = -(-self.clap_mel.samples * self.sampling_rate // self.clap_mel.sampling_rate)
         audios = np.tile(audios[:, :samples], (1, max(1, samples // audios.shape[1])))
@@ -380,7 +381,7 @@ class AudioLDM2:
         scores = _similarity(
             self.networks["text_encoder"],
             audios,
-            jnp.repeat(meant, clips, axis=0),
+            jnp.repeat(text_embedding, clips, axis=0),
             sampling_rate=self.sampling_rate,
             front_end=self.clap_mel,
         )
@@ -452,11 +453,11 @@ def _encode(
 ) -> tuple[Conditions, jax.Array]:
     """Conditions of all texts, and CLAP's embeddings of them; the first `count` may begin with given LOA tokens."""
     clap, second = networks["text_encoder"], networks.get("text_encoder_2")
-    meant = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    text_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
     if second is None:
-        return Conditions(clap_embedding=meant), meant
+        return Conditions(clap_embedding=text_embedding), text_embedding
     if "language_model" not in networks:
-        return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), meant
+        return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), text_embedding
     gpt2 = networks["language_model"]
     prefix, states, mask = encode_prompt(clap, second, networks["projection_model"], text)
     if loa is None:
@@ -469,16 +470,16 @@ def _encode(
         if loa.shape[1] < num_tokens:
             loa = generate_loa(gpt2, first, num_tokens, given=loa)
         written = jnp.concatenate([loa, generate_loa(gpt2, rest, num_tokens)])
-    return Conditions(written, states, mask), meant
+    return Conditions(written, states, mask), text_embedding
 
 
 @partial(jax.jit, static_argnames=("sampling_rate", "front_end"))
 def _similarity(
-    clap: Network, audios, meant: jax.Array, *, sampling_rate: int, front_end: ClapMelSettings
+    clap: Network, audios, text_embedding: jax.Array, *, sampling_rate: int, front_end: ClapMelSettings
 ) -> jax.Array:
     """Cosines [clips] of clips [clips, samples] and embeddings of texts [clips, d]."""
     mel = clap_mel(resample(audios, sampling_rate, front_end.sampling_rate), front_end)
-    return (clap(mel, method="audio_features") * meant).sum(-1)
+    return (clap(mel, method="audio_features") * text_embedding).sum(-1)
 
 
 _decode = jax.jit(sampling.decode)

@@ -114,16 +114,16 @@ def test_what_a_network_gives_is_not_rounded(name):
         assert relative_error(got, wanted) < TOLERANCE
 
 
-CRITICS = {
+DISCRIMINATORS = {
     "patches": (PatchGAN, {"widths": (8, 16)}, log_mel(4, 32, 16, 1)),
     "periods": (MultiPeriodDiscriminator, {"periods": (2, 3), "channels": (8, 8)}, draw(4, 960, deviation=0.1)),
     "scales": (MultiScaleDiscriminator, dict(scales=2, channels=(8, 8), groups=(1, 1)), draw(4, 960, deviation=0.1)),
 }
 
 
-@pytest.mark.parametrize("name", CRITICS)
+@pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_logits_are_not_rounded(name):
-    make, fields, given = CRITICS[name]
+    make, fields, given = DISCRIMINATORS[name]
     exact, variables = jax.jit(make(**fields).init_with_output)(jax.random.key(0), given)
     half = jit(make(**fields, dtype=jnp.bfloat16).apply)(variables, given)
     for got, wanted in zip(half[0], exact[0]):

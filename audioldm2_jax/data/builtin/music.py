@@ -5,7 +5,7 @@ score into sound. Nothing is stored, any clip can be made at any time in about a
 same clip everywhere.
 
 What the splits keep apart: a score belongs to one of them by its own first bar (`compose.heldout`), and training never
-hears or reads the combinations of instrument, tempo, mode and register in `HELD_OUT`, though it knows each pair.
+has the combinations of instrument, tempo, mode and register in `HELD_OUT`, though it knows each pair.
 """
 
 from __future__ import annotations
