@@ -7,6 +7,7 @@ downloaded or compiled.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -88,7 +89,7 @@ def check(config: ConfigDict, stages: Sequence[str]) -> list[str]:
         RecipeError: the first thing that does not fit.
     """
     faults = (fault for name, checks in _CHECKS.items() if name in stages for one in checks for fault in one(config))
-    for fault in faults:
+    for fault in itertools.chain(_counts(config, stages), faults):
         raise RecipeError(fault)
     audio = config.audio
     notes = []
@@ -108,6 +109,24 @@ def check(config: ConfigDict, stages: Sequence[str]) -> list[str]:
             "learnt (--config.audio.mel.fmax)"
         )
     return notes
+
+
+# The least that a count may be, of `train.STAGE` and of `data`.
+_LEAST = {
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "keep", "heldout_clips"), 1),
+    **dict.fromkeys(("warmup", "save_every", "sample_every", "heldout_every"), 0),
+}
+_LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1}
+
+
+def _counts(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
+    sections = {f"train.{name}": (config.train[name], _LEAST) for name in stages}
+    for where, (section, least) in {**sections, "data": (config.data, _LEAST_OF_DATA)}.items():
+        for key, count in least.items():
+            if section[key] < count:
+                yield f"{where}.{key}={section[key]}: it has to be at least {count}"
+    if not 0 <= config.data.heldout_share < 1:
+        yield f"data.heldout_share={config.data.heldout_share}: it has to be at least 0 and below 1"
 
 
 def _at(config: ConfigDict, key: str) -> object:

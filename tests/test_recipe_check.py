@@ -169,3 +169,26 @@ def test_what_diffusers_cannot_do_with_the_model_is_said():
             ("clap",),
         )[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [
+        ("train.vae.steps", 0, "at least 1"),
+        ("train.vae.batch_size", -1, "at least 1"),
+        ("train.vae.log_every", 0, "at least 1"),
+        ("train.vae.heldout_clips", 0, "at least 1"),
+        ("train.vae.heldout_every", -1, "at least 0"),
+        ("data.workers", -1, "at least 0"),
+        ("data.heldout_share", 2.0, "below 1"),
+    ],
+)
+def test_counts_that_cannot_be(key, value, least):
+    config = recipes.get("tiny")
+    section, _, name = key.rpartition(".")
+    target = config
+    for part in section.split("."):
+        target = target[part]
+    target[name] = value
+    with pytest.raises(recipe_check.RecipeError, match=f"{key}={value}: .*{least}"):
+        recipe_check.check(config, ["vae"])

@@ -39,12 +39,13 @@ def all_devices() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh, stage: str) -> None:
     """Raises ValueError unless every microbatch splits evenly over the devices."""
     devices = mesh.devices.size
     if accumulate < 1 or batch_size < 1 or batch_size % (accumulate * devices):
         raise ValueError(
-            f"batch_size={batch_size} in {accumulate} microbatches does not split evenly over {devices} devices: "
+            f"train.{stage}.batch_size={batch_size} in {accumulate} microbatches does not split evenly "
+            f"over {devices} devices: "
             f"choose a multiple of {max(accumulate, 1) * devices}"
         )
 

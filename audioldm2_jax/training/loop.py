@@ -93,7 +93,7 @@ def train(
     if hparams.steps < 1:
         raise ValueError(f"train.{stage.name}.steps={hparams.steps}: a stage takes at least one step")
     mesh = sharding.make_mesh(config)
-    sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh)
+    sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, stage.name)
     if hparams.accumulate > 1 and stage.indivisible():
         raise ValueError(
             f"train.{stage.name}.accumulate={hparams.accumulate}: {stage.indivisible()}, which cannot be accumulated; "

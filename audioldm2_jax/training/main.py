@@ -150,7 +150,7 @@ def _of_communication(error: BaseException | None) -> bool:
 
 def _keep_traceback(config: ConfigDict, error: Exception) -> str:
     """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message."""
-    if isinstance(error, side_by_side.StageFailed):  # its process has written it
+    if isinstance(error, side_by_side.StageFailed | lock.LockedError):  # its process has written it; another's folder
         return ""
     name = f"error-{jax.process_index()}.txt" if jax.process_index() else error_log.FILE
     path = error_log.write(Path(config.run_dir) / name)

@@ -35,7 +35,7 @@ from audioldm2_jax.evaluation import heldout_loss, samples
 from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
-from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import lineage, loop, stage_settings
@@ -47,7 +47,7 @@ def plan(config: ConfigDict) -> list[str]:
     """Returns the stages that `config.stages` names, in its order.
 
     Raises:
-        RunError: a name is not a stage.
+        RunError: a name is not a stage, or stands there twice.
     """
     names = [name.strip() for name in config.stages.split(",") if name.strip()]
     unknown = [name for name in names if name not in STAGES]
@@ -55,6 +55,9 @@ def plan(config: ConfigDict) -> list[str]:
         raise RunError(
             f"--config.stages={config.stages}: {unknown or 'nothing'} is no stage; choose from {', '.join(STAGES)}"
         )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RunError(f"--config.stages={config.stages} names {', '.join(twice)} twice")
     return names
 
 
@@ -98,6 +101,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
         RunError: it belongs to another recipe, holds results of different generations, and what `make_folder` raises.
     """
     root, chosen = make_folder(config), plan(config)
+    _check_inputs(config, [name for name in chosen if not finished(config, name)])
     for name in STAGES:
         stage_settings.check(config, name)
     lineage.refuse_stale(config, chosen)
@@ -108,6 +112,31 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
         if hosts.is_first():
             write_tokenizers(config)
         hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
+
+
+def _check_inputs(config: ConfigDict, names: list[str]) -> None:
+    """Looks, before the first stage begins, for what the later ones need.
+
+    Raises:
+        RunError, ValueError: a batch does not fit the devices, a folder to start from is not there, or stages that
+            learn from captions find none.
+    """
+    mesh = sharding.make_mesh(config)
+    for name in names:
+        hparams, stage = config.train[name], STAGES[name]
+        sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
+        for part in {*stage.needs(config), *stage.continues(config), *stage.makes(config)}:
+            place = config.init_from[part]
+            if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
+                raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
+    learning = [name for name in names if "captioned" in STAGES[name].batch_fields]
+    if learning:
+        source = sources.open_source(config, "train")
+        if not text.captions(source):
+            raise RunError(
+                f"{', '.join(learning)} learn from captions, and of the {len(source)} records of {config.data.source} "
+                "none has one: write them into a metadata.jsonl, or leave these stages out with --config.stages="
+            )
 
 
 def write_tokenizers(config: ConfigDict) -> None:

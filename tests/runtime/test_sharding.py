@@ -141,8 +141,8 @@ def test_mesh_that_does_not_fit():
 
 def test_batch_that_does_not_split():
     mesh = sharding.make_mesh(get_config())
-    sharding.check_batch(6 * mesh.devices.size, 3, mesh)
+    sharding.check_batch(6 * mesh.devices.size, 3, mesh, "vae")
     with pytest.raises(ValueError, match=r"batch_size=7 in 3 microbatches .*choose a multiple of 3"):
-        sharding.check_batch(7, 3, mesh)
+        sharding.check_batch(7, 3, mesh, "vae")
     with pytest.raises(ValueError, match="batch_size=4 in 0 microbatches"):
-        sharding.check_batch(4, 0, mesh)
+        sharding.check_batch(4, 0, mesh, "vae")

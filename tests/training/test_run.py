@@ -12,6 +12,7 @@ from diffusers import AudioLDM2Pipeline
 from smallest import Said, get_config
 
 from audioldm2_jax import recipes
+from audioldm2_jax.audio.files import write
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.stages import STAGES
@@ -309,3 +310,20 @@ def test_stopping_between_steps_is_told(whole, tmp_path):
         for which in (whole[0], config)
     )
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
+
+
+def test_what_later_stages_need_is_looked_for_at_the_start(tmp_path):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for number in range(3):
+        write(recordings / f"{number}.wav", np.linspace(-0.5, 0.5, 8000, dtype=np.float32), 16000)
+    config = get_config()
+    config.run_dir, config.data.source, config.stages = str(tmp_path / "run"), str(recordings), "vae,clap"
+    with pytest.raises(RunError, match=r"clap learn from captions, and of the \d records of .* none has one"):
+        run.prepare(config)
+    config.stages, config.init_from.audiomae = "audiomae,diffusion", str(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"init_from\.audiomae=.*nowhere: there is no such folder"):
+        run.prepare(config)
+    config.stages = "vae,vae"
+    with pytest.raises(RunError, match="names vae twice"):
+        run.plan(config)
