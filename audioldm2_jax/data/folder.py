@@ -186,7 +186,7 @@ class _Tree:
 
     def _is_recording(self, entry: os.DirEntry, name: str) -> bool:
         """Whether a file is to be read; where it is sound and is not, says why in `skipped`."""
-        suffix = os.path.splitext(entry.name)[1].lower()
+        suffix = os.path.splitext(entry.name.rstrip())[1].lower()
         if suffix not in (*SUFFIXES, *_OTHER_SOUND):
             if suffix or not entry.is_symlink() or os.path.exists(entry.path):
                 return False

@@ -13,6 +13,7 @@ from audioldm2_jax.runtime.text_files import printable, shown
 METADATA = ("metadata.jsonl", "metadata.csv")
 #: What may stand between the columns of a CSV file.
 _SEPARATORS = (",", ";", "\t", "|")
+csv.field_size_limit(2**31 - 1)  # Python's own limit is below what a long description takes
 
 
 def parse_metadata(content: str, where: str) -> dict[str, str | None]:
@@ -31,6 +32,8 @@ def parse_metadata(content: str, where: str) -> dict[str, str | None]:
         name, text = row.get("file_name"), row.get("text")
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{where}, line {line}: no file_name; each record needs file_name and text")
+        if "\0" in name:
+            raise ValueError(f"{where}, line {line}: {shown(name)} holds a zero byte, which no file name can")
         if not isinstance(text, str | None):
             raise ValueError(f"{where}, line {line}: text is {text!r}, not a string")
         if name in captions:
@@ -83,7 +86,9 @@ def _csv_rows(content: str, where: str) -> Iterator[tuple[int, dict]]:
                 continue
             yield begun, _row(columns, fields, separator, f"{where}, line {begun}", quotes_after_space)
     except csv.Error as error:
-        raise ValueError(f"{where}, line {before + reader.line_num}: not CSV ({error})") from error
+        raise ValueError(
+            f"{where}, line {line + 1}: the record that begins there is not CSV ({error}); is a quotation mark missing?"
+        ) from error
 
 
 def _row(columns: list[str], fields: list[str], separator: str, where: str, quotes_after_space: bool) -> dict[str, str]:

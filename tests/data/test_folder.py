@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from audioldm2_jax import recipes
 from audioldm2_jax.data.example import UnreadableRecord
-from audioldm2_jax.data.folder import split_names
+from audioldm2_jax.data.folder import Folder, split_names
 from audioldm2_jax.data.metadata import parse_metadata
 from audioldm2_jax.data.sources import open_source
 
@@ -338,3 +338,17 @@ def test_a_caption_of_half_a_character_is_text(tmp_path):
     put(tmp_path, "a.wav")
     put(tmp_path, "metadata.jsonl", '{"file_name": "a.wav", "text": "rain \\ud83d"}')
     assert captions_of(tmp_path) == {"a.wav": "rain ?"}
+
+
+def test_what_else_metadata_may_hold():
+    with pytest.raises(ValueError, match=r"m.jsonl, line 1: .*holds a zero byte"):
+        parse_metadata('{"file_name": "a\\u0000.wav", "text": "rain"}', "m.jsonl")
+    with pytest.raises(ValueError, match=r"m.csv, line 3: the record that begins there .*quotation mark"):
+        parse_metadata('file_name,text\na.wav,rain\nb.wav,"wind\nc.wav,hail\n', "m.csv")
+    assert len(parse_metadata(f"file_name,text\na.wav,{'rain ' * 50_000}\n", "m.csv")["a.wav"]) == 5 * 50_000 - 1
+
+
+def test_a_name_may_end_in_a_space(tmp_path):
+    soundfile.write(tmp_path / "rain.wav", 0.5 * np.ones(1600, np.float32), 16000)
+    (tmp_path / "rain.wav").rename(tmp_path / "rain.wav ")
+    assert Folder(tmp_path, "train", 16000, 0.0).names == ["rain.wav "]
