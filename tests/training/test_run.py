@@ -234,14 +234,17 @@ def test_who_waits_for_whom():
 
 
 def test_refused_settings_may_be_corrected(tmp_path):
-    """What failed before its first checkpoint has not begun: an uneven batch, or one that does not fit the memory."""
+    """What failed before its first checkpoint has not begun, as a batch that does not fit the memory."""
     config = get_config()
     config.run_dir, config.stages = str(tmp_path), "audiomae"
     config.train.audiomae.update(batch_size=7, accumulate=2)
-    run.prepare(config)
     with pytest.raises(ValueError, match="batch_size=7 in 2 microbatches does not split evenly"):
+        run.prepare(config)
+    config.train.audiomae.update(batch_size=4, accumulate=1, steps=0)
+    run.prepare(config)
+    with pytest.raises(ValueError, match="at least one step"):  # the stage's config.json is written by then
         run.train_stage(config, "audiomae", Said())
-    config.train.audiomae.update(batch_size=2, accumulate=1, steps=1)
+    config.train.audiomae.update(batch_size=2, steps=1)
     run.prepare(config)
     run.train_stage(config, "audiomae", Said())
     assert (
