@@ -21,7 +21,7 @@ def train(name: str, folder: Path, data: int, fsdp: int) -> loop.Trained:
     config.mesh.update(data=data, fsdp=fsdp)
     config.train[name].update(batch_size=8, ema=0.0)
     stage = build(name, config)
-    return loop.train(stage, batches(stage), folder / name, Said())
+    return loop.train(stage, sharding.make_mesh(config.mesh), batches(stage), folder / name, Said())
 
 
 def main(folder: str, data: str, fsdp: str, *stages: str) -> None:

@@ -13,6 +13,7 @@ from tiny_folder import CONFIGS, VOCABULARY, random_variables
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.stages import STAGES, Stage
+from audioldm2_jax.training import stage_settings
 
 SAMPLES = 10240
 TOKENS = 12
@@ -78,7 +79,7 @@ def components(stage: type[Stage], config: ConfigDict) -> dict[str, model_folder
 
 def build(name: str, config: ConfigDict) -> Stage:
     """The stage `name` on random components."""
-    return STAGES[name](config, components(STAGES[name], config), EMPTY_TEXT)
+    return STAGES[name](stage_settings.part(config, name), components(STAGES[name], config), EMPTY_TEXT)
 
 
 def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:

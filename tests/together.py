@@ -48,7 +48,7 @@ def place(index: int) -> None:
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     config = get_config()
     config.mesh.update(data=1, fsdp=2)
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config.mesh)
     mine = {"wide": np.full((4, 4096), index, np.float32), "small": np.arange(3.0)}
     placed = sharding.place(mine, sharding.state_sharding(mine, mesh))
     rows = sharding.spread(np.arange(10.0).reshape(5, 2), mesh)

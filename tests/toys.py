@@ -6,9 +6,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from smallest import Said, get_config
 
+from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Objective, Stage
 from audioldm2_jax.training import loop
 
@@ -111,6 +113,11 @@ def data(step: int) -> Iterator[dict[str, np.ndarray]]:
         step += 1
 
 
+def mesh(stage: Stage) -> Mesh:
+    """That of its config."""
+    return sharding.make_mesh(stage.config.mesh)
+
+
 def train(stage: Stage, folder: Path, stop_after: int | None = None, batches=data, **more) -> tuple:
     """Trains; returns (what the loop returned or raised, what it said)."""
     said, asked = Said(), []
@@ -120,6 +127,6 @@ def train(stage: Stage, folder: Path, stop_after: int | None = None, batches=dat
         return len(asked) == stop_after
 
     try:
-        return loop.train(stage, batches, folder, said, should_stop, **more), said
+        return loop.train(stage, mesh(stage), batches, folder, said, should_stop, **more), said
     except loop.Stopped as stop:
         return stop, said

@@ -243,6 +243,8 @@ def _opened(path: str | os.PathLike | io.BytesIO, name: str = "") -> Iterator[_S
     except _DECODING_ERRORS as error:
         if not name and not os.path.exists(path):
             raise UnreadableAudio(f"{where} does not exist: check the path") from error
+        if not name and not os.access(path, os.R_OK):
+            raise UnreadableAudio(f"{where} may not be read by this user: change its permissions") from error
         raise UnreadableAudio(f"{where} cannot be read as sound ({_reason(error)}): remove it or replace it") from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,33 @@ from audioldm2_jax.audio import mel
 from audioldm2_jax.audio.resample import resample
 
 
-class FrontEnds(NamedTuple):
-    """The recipe's three spectrograms, of waveforms [batch, samples] at the recipe's sampling rate."""
+class FrontEnds:
+    """The recipe's three spectrograms, of waveforms [batch, samples] at the recipe's sampling rate.
 
-    sampling_rate: int
-    mel: mel.MelSettings
-    fbank: mel.FbankSettings
-    clap: mel.ClapMelSettings
+    Each is read of the recipe when it is first used, so that who uses one needs the settings of that one alone.
+    """
+
+    def __init__(self, audio: ConfigDict):
+        """Args:
+        audio: that section of the recipe.
+        """
+        self._audio = audio
+
+    @functools.cached_property
+    def mel(self) -> mel.MelSettings:
+        """Settings of the mel of VAE and vocoder."""
+        return mel.MelSettings(sampling_rate=self._audio.sampling_rate, **self._audio.mel)
+
+    @functools.cached_property
+    def fbank(self) -> mel.FbankSettings:
+        """Settings of AudioMAE's input."""
+        return mel.FbankSettings(sampling_rate=16000, **self._audio.fbank)
+
+    @functools.cached_property
+    def clap(self) -> mel.ClapMelSettings:
+        """Settings of CLAP's input."""
+        settings = self._audio.clap.to_dict()
+        return mel.ClapMelSettings(samples=round(settings.pop("seconds") * settings["sampling_rate"]), **settings)
 
     def log_mel(self, waveform: jax.Array) -> jax.Array:
         """Returns the VAE's and the vocoder's mel [batch, frames, bands]."""
@@ -26,24 +46,11 @@ class FrontEnds(NamedTuple):
 
     def kaldi_fbank(self, waveform: jax.Array) -> jax.Array:
         """Returns AudioMAE's input [batch, frames, bands]."""
-        return mel.kaldi_fbank(resample(waveform, self.sampling_rate, self.fbank.sampling_rate), self.fbank)
+        return mel.kaldi_fbank(resample(waveform, self._audio.sampling_rate, self.fbank.sampling_rate), self.fbank)
 
     def clap_mel(self, waveform: jax.Array) -> jax.Array:
         """Returns CLAP's input [batch, frames, bands]."""
-        return mel.clap_mel(resample(waveform, self.sampling_rate, self.clap.sampling_rate), self.clap)
-
-
-def front_ends(config: ConfigDict) -> FrontEnds:
-    """Returns the front ends that the recipe's `audio` section describes."""
-    audio = config.audio
-    clap = audio.clap.to_dict()
-    clap["samples"] = round(clap.pop("seconds") * audio.clap.sampling_rate)
-    return FrontEnds(
-        audio.sampling_rate,
-        mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel),
-        mel.FbankSettings(sampling_rate=16000, **audio.fbank),
-        mel.ClapMelSettings(**clap),
-    )
+        return mel.clap_mel(resample(waveform, self._audio.sampling_rate, self.clap.sampling_rate), self.clap)
 
 
 def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -117,15 +117,18 @@ def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | N
             )
 
 
-def open_tokenizers(config: ConfigDict, source: Source | None = None) -> Tokenizers:
-    """The tokenizers of a recipe: pretrained where `config.text` names them, else trained on the captions of `source`.
+def open_tokenizers(text: ConfigDict, source: Source | None = None) -> Tokenizers:
+    """The tokenizers of a recipe: pretrained where it names them, else trained on the captions of `source`.
 
     A source without captions gets tokenizers of the embedded corpus, so that prompts can still be written.
+
+    Args:
+        text: that section of the recipe.
 
     Raises:
         ValueError: a tokenizer is to be trained and there is no source, or a named one cannot be loaded.
     """
-    text, texts = config.text, []
+    texts = []
     if not text.clap_tokenizer or not text.t5_tokenizer:
         if source is None:
             raise ValueError("there is no source to train tokenizers on; name pretrained ones in config.text")
@@ -143,11 +146,19 @@ def open_tokenizers(config: ConfigDict, source: Source | None = None) -> Tokeniz
 
 
 def load_tokenizers(folder: str | Path, clap_length: int, t5_length: int) -> Tokenizers:
-    """Those of a model folder, as `Tokenizers.save` or diffusers wrote them."""
-    folder = Path(folder)
-    return Tokenizers(
-        load(str(folder / CLAP_FOLDER), "clap", clap_length), load(str(folder / T5_FOLDER), "t5", t5_length)
-    )
+    """Those of a run folder, as `Tokenizers.save` wrote them.
+
+    Raises:
+        ValueError: one is damaged; the message says how to have both made again.
+    """
+    places = Path(folder) / CLAP_FOLDER, Path(folder) / T5_FOLDER
+    try:
+        return Tokenizers(load(str(places[0]), "clap", clap_length), load(str(places[1]), "t5", t5_length))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; delete {places[0]} and {places[1]}: the same command makes both again, alike of the same "
+            "captions"
+        ) from error
 
 
 def captions(source: Source, n: int = _CAPTIONS) -> list[str]:

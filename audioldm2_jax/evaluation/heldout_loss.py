@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 
 import jax
@@ -26,25 +25,22 @@ class HeldoutLoss:
     Metrics: `heldout/loss` and what else the loss reports, of the averaged parameters, and `heldout/current_loss`.
     """
 
-    def __init__(
-        self, stage: Stage, batches: Callable[[], Iterator[dict[str, np.ndarray]]], mesh: Mesh, key: jax.Array
-    ):
+    def __init__(self, stage: Stage, batches: Callable[[], Iterator[dict[str, np.ndarray]]], mesh: Mesh):
         """Args:
         stage: whose loss.
         batches: opens this host's part of the held-out data, in batches of `batch_size(stage)`.
         mesh: of the training.
-        key: the stage's random key; noise and timesteps follow from it.
         """
         self.every = stage.hparams.heldout_every
         self._batches, self._mesh = batches, mesh
         self._count = -(-stage.hparams.heldout_clips // batch_size(stage))
         self._held: list[dict[str, np.ndarray]] = []
 
-        def loss(key, number, params, model_state, frozen, batch):
+        def loss(number, params, model_state, frozen, batch):
             size = jax.tree.leaves(batch)[0].shape[0]
-            return stage.heldout_loss(params, model_state, frozen, batch, heldout_rngs(key, number, size))
+            return stage.heldout_loss(params, model_state, frozen, batch, heldout_rngs(stage.key, number, size))
 
-        self._loss = jax.jit(partial(loss, key), out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._loss = jax.jit(loss, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         if not self._held:

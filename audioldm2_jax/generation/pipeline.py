@@ -3,10 +3,6 @@
 `AudioLDM2` is called as diffusers' AudioLDM2Pipeline is, with a seed in the place of the generator. A clip is a
 function of the seed, its prompt and its number among the clips of that prompt, whatever else is in the batch. Several
 clips of a prompt come in the order of their CLAP similarity to the prompt.
-
-What conditions the UNet follows from the networks that the folder has: with a language model the LOA, with T5 beside
-it the text states, with a phoneme encoder a transcription; without a language model T5's states or, without those,
-CLAP's embedding.
 """
 
 from __future__ import annotations
@@ -30,21 +26,19 @@ from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
-from audioldm2_jax.components import LOA_TOKENS
-from audioldm2_jax.conditioning.conditions import Conditions, Text, repeat
-from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa
+from audioldm2_jax.conditioning.conditions import Conditions, repeat
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
 from audioldm2_jax.generation.clip_encoder import ClipEncoder
 from audioldm2_jax.generation.editing import Edit, join
-from audioldm2_jax.generation.prompts import Prompts, one_each, prompt_list
+from audioldm2_jax.generation.prompt_encoder import PromptEncoder, prompt_limits
+from audioldm2_jax.generation.prompts import Prompts
 from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.start import use_compilation_cache
 
-UNCONDITIONAL = ("language_model", "zeros")
 # Lengths come in multiples of this part of the model's own, so that another length seldom does.
 _LENGTHS = 16
 
@@ -64,13 +58,6 @@ class Output(NamedTuple):
     sampling_rate: int
     mels: np.ndarray
     latents: np.ndarray
-
-
-class _Texts(NamedTuple):
-    """Prompts, and their token ids with those of the negative prompts (`Prompts.encode`)."""
-
-    prompts: list[str]
-    ids: dict[str, np.ndarray]
 
 
 class _SourceClip(NamedTuple):
@@ -125,7 +112,7 @@ class AudioLDM2:
         self.sampling_rate: int = vocoder["sampling_rate"]
         self._hop = math.prod(vocoder["upsample_rates"])
         self._bands: int = vocoder["model_in_dim"]
-        self._loa_tokens = _loa_tokens(self.components)
+        self.prompt_encoder = PromptEncoder(prompts, self.components, self.networks)
         self.clip_encoder = ClipEncoder(self.components, self.networks["vae"])
 
     @property
@@ -169,7 +156,7 @@ class AudioLDM2:
         components = {
             name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
         }
-        prompts = Prompts.from_folder(path, **_prompt_limits(components))
+        prompts = Prompts.from_folder(path, **prompt_limits(components))
         prompts.check_tables(path, {name: part.config for name, part in components.items()})
         takes_audio = isinstance(components["text_encoder"].module, Clap)
         front_end = model_folder.read_feature_extractor(path) if takes_audio else None
@@ -258,7 +245,7 @@ class AudioLDM2:
         Raises:
           ValueError: for bad input; the message names it and says what to do.
         """
-        texts = self._texts(prompt, negative_prompt, transcription, emptied=not use_text_states)
+        texts = self.prompt_encoder.tokenize(prompt, negative_prompt, transcription, emptied=not use_text_states)
         self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
@@ -270,10 +257,11 @@ class AudioLDM2:
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
         for remark in edit.remarks(samples / self.sampling_rate) if edit else ():
             logging.warning("%s", remark)
-        tokens = self._loa_tokens if max_new_tokens is None else max_new_tokens
+        tokens = self.prompt_encoder.loa_tokens if max_new_tokens is None else max_new_tokens
         source = self._source_clip(edit, shape[0], samples, tokens) if edit else _SourceClip()
-        conditions = self._conditions(texts, tokens, uncond, use_loa, use_text_states, source.loa)
-        cond, of_negative, text_embedding = conditions
+        cond, of_negative, text_embedding = self.prompt_encoder.encode(
+            texts, tokens, uncond, use_loa, use_text_states, source.loa
+        )
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
         noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
         rows = repeat((cond, of_negative if guidance_scale > 1 else None), num_waveforms_per_prompt)
@@ -298,49 +286,9 @@ class AudioLDM2:
         transcription: str | Sequence[str] | None = None,
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
-        texts = self._texts(prompts, negatives, transcription, emptied=not use_text_states)
-        return self._conditions(texts, self._loa_tokens, uncond, use_loa, use_text_states)[:2]
-
-    def _texts(self, prompt, negative, transcription, *, emptied: bool) -> _Texts:
-        """Prompts and transcriptions, checked and as token ids."""
-        prompts = prompt_list(prompt)
-        negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
-        if self.prompts.takes_transcription and transcription is None:
-            raise ValueError("This is a model of speech: give a transcription, what is to be said.")
-        if not self.prompts.takes_transcription and transcription is not None:
-            raise ValueError("This is not a model of speech: transcription is for those; leave it out.")
-        spoken = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
-        return _Texts(prompts, self.prompts.encode(prompts, negatives, spoken, emptied=emptied))
-
-    def _conditions(
-        self,
-        texts: _Texts,
-        tokens: int,
-        uncond: str = "language_model",
-        use_loa: bool = True,
-        use_text_states: bool = True,
-        loa: np.ndarray | None = None,
-    ) -> tuple[Conditions, Conditions, jax.Array]:
-        """The conditions of prompts and of negative prompts, and CLAP's embeddings [prompts, d] of the prompts."""
-        if uncond not in UNCONDITIONAL:
-            raise ValueError(f"uncond is {uncond!r}; use one of {', '.join(UNCONDITIONAL)}.")
-        usual = uncond == UNCONDITIONAL[0] and use_loa and use_text_states
-        if "language_model" not in self.components and not usual:
-            raise ValueError("This model has no language of audio: leave out uncond, use_loa and use_text_states.")
-        count = len(texts.prompts)
-        names = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
-        networks = {name: self.networks[name] for name in names if name in self.networks}
-        every, text_embedding = _encode(networks, texts.ids, loa, count=count, num_tokens=tokens)
-        cond, negative, emptied = (
-            jax.tree.map(lambda x, first=first: x[first : first + count], every) for first in (0, count, 2 * count)
-        )
-        if not use_text_states:
-            cond = emptied._replace(loa=cond.loa)
-        if not use_loa:
-            cond = cond._replace(loa=jnp.zeros_like(cond.loa))
-        if uncond == "zeros" or not use_loa:
-            negative = negative._replace(loa=jnp.zeros_like(negative.loa))
-        return cond, negative, text_embedding[:count]
+        texts = self.prompt_encoder.tokenize(prompts, negatives, transcription, emptied=not use_text_states)
+        tokens = self.prompt_encoder.loa_tokens
+        return self.prompt_encoder.encode(texts, tokens, uncond, use_loa, use_text_states)[:2]
 
     def _source_clip(self, edit: Edit, frames: int, samples: int, tokens: int) -> _SourceClip:
         """What of the given clip goes into so many latent frames, of which so many samples stay, and LOA tokens."""
@@ -430,7 +378,7 @@ class AudioLDM2:
             raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
         if not isinstance(seed, int | np.integer):
             raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
-        if tokens is not None and (tokens < 1 or "language_model" not in self.components):
+        if tokens is not None and (tokens < 1 or not self.prompt_encoder.writes_loa):
             raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1, and the model to have a LOA.")
 
 
@@ -445,32 +393,6 @@ def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
         keys += [jax.random.fold_in(own, seen[prompt] + number) for number in range(clips)]
         seen[prompt] += clips
     return jnp.stack(keys)
-
-
-@partial(jax.jit, static_argnames=("count", "num_tokens"))
-def _encode(
-    networks: dict[str, Network], text: Text, loa: jax.Array | None, *, count: int, num_tokens: int
-) -> tuple[Conditions, jax.Array]:
-    """Conditions of all texts, and CLAP's embeddings of them; the first `count` may begin with given LOA tokens."""
-    clap, second = networks["text_encoder"], networks.get("text_encoder_2")
-    text_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
-    if second is None:
-        return Conditions(clap_embedding=text_embedding), text_embedding
-    if "language_model" not in networks:
-        return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), text_embedding
-    gpt2 = networks["language_model"]
-    prefix, states, mask = encode_prompt(clap, second, networks["projection_model"], text)
-    if loa is None:
-        written = generate_loa(gpt2, prefix, num_tokens)
-    else:
-        first, rest = (
-            jax.tree.map(lambda x, part=part: x[part], prefix) for part in (slice(count), slice(count, None))
-        )
-        loa = jnp.repeat(loa, count, 0)
-        if loa.shape[1] < num_tokens:
-            loa = generate_loa(gpt2, first, num_tokens, given=loa)
-        written = jnp.concatenate([loa, generate_loa(gpt2, rest, num_tokens)])
-    return Conditions(written, states, mask), text_embedding
 
 
 @partial(jax.jit, static_argnames=("sampling_rate", "front_end"))
@@ -491,22 +413,6 @@ def _check_scheduler(name: str) -> None:
             f"The scheduler is a {name}; supported are {', '.join(SOLVER_OF_CLASS)}. Change _class_name in "
             "scheduler/scheduler_config.json to one of these."
         )
-
-
-def _loa_tokens(components: Mapping[str, Component]) -> int:
-    gpt2 = components.get("language_model")
-    return (gpt2.config.get("max_new_tokens") or LOA_TOKENS) if gpt2 else 0
-
-
-def _prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
-    """How many tokens the networks can take, whatever the tokenizers' files say."""
-    clap, gpt2 = components["text_encoder"].module, components.get("language_model")
-    text = clap.text_config if isinstance(clap, Clap) else vars(clap)
-    # RoBERTa counts positions from the padding id on; GPT-2 reads five places beside T5's and the LOA.
-    limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
-    if gpt2:
-        limits["t5_limit"] = gpt2.module.n_positions - _loa_tokens(components) - 4
-    return limits
 
 
 def _given_latents(latents: np.ndarray, clips: int, shape: tuple[int, int, int]) -> jax.Array:

@@ -5,25 +5,28 @@ Examples are split over both axes; parameters, averages and optimiser state over
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 # A leaf below this many elements a device is not worth a gather of its own.
 SMALLEST_SHARD = 4096
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
+def make_mesh(axes: Mapping[str, int]) -> Mesh:
     """Returns the mesh over all devices of all hosts.
 
+    Args:
+        axes: sizes by name, as in the recipe's `mesh`; one may be -1, and takes what is left.
+
     Raises:
-        ValueError: the axes of `config.mesh` do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices.
     """
-    count, axes = jax.device_count(), dict(config.mesh)
+    count, axes = jax.device_count(), dict(axes)
     known = int(np.prod([size for size in axes.values() if size != -1]))
     sizes = [count // known if size == -1 else size for size in axes.values()]
     if any(size < 1 for size in sizes) or int(np.prod(sizes)) != count:

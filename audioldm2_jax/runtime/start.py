@@ -7,23 +7,24 @@ import os
 import tempfile
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from audioldm2_jax.runtime import cluster, watch
 from audioldm2_jax.runtime.storage import local_path
 
 
-def start(config: ConfigDict, others: cluster.Cluster | None = None) -> None:
+def start(compilation_cache: str = "", others: cluster.Cluster | None = None) -> None:
     """Joins the other processes of the job, if `others` says how (or that JAX is to find out), and turns on the
     compilation cache.
+
+    Args:
+        compilation_cache: its folder, "" for the usual one, "off" for none.
 
     Raises:
         ClusterError: see `cluster.join`.
     """
     if others is not None:
         cluster.join(others)
-    if config.compilation_cache != "off":
-        use_compilation_cache(config.compilation_cache)
+    if compilation_cache != "off":
+        use_compilation_cache(compilation_cache)
 
 
 def leave() -> None:

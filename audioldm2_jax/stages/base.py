@@ -47,12 +47,14 @@ class Stage:
     reads: tuple[str, ...] = ()
     """Sections of the recipe that decide what the stage computes, beside its own of `train`, those of `models` that
     describe what it makes, and what every stage reads (training/stage_settings.py)."""
+    reads_to_evaluate: tuple[str, ...] = ()
+    """Sections that only evaluation reads: they may change while the stage trains."""
     forward_groups: tuple[str, ...] = ()
     """Groups whose gradient flows through `forward`."""
 
     def __init__(self, config: ConfigDict, components: Mapping[str, Component], empty_text: Batch | None = None):
         """Args:
-        config: the whole recipe.
+        config: the part of the recipe that the stage reads (`training.stage_settings.part`).
         components: those of `needs` and `continues` that exist.
         empty_text: the token ids and masks of the empty caption, [1, length] a key; only for stages that read text.
         """
@@ -81,6 +83,11 @@ class Stage:
     def text_kinds(cls, config: ConfigDict) -> tuple[str, ...]:
         """Returns whose tokens the stage reads, of "clap" and "t5"; () for a stage without text."""
         return tuple(kind for kind in ("clap", "t5") if f"{kind}_ids" in cls.batch_fields)
+
+    @functools.cached_property
+    def key(self) -> jax.Array:
+        """The random key of the stage: of the run's seed and the stage's name."""
+        return named(jax.random.key(self.config.seed), self.name)
 
     @property
     def frozen(self) -> dict[str, Tree]:

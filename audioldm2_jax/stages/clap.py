@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage
 
@@ -30,7 +30,7 @@ class ClapStage(Stage):
         return ("text_encoder",)
 
     def setup(self):
-        self.ends = front_ends(self.config)
+        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["text_encoder"]
 
     def constrain(self, params):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.components import latent_frames
 from audioldm2_jax.conditioning.conditions import Conditions
 from audioldm2_jax.conditioning.loa import audiomae_loa
@@ -25,6 +25,7 @@ class DiffusionStage(Stage):
 
     name = "diffusion"
     reads = ("audio.mel", "audio.fbank", "loa.training_poolings", "scheduler", "models.text_encoder_2.d_model")
+    reads_to_evaluate = ("loa.pooling", "samples")
 
     @classmethod
     def needs(cls, config):
@@ -43,7 +44,7 @@ class DiffusionStage(Stage):
         return self.config.loa.pooling
 
     def setup(self):
-        self.ends = front_ends(self.config)
+        self.ends = FrontEnds(self.config.audio)
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
         self.batch_fields = ("waveform", "t5_ids", "t5_mask") if reads_text(self.config) else ("waveform",)

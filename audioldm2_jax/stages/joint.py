@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.components import latent_frames
 from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, Conditions, caption_weight, drop_captions
 from audioldm2_jax.conditioning.loa import (
@@ -40,6 +40,7 @@ class JointStage(Stage):
         "models.text_encoder.projection_dim",
         "models.text_encoder_2",
     )
+    reads_to_evaluate = ("samples",)
     batch_fields = ("waveform", *TEXT_FIELDS, "captioned")
 
     @classmethod
@@ -61,7 +62,7 @@ class JointStage(Stage):
             raise ValueError(
                 f"train.joint.unconditional={self.hparams.unconditional!r}: choose language_model or zeros"
             )
-        self.ends = front_ends(self.config)
+        self.ends = FrontEnds(self.config.audio)
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, caption_weight, drop_captions
 from audioldm2_jax.conditioning.loa import audiomae_loa, encode_prompt, loa_distance, teacher_forced_loa
 from audioldm2_jax.rngs import Rngs
@@ -34,7 +34,7 @@ class LanguageModelStage(Stage):
         return ("language_model", "projection_model") + (("text_encoder_2",) if config.train[cls.name].train_t5 else ())
 
     def setup(self):
-        self.ends = front_ends(self.config)
+        self.ends = FrontEnds(self.config.audio)
 
     def weigh(self, batch):
         return {**batch, "caption_weight": caption_weight(batch["captioned"])}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from audioldm2_jax.audio.front_ends import crop, front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds, crop
 from audioldm2_jax.audio.mel import log_mel
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
 from audioldm2_jax.rngs import named
@@ -31,7 +31,7 @@ class VocoderStage(Stage):
         return "plain"  # without discriminators, whose loss says little of a generator
 
     def setup(self):
-        self.ends = front_ends(self.config)
+        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["vocoder"]
         self.discriminators = {
             "periods": MultiPeriodDiscriminator(**module_fields(self.config, "period_discriminator")),

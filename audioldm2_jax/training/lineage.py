@@ -1,7 +1,8 @@
 """Which result was made from which, so that networks of different generations are never mixed.
 
 A stage writes down what it was begun with: stages/STAGE/lineage.json has, for each component that it read, where that
-came from and the digest of its config and weights. The same file goes into stages/STAGE/result/. Where what is there
+came from and the digest of its config and weights, and the digests of the tokenizers that made its token ids. The same
+file goes into stages/STAGE/result/. Where what is there
 now has another digest, the stage is stale: it neither goes on nor is published until it is trained anew.
 """
 
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import MANIFEST, read_json
 from audioldm2_jax.checkpoints.tensors import choose, shard_names
+from audioldm2_jax.data import text
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
@@ -92,7 +94,7 @@ def write(config: ConfigDict, name: str, adopted: bool = False) -> None:
         part: {"from": source.origin, "digest": digest(source.place, part)}
         for part, source in inputs(config, name).items()
     }
-    content = {"version": 1, "adopted": adopted, "inputs": read}
+    content = {"version": 1, "adopted": adopted, "inputs": read, "tokenizers": _tokenizers(config, name)}
     write_json(stage_folder(config, name) / FILE, content)
     if finished(config, name):
         write_json(stage_folder(config, name) / "result" / FILE, content)
@@ -190,9 +192,24 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
             return f"was begun without the {part} of {source.origin}"
         if recorded and _is_other(part, source, before[part], fetched):
             return f"was made from another {part} than that of {source.origin}"
+    tokenizers = _tokenizers(config, name)
+    for folder, earlier_digest in (recorded or {}).get("tokenizers", {}).items():
+        if tokenizers.get(folder, earlier_digest) != earlier_digest:
+            return f"was trained with another {folder} than that of {Path(config.run_dir) / folder}"
     for part in before.keys() - now.keys():
         return f"was begun with the {part} of {before[part]['from']}, which is no longer named"
     return ""
+
+
+def _tokenizers(config: ConfigDict, name: str) -> dict[str, str]:
+    """Returns {folder: digest} of the run's tokenizers that stage `name` reads, those that are there."""
+    folders = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}
+    files = {folders[kind]: Path(config.run_dir) / folders[kind] for kind in STAGES[name].text_kinds(config)}
+    return {
+        folder: _file_digest(path / "tokenizer.json", *_stamp(path / "tokenizer.json"))
+        for folder, path in files.items()
+        if (path / "tokenizer.json").is_file()
+    }
 
 
 def _is_other(part: str, source: Input, before: Mapping[str, str], fetched: bool) -> bool:
@@ -232,6 +249,6 @@ def _file_digest(path: Path, changed: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hub_name(text: str) -> str:
+def hub_name(place: str) -> str:
     """Returns the hub id for a path into the hub's cache, which earlier versions wrote down; others as they are."""
-    return re.sub(r"^.*/models--([^/]+)--([^/]+)/snapshots/[0-9a-f]+", r"\1/\2", text)
+    return re.sub(r"^.*/models--([^/]+)--([^/]+)/snapshots/[0-9a-f]+", r"\1/\2", place)

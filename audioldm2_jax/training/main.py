@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
-from audioldm2_jax.audio.front_ends import front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
@@ -49,7 +49,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     error_log.escape_output()
     try:
         config = recipe_check.resolve_paths(config)
-        start.start(config, others or cluster.Cluster())
+        start.start(config.compilation_cache, others or cluster.Cluster())
     except (cluster.ClusterError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -207,7 +207,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
             chosen = _heldout_examples(config)
     captions = hosts.broadcast([example.text for example in chosen], "captions")
     if captions:
-        result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config))(
+        result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config.mesh))(
             captions,
             num_inference_steps=hparams.steps,
             guidance_scale=hparams.guidance_scale,
@@ -257,7 +257,7 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
     for number, waveform in enumerate(audios):
         files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
-    log_mel = jax.jit(front_ends(config).log_mel)
+    log_mel = jax.jit(FrontEnds(config.audio).log_mel)
     mels = {"real": log_mel(real), "generated": log_mel(audios)}
     show.draw_mels(target / "mels.png", mels, captions)
     lines = "\n".join(f"{number}.wav  {' '.join(caption.split())}" for number, caption in enumerate(captions))

@@ -24,7 +24,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
@@ -32,7 +31,6 @@ from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.evaluation import heldout_loss, samples
-from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
@@ -95,7 +93,7 @@ def make_folder(config: ConfigDict) -> Path:
 
 
 def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) -> None:
-    """Checks the run folder against the recipe and writes the tokenizers if a stage reads text. Called by all hosts.
+    """Checks the run folder against the recipe, and writes the tokenizers if a stage reads text. Called by all hosts.
 
     Raises:
         RunError: it belongs to another recipe, holds results of different generations, and what `make_folder` raises.
@@ -104,14 +102,14 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     _check_inputs(config, [name for name in chosen if not finished(config, name)])
     for name in STAGES:
         stage_settings.check(config, name)
-    lineage.refuse_stale(config, chosen)
-    hosts.wait_for_hosts("run folder checked")
-    if hosts.is_first():
-        lineage.adopt(config, say)
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
         hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
+    lineage.refuse_stale(config, chosen)
+    hosts.wait_for_hosts("run folder checked")
+    if hosts.is_first():
+        lineage.adopt(config, say)
 
 
 def _check_inputs(config: ConfigDict, names: list[str]) -> None:
@@ -121,7 +119,7 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         RunError, ValueError: a batch does not fit the devices, a folder to start from is not there, or stages that
             learn from captions find none.
     """
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config.mesh)
     for name in names:
         hparams, stage = config.train[name], STAGES[name]
         sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
@@ -146,7 +144,7 @@ def write_tokenizers(config: ConfigDict) -> None:
         return
     partial = root / ".tokenizers.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    tokenizers = text.open_tokenizers(config, sources.open_source(config, "train"))
+    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"))
     text.check_tables(tokenizers, **word_tables(config, {}))
     tokenizers.save(partial)
     for name in (text.CLAP_FOLDER, text.T5_FOLDER):  # the last is the one that is looked for
@@ -231,7 +229,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     components = load_components(config, name)
     if tokenizers:
         text.check_tables(tokenizers, **word_tables(config, components))
-    stage = STAGES[name](config, components, encoders.empty_text(available))
+    stage = STAGES[name](stage_settings.part(config, name), components, encoders.empty_text(available))
     wanted = encoders.select(available, stage.batch_fields)
     if lineage.begun(config, name):
         lineage.refuse_stale(config, [name], fetched=name)
@@ -255,15 +253,13 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
             prefetch=config.data.prefetch,
         )
 
-    def evaluators(mesh: Mesh, key: jax.Array) -> tuple[Evaluator, ...]:
-        heldout = batches("heldout")
-        return (
-            HeldoutLoss(stage, partial(heldout, heldout_loss.batch_size(stage)), mesh, key),
-            Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
-        )
-
+    mesh, heldout = sharding.make_mesh(config.mesh), batches("heldout")
+    evaluators = (
+        HeldoutLoss(stage, partial(heldout, heldout_loss.batch_size(stage)), mesh),
+        Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
+    )
     train_batches = partial(batches("train"), stage.hparams.batch_size)
-    trained = loop.train(stage, train_batches, where, progress, should_stop, evaluators)
+    trained = loop.train(stage, mesh, train_batches, where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
@@ -285,9 +281,9 @@ def publish(config: ConfigDict) -> Path | None:
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     if not all(sources.values()):
         return None
+    write_tokenizers(config)
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
-    write_tokenizers(config)
     for part, source in sources.items():
         model_folder.copy_component(source, target, part)
     for part in ("tokenizer", "tokenizer_2"):

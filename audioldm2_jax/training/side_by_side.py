@@ -22,8 +22,9 @@ from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.training import run
 from audioldm2_jax.training.checkpoint import CheckpointError
-from audioldm2_jax.training.loop import NotFinite, Stopped
+from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Pipe, Progress
+from audioldm2_jax.training.record import NotFinite
 
 # Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
 # level of optimisation is meant to compile sooner, and ran no slower.
@@ -184,7 +185,7 @@ def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
 
     error_log.collect()
     config = ConfigDict(fields)
-    start.start(config)  # and joins nobody: the process that started this one is the only one of its job
+    start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job
     try:
         with stop_flag() as stopped:
             wait_share = run.train_stage(config, name, Pipe(connection), stopped)

@@ -34,20 +34,45 @@ _RENAMED = {
     "models.t5.": "models.text_encoder_2.",
     "models.gpt2.": "models.language_model.",
 }
+# How, not what, every stage computes.
+_HOW = ("remat",)
 # Of `train.STAGE`: what may change on the way.
 _FREE = ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips")
 
 
 def settings(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns {dotted key: value} of all that decides what stage `name` computes, beside the components it reads."""
-    stage = STAGES[name]
-    sections = [f"models.{part}" for part in stage.makes(config)]
-    kinds = stage.text_kinds(config)
+    kinds = STAGES[name].text_kinds(config)
     text = [f"text.{kind}_{key}" for kind in kinds for key in ("tokenizer", "length")]
     text += ["text.vocabulary", "data.text_feature"] if kinds else []
-    wanted = (*_ALL, f"train.{name}", *stage.reads, *sections, *text)
+    wanted = (*_sections(config, name), *text)
     free = {f"train.{name}.{key}" for key in _FREE}
     return {key: value for key, value in flat(config).items() if _below(key, wanted) and key not in free}
+
+
+def part(config: ConfigDict, name: str) -> ConfigDict:
+    """Returns the part of the recipe that stage `name` is given: what `settings` has, and how to compute and evaluate.
+
+    A stage that reads what it does not declare has an AttributeError.
+    """
+    wanted = (*_sections(config, name), *_HOW, *STAGES[name].reads_to_evaluate)
+
+    def wanted_of(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found = {}
+        for key, value in section.items():
+            if _below(f"{prefix}{key}", wanted):
+                found[key] = value
+            elif isinstance(value, dict) and (inner := wanted_of(value, f"{prefix}{key}.")):
+                found[key] = inner
+        return found
+
+    return ConfigDict(wanted_of(config.to_dict(), "")).lock()
+
+
+def _sections(config: ConfigDict, name: str) -> tuple[str, ...]:
+    """Returns the sections, or single keys, of the recipe that decide what stage `name` computes."""
+    stage = STAGES[name]
+    return (*_ALL, f"train.{name}", *stage.reads, *(f"models.{part}" for part in stage.makes(config)))
 
 
 def write(config: ConfigDict, name: str) -> None:

@@ -135,6 +135,15 @@ def test_faulty_files_are_named(tmp_path):
         files.read(tmp_path / "fine.wav", 16000, start=-1)
 
 
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """Whoever runs the tests may read everything as root, so the refusal of the system is put on."""
+    path = tmp_path / "private.wav"
+    path.write_bytes(b"")  # what libsndfile says of either is alike
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(files.UnreadableAudio, match=r"private.wav may not be read by this user: change"):
+        files.read(path, 16000)
+
+
 def test_half_a_flac_does_not_crash(tmp_path):
     files.write(tmp_path / "a.flac", tune(64000, 16000), 16000)
     content = (tmp_path / "a.flac").read_bytes()

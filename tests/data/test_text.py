@@ -97,6 +97,14 @@ def test_saved_and_loaded_again(tokenizers, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_damaged_one_of_the_run_can_be_made_again(tokenizers, tmp_path):
+    tokenizers.save(tmp_path)
+    damaged = tmp_path / text.T5_FOLDER / "tokenizer.json"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"delete {tmp_path}/tokenizer and {tmp_path}/tokenizer_2: the same command"):
+        text.load_tokenizers(tmp_path, 40, 40)
+
+
 def test_training_is_deterministic(tokenizers):
     assert text.train_clap(CAPTIONS, 512, 40).files == tokenizers.clap.files
     assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.t5.files
@@ -104,11 +112,11 @@ def test_training_is_deterministic(tokenizers):
 
 def test_recipe_trains_or_loads(tokenizers, tmp_path):
     recipe = recipes.get("tiny")
-    trained = text.open_tokenizers(recipe, CORPUS)
+    trained = text.open_tokenizers(recipe.text, CORPUS)
     assert trained.clap.vocabulary <= 512 and trained.clap.length == recipe.text.clap_length
     tokenizers.save(tmp_path)
     recipe.text.update({"clap_tokenizer": str(tmp_path / "tokenizer"), "t5_tokenizer": str(tmp_path / "tokenizer_2")})
-    loaded = text.open_tokenizers(recipe)
+    loaded = text.open_tokenizers(recipe.text)
     length = recipe.text.t5_length
     np.testing.assert_array_equal(loaded.t5(TEXTS[:2])[0], tokenizers.t5(TEXTS[:2])[0][:, :length])
 
@@ -121,7 +129,7 @@ def test_recordings_without_captions_get_the_corpus_words(caplog):
         def __getitem__(self, index):
             return Example(np.zeros(10, np.float32), None)
 
-    tokenizers = text.open_tokenizers(recipes.get("tiny"), Silent())
+    tokenizers = text.open_tokenizers(recipes.get("tiny").text, Silent())
     assert "no record has a caption" in caplog.text
     assert tokenizers.t5(["a slow melody on a violin"])[1].sum() == 7
 
@@ -129,7 +137,7 @@ def test_recordings_without_captions_get_the_corpus_words(caplog):
 def test_errors(tmp_path):
     recipe = recipes.get("tiny")
     with pytest.raises(ValueError, match="there is no source to train tokenizers on"):
-        text.open_tokenizers(recipe, None)
+        text.open_tokenizers(recipe.text, None)
     with pytest.raises(ValueError, match="cannot load the t5 tokenizer"):
         text.load(str(tmp_path), "t5", 10)
     with pytest.raises(ValueError, match="needs 261 or more"):

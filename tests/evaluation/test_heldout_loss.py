@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 import smallest
 import toys
-from smallest import Said
 from toys import Line, config
 
 from audioldm2_jax.evaluation.base import Snapshot
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.rngs import heldout_rngs
-from audioldm2_jax.runtime import sharding
-from audioldm2_jax.training import loop
-
-KEY = jax.random.key(3)
 
 
 def heldout(seed=1000):
@@ -24,7 +19,7 @@ def heldout(seed=1000):
 
 
 def evaluator(stage):
-    return HeldoutLoss(stage, heldout, sharding.make_mesh(stage.config), KEY)
+    return HeldoutLoss(stage, heldout, toys.mesh(stage))
 
 
 def snapshot(params, averaged=None, step=2):
@@ -39,7 +34,7 @@ def test_it_is_the_mean_over_whole_batches_with_fixed_randomness():
     wanted = []
     for number in range(3):
         batch = {"waveform": toys.rows(1000 + number)}
-        wanted.append(float(stage.heldout_loss(params, {}, {}, batch, heldout_rngs(KEY, number, 8))[0]))
+        wanted.append(float(stage.heldout_loss(params, {}, {}, batch, heldout_rngs(stage.key, number, 8))[0]))
     assert len(set(wanted)) == 3
     assert ask(snapshot(params))["heldout/loss"] == pytest.approx(np.mean(wanted), rel=1e-5)
     assert ask(snapshot(params)) == ask(snapshot(params))  # to the bit, whatever was trained between
@@ -57,15 +52,8 @@ def test_averaged_and_current_parameters():
 
 
 def train(folder, **hparams):
-    stage, said = Line(config(log_every=1, heldout_clips=8, **hparams), {}), Said()
-    loop.train(
-        stage,
-        toys.data,
-        folder,
-        said,
-        evaluators=lambda mesh, key: (HeldoutLoss(stage, heldout, mesh, key),),
-    )
-    return said
+    stage = Line(config(log_every=1, heldout_clips=8, **hparams), {})
+    return toys.train(stage, folder, evaluators=(evaluator(stage),))[1]
 
 
 def test_it_is_logged_shown_and_summed_up(tmp_path):
@@ -97,7 +85,7 @@ def loss_with_dropout(rate):
     stage = smallest.build("clap", made)
     params, state = jax.jit(stage.init)(jax.random.key(0))
     batch = {field: smallest.batch(4)[field] for field in stage.batch_fields}
-    return jax.jit(stage.heldout_loss)(params, state, {}, batch, heldout_rngs(KEY, 0, 4))[0]
+    return jax.jit(stage.heldout_loss)(params, state, {}, batch, heldout_rngs(stage.key, 0, 4))[0]
 
 
 def test_nothing_is_dropped_out(compiled_once):

@@ -79,11 +79,11 @@ def test_variation_has_the_clips_loa(model, clip):
     assert whole.shape == (1, 8, 24)
     half = model.clip_encoder.loa(clip, 8, 0.33)  # two tokens of each 0.16 s
     np.testing.assert_array_equal(half, whole[:, :4])
-    texts = model._texts([PROMPT, "drums"], "", None, emptied=False)
-    given, without, _ = model._conditions(texts, 8, loa=half)
+    texts = model.prompt_encoder.tokenize([PROMPT, "drums"], "")
+    given, without, _ = model.prompt_encoder.encode(texts, 8, loa=half)
     np.testing.assert_allclose(given.loa[:, :4], np.repeat(half, 2, 0), rtol=1e-6)
     assert distance(given.loa[0, 4:], given.loa[1, 4:]) > 1e-3  # the prompts go on differently
-    plain, same, _ = model._conditions(texts, 8)
+    plain, same, _ = model.prompt_encoder.encode(texts, 8)
     np.testing.assert_allclose(without.loa, same.loa, atol=1e-5)
     assert distance(given.loa[0, 4:], plain.loa[0, 4:]) > 1e-3
     made = model(PROMPT, **STEPS, edit=Variation(clip, RATE))

@@ -19,6 +19,7 @@ from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.generation import pipeline as pipeline_module
+from audioldm2_jax.generation import prompt_encoder
 from audioldm2_jax.generation.pipeline import AudioLDM2, clip_keys
 
 TOLERANCE = 1e-3
@@ -260,7 +261,7 @@ def test_nothing_compiles_anew_for_another_request(model):
     """Another prompt, number of steps, length within a sixteenth of the model's own, guidance or seed."""
     pipe = AudioLDM2.from_pretrained(model)
     pipe.components["unet"].config["sample_size"] = 32 * 8  # a bucket is 16 latent frames then
-    jitted = [pipeline_module._encode, sampling._prepare, sampling._step, pipeline_module._decode]
+    jitted = [prompt_encoder._encode, sampling._prepare, sampling._step, pipeline_module._decode]
     pipe("a low organ drone", num_inference_steps=2, audio_length_in_s=0.3)
     compiled = [each._cache_size() for each in jitted]
     pipe("drums", "violin", num_inference_steps=3, audio_length_in_s=0.31, guidance_scale=2.0, seed=9)

@@ -136,11 +136,11 @@ def test_mesh_that_does_not_fit():
     config = get_config()
     config.mesh.update(data=3, fsdp=5)
     with pytest.raises(ValueError, match=r"mesh \{'data': 3, 'fsdp': 5\} does not fit \d+ devices: choose sizes"):
-        sharding.make_mesh(config)
+        sharding.make_mesh(config.mesh)
 
 
 def test_batch_that_does_not_split():
-    mesh = sharding.make_mesh(get_config())
+    mesh = sharding.make_mesh(get_config().mesh)
     sharding.check_batch(6 * mesh.devices.size, 3, mesh, "vae")
     with pytest.raises(ValueError, match=r"batch_size=7 in 3 microbatches .*choose a multiple of 3"):
         sharding.check_batch(7, 3, mesh, "vae")

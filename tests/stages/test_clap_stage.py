@@ -8,6 +8,7 @@ from smallest import Said, batches, build, get_config
 from tiny_folder import CONFIGS, random_variables
 
 from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.clap import contrast
 from audioldm2_jax.training import loop
 
@@ -46,7 +47,7 @@ def test_accumulation_is_refused(tmp_path):
     config = get_config()
     config.train.clap.accumulate = 2
     with pytest.raises(ValueError, match=r"train.clap.accumulate=2: the loss compares the examples.*set it to 1"):
-        loop.train(build("clap", config), None, tmp_path, None)
+        loop.train(build("clap", config), sharding.all_devices(), None, tmp_path, None)
 
 
 def test_starts_from_the_statistics_and_within_the_bounds_of_the_temperature(tmp_path):
@@ -63,7 +64,7 @@ def test_starts_from_the_statistics_and_within_the_bounds_of_the_temperature(tmp
     statistics["mean"] = np.full_like(statistics["mean"], 1000.0)
     variables["params"] |= {"logit_scale_a": np.float32(7.0), "logit_scale_t": np.float32(-1.0)}
     stage.components = {"text_encoder": Component(stage.module, variables, fields)}
-    trained = loop.train(stage, batches(stage), tmp_path, Said())
+    trained = loop.train(stage, sharding.all_devices(), batches(stage), tmp_path, Said())
 
     mean = trained.model_state["text_encoder"]["batch_stats"]["audio_model"]["audio_encoder"]["batch_norm"]["mean"]
     assert np.abs(np.asarray(mean) - 900).max() < 11  # a mel in dB is within -100..100

@@ -13,7 +13,7 @@ from smallest import TOKENS, batch, build, get_config
 
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import joint
-from audioldm2_jax.training import loop
+from audioldm2_jax.training import step
 
 CLIPS = 6000
 TRUE, MADE = 1.0, 2.0
@@ -66,7 +66,7 @@ def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
 
     @jax.jit
     def norms(params, frozen, given):
-        grads, _ = loop._gradient(stage, objective, params, {}, frozen, stage.weigh(given), keys(2), None, None)
+        grads, _ = step.gradient(stage, objective, params, {}, frozen, stage.weigh(given), keys(2), None, None)
         return {group: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[group]))) for group in grads}
 
     given = {key: value for key, value in batch(2).items() if key in stage.batch_fields}

@@ -16,8 +16,9 @@ from smallest import batch, build, get_config
 
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import of_step
+from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import loop
+from audioldm2_jax.training import loop, step
 
 SIZE = 8
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("audiomae", "vae", "vocoder", "diffusion", "joint")]
@@ -61,7 +62,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(name, monkeypatch):
         def gradients(params, frozen, given):
             given = stage.weigh(given)
             return {
-                objective.name: loop._gradient(stage, objective, params, state, frozen, given, rngs, variant, None)
+                objective.name: step.gradient(stage, objective, params, state, frozen, given, rngs, variant, None)
                 for objective in stage.objectives(variant)
             }
 
@@ -87,7 +88,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
     config = get_config()
     config.train.vae.update(accumulate=2, discriminator_start=3)
     with pytest.raises(ValueError, match=r"accumulate=2: from step 3 \(discriminator_start\).*BatchNorm.*set it to 1"):
-        loop.train(build("vae", config), None, tmp_path, None)
+        loop.train(build("vae", config), sharding.all_devices(), None, tmp_path, None)
 
 
 def traced(stage, make):

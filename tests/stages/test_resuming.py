@@ -6,6 +6,7 @@ Plain (audiomae), adversarial with BatchNorm and a discriminator that starts in 
 import pytest
 from smallest import Said, batches, build, get_config, same
 
+from audioldm2_jax.runtime import sharding
 from audioldm2_jax.training import loop
 
 
@@ -18,7 +19,7 @@ def train(name, folder, stop_after=None):
 
     stage = build(name, get_config())
     try:
-        return loop.train(stage, batches(stage), folder, said, should_stop)
+        return loop.train(stage, sharding.all_devices(), batches(stage), folder, said, should_stop)
     except loop.Stopped:
         return said
 

@@ -9,7 +9,7 @@ import pytest
 from smallest import SAMPLES, batch, build, get_config
 
 from audioldm2_jax import recipes
-from audioldm2_jax.audio.front_ends import crop, front_ends
+from audioldm2_jax.audio.front_ends import FrontEnds, crop
 from audioldm2_jax.checkpoints.model_folder import PARTS
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.stages import STAGES
@@ -18,7 +18,7 @@ from audioldm2_jax.stages import STAGES
 @pytest.mark.parametrize("name, mel", [("tiny", (128, 64)), ("base", (1024, 64)), ("48k", (1024, 256))])
 def test_front_ends_give_the_frames_of_the_recipe(name, mel):
     config = recipes.get(name)
-    ends = front_ends(config)
+    ends = FrontEnds(config.audio)
     clip = jax.ShapeDtypeStruct((1, round(config.audio.seconds * config.audio.sampling_rate)), np.float32)
     assert jax.eval_shape(ends.log_mel, clip).shape == (1, *mel)
     assert jax.eval_shape(ends.kaldi_fbank, clip).shape == (1, *config.models.audiomae.img_size)
@@ -29,7 +29,7 @@ def test_front_ends_give_the_frames_of_the_recipe(name, mel):
 
 
 def test_crops_are_pieces_of_the_clip_and_of_its_mel():
-    ends, waveform = front_ends(get_config()), batch(3)["waveform"]
+    ends, waveform = FrontEnds(get_config().audio), batch(3)["waveform"]
     keys = jax.random.split(jax.random.key(0), 3)
     pieces, mels = jax.jit(lambda w: crop(w, ends, 20, 4, keys))(waveform)
     assert pieces.shape == (12, 20 * 160) and mels.shape == (12, 20, 16)
@@ -43,7 +43,7 @@ def test_crops_are_pieces_of_the_clip_and_of_its_mel():
 
 
 def test_a_crop_as_long_as_the_clip_is_the_clip():
-    ends, waveform = front_ends(get_config()), batch(2)["waveform"]
+    ends, waveform = FrontEnds(get_config().audio), batch(2)["waveform"]
     pieces, _ = crop(waveform, ends, 64, 3, jax.random.split(jax.random.key(0), 2))
     assert pieces is waveform
 

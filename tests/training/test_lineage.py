@@ -4,10 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from smallest import NETWORKS, get_config
 from tiny_folder import CONFIGS, random_variables
 
+from audioldm2_jax.audio import files
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import lineage, run
@@ -87,6 +89,33 @@ def test_a_vae_that_was_trained_anew(config):
 def test_the_same_weights_are_no_other_generation(config):
     finish(config, "vae")
     assert lineage.stale(config) == {}
+
+
+def test_tokenizers_of_other_captions(config, tmp_path):
+    """Deleted, as the message of a damaged one advises, and made again: alike of the same captions, not of others."""
+    root = Path(config.run_dir)
+
+    def make_again():
+        for folder in ("tokenizer", "tokenizer_2"):
+            shutil.rmtree(root / folder, ignore_errors=True)
+        run.write_tokenizers(config)
+
+    make_again()
+    for name in STAGES:
+        run.begin(config, name)
+    make_again()
+    assert lineage.stale(config) == {}
+
+    config.data.source = str(tmp_path / "own")
+    (tmp_path / "own").mkdir()
+    files.write(tmp_path / "own/a.wav", 0.1 * np.sin(np.arange(16000, dtype=np.float32) / 9), 16000)
+    (tmp_path / "own/metadata.jsonl").write_text('{"file_name": "a.wav", "text": "a dog barks at the moon"}')
+    make_again()
+    with pytest.raises(RunError, match=rf"clap was trained with another tokenizer than that of {root}/tokenizer;"):
+        lineage.refuse_stale(config, STAGES)
+    assert lineage.stale(config).keys() == {"clap", "language_model", "joint"}
+    with pytest.raises(RunError, match="results of different generations"):
+        run.publish(config)
 
 
 def test_a_vae_that_was_deleted(config):

@@ -13,11 +13,11 @@ import numpy as np
 import optax
 import pytest
 import toys
-from smallest import Said, same
+from smallest import same
 from toys import Alternating, Duel, Line, config, rows
 
 from audioldm2_jax.rngs import Rngs, named, of_step
-from audioldm2_jax.training import loop, optim
+from audioldm2_jax.training import init_random, loop, optim, step
 from audioldm2_jax.training.checkpoint import MANIFEST
 
 TOLERANCE = 1e-5
@@ -143,7 +143,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(stage):
     def gradients(accumulate):
         made.hparams.accumulate = accumulate
         return {
-            objective.name: loop._gradient(made, objective, params, state, {}, batch, rngs, None, None)[:1]
+            objective.name: step.gradient(made, objective, params, state, {}, batch, rngs, None, None)[:1]
             for objective in made.objectives(None)
         }
 
@@ -231,7 +231,7 @@ def test_moving_average_is_what_is_handed_on(tmp_path):
         hparams = dict(steps=steps, ema=0.0, warmup=0, decay="constant")
         params.append(toys.train(Line(config(**hparams), {}), tmp_path / str(steps))[0].params["line"]["kernel"])
     averaged, _ = toys.train(Line(config(steps=3, ema=0.99, warmup=0, decay="constant"), {}), tmp_path / "averaged")
-    seed = named(loop.init_random.key(config().seed), "audiomae")
+    seed = named(init_random.key(config().seed), "audiomae")
     wanted = Line(config(), {}).init(seed)[0]["line"]["kernel"]
     for n, value in enumerate(params, start=1):
         decay = min(0.99, (1 + n) / (10 + n))
@@ -302,7 +302,7 @@ class Recorder:
 def test_evaluators_run_at_intervals_and_at_the_end(tmp_path):
     often, seldom, never = (Recorder(every) for every in (2, 100, 0))
     stage = Line(config(steps=7), {})
-    loop.train(stage, toys.data, tmp_path, Said(), evaluators=lambda mesh, key: (often, seldom, never))
+    toys.train(stage, tmp_path, evaluators=(often, seldom, never))
     assert (often.steps, seldom.steps, never.steps) == ([2, 4, 6, 7], [7], [])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "recorded" in line] == [2, 4, 6, 7]
