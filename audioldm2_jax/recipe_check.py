@@ -24,6 +24,19 @@ _AROUND_TEXT = 5  # places of GPT-2's prefix that are not T5's: SOS, CLAP, EOS, 
 _LOA_CONTEXTS = 2  # of a UNet's level: the first of its contexts see the LOA, later ones the text
 
 
+# What of `train.STAGE` is counted in steps. Weights decay, and averages forget, by the step: they stay as they are.
+_IN_STEPS = {
+    "steps",
+    "warmup",
+    "decay_every",
+    "discriminator_start",
+    "log_every",
+    "save_every",
+    "heldout_every",
+    "sample_every",
+}
+
+
 class RecipeError(ValueError):
     """Keys of a recipe that contradict each other; the message names them and what would fit."""
 
@@ -49,7 +62,7 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """Lets keys that were left as the recipe has them follow those that were changed.
 
     AudioMAE's input follows `audio.seconds`, the upper end of the mel the sampling rate, and the tables of words the
-    vocabulary of tokenizers that are trained here.
+    vocabulary of tokenizers that are trained here. All that is counted in steps follows `budget`.
 
     Returns:
         the config, a new one where something follows, and what has changed in it, a line each.
@@ -76,6 +89,10 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         )
         if _at(config, key) != _at(changed, key)
     ]
+    if config.budget != 1:
+        _follow_budget(changed)
+        steps = ", ".join(f"{name} {stage.steps}" for name, stage in changed.train.items())
+        lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}")
     return (changed.lock() if lines else config), lines
 
 
@@ -161,6 +178,19 @@ def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
         return  # both were set: `check` compares them
     fbank.frames, fbank.n_mels = network
     audiomae.img_size = network
+
+
+def _follow_budget(config: ConfigDict) -> None:
+    """Multiplies what is counted in steps; what is 0, which means never or at once, stays so.
+
+    Raises:
+        RecipeError: the budget is not a positive number.
+    """
+    if not (math.isfinite(config.budget) and config.budget > 0):
+        raise RecipeError(f"budget={config.budget}: it has to be above 0; 0.1 takes a tenth of the recipe's steps")
+    for stage in config.train.values():
+        for key in _IN_STEPS & {*stage}:
+            stage[key] = max(round(stage[key] * config.budget), 1) if stage[key] else 0
 
 
 def _sound(config: ConfigDict) -> Iterator[str]:

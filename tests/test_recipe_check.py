@@ -72,6 +72,27 @@ def test_the_mel_follows_the_sampling_rate():
     assert any("the mel ends at 9000 Hz" in note for note in recipe_check.check(kept, ("vae",)))
 
 
+def test_all_that_is_counted_in_steps_follows_the_budget():
+    usual = recipes.get("tiny")
+    config, (line,) = recipe_check.follow(changed("tiny", budget=0.1))
+    assert line.startswith("train.*.steps: 0.1 times the recipe's (follows budget): audiomae 120, ")
+    for name, stage in config.train.items():
+        former = usual.train[name]
+        for key in ("steps", "warmup", "log_every", "save_every", "heldout_every"):
+            assert stage[key] == max(round(former[key] / 10), 1), (name, key)
+        assert (stage.sample_every == 0) == (former.sample_every == 0)
+        assert stage.batch_size == former.batch_size and stage.learning_rate == former.learning_rate
+    # So that it starts, or does not, as before.
+    assert config.train.vocoder.discriminator_start == config.train.vocoder.steps
+    assert config.is_locked and usual.train.vae.steps == recipes.get("tiny").train.vae.steps
+    recipe_check.check(config, tuple(config.train))
+
+    assert recipe_check.follow(changed("tiny", budget=1e-9))[0].train.vae.steps == 1
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(recipe_check.RecipeError, match="budget=.*above 0; 0.1 takes a tenth"):
+            recipe_check.follow(changed("tiny", budget=value))
+
+
 def test_tables_follow_a_larger_vocabulary():
     config, lines = recipe_check.follow(changed("tiny", text__vocabulary=1000))
     assert config.models.text_encoder.text_config.vocab_size == config.models.text_encoder_2.vocab_size == 1000

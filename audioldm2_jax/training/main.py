@@ -94,7 +94,11 @@ def _run(config: ConfigDict, screen: Progress) -> int:
         if model:
             _show(config, model, screen)
         if waits:
-            screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.")
+            better = (
+                " With more of it the sound gets better; twice as much: "
+                f"--config.budget={2 * config.budget:g} --config.run_dir=ANOTHER_FOLDER"
+            )
+            screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.{better if model else ''}")
     return 0
 
 
