@@ -117,7 +117,11 @@ class Record:
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:
-        """Says what the stage has reached on held-out data, and what it cost to know."""
+        """Says what the stage has reached on held-out data, and which share of its time went into evaluation.
+
+        With the compilation of both: an evaluation is another program, whose compilation is most of what it costs a
+        short stage.
+        """
         best = self._writer.best(heldout_loss.NAME) if self._writer else None
         if self.heldout is None or best is None:
             return
