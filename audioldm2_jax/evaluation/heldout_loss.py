@@ -1,4 +1,4 @@
-"""The loss of a stage on held-out data: the same clips, crops, noise and timesteps each time, without dropout."""
+"""The loss of a stage on held-out data: the same clips, crops, noise and timesteps each time, no network's dropout."""
 
 from __future__ import annotations
 

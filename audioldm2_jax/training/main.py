@@ -178,7 +178,7 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     if hosts.is_first():
         published = not anew and (model / "model_index.json").exists()
         try:
-            there = published and not lineage.stale_results(config) or bool(run.publish(config))
+            there = (published and not lineage.stale_results(config)) or bool(run.publish(config))
         except run.RunError as error:
             screen.say(f"No model folder: {error}.{f' {model} stays as it was.' if model.exists() else ''}")
         else:
