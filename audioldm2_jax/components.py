@@ -39,7 +39,7 @@ default)."""
 
 @dataclasses.dataclass(frozen=True)
 class ComponentSpec:
-    """One spec of component.
+    """One kind of component.
 
     Attributes:
       network: the module's class.

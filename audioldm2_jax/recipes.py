@@ -3,7 +3,7 @@
 A recipe is a locked `ConfigDict`: reading or overriding a key that is not declared here fails with the nearest
 real name. `configs/*.py` call `get(name)` and change what differs. Sources in brackets: paper = arXiv 2308.05734;
 A2 = haoheliu/AudioLDM2; TF = haoheliu/AudioLDM-training-finetuning; MAE = facebookresearch/AudioMAE;
-DF = huggingface/diffusers; HG = jik876/hifi-gan. Keys below `models` are the keys of the component's config.json.
+HG = jik876/hifi-gan. Keys below `models` are the keys of the component's config.json.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def base() -> ConfigDict:
                     batch_size=128,
                     learning_rate=2e-4,
                     warmup=1_000,
-                    loss="mse",  # mse [paper eq. 5] or l1 (TF sums it twice, see stages/language_model.py)
+                    loss="mse",  # mse [paper eq. 5] or l1 (see `loa_distance` in conditioning/loa.py)
                     guidance_dropout=0.1,
                     train_t5=False,
                 ),
@@ -293,7 +293,8 @@ def base() -> ConfigDict:
                     train_t5=False,
                 ),
             },
-            "samples": {"clips": 6, "steps": 200, "guidance_scale": 3.5},  # shown when the run ends
+            # Clips that are shown when the run ends, and how they, and a stage's samples, are denoised.
+            "samples": {"clips": 6, "steps": 200, "guidance_scale": 3.5},
         }
     )
 

@@ -20,8 +20,8 @@ class Rngs(NamedTuple):
     """The randomness of one step. A use of random numbers has a name of its own, which no other use of a stage has.
 
     Attributes:
-        step_key: one key, of the step or of one of its microbatches; None in evaluation, where nothing is dropped out
-            or augmented.
+        step_key: one key, of the step or of one of its microbatches; None in evaluation, without dropout in networks
+            and without augmentation. Guidance dropout is an example's own, and stays.
         example_keys: [batch], one key for each slot.
     """
 

@@ -115,11 +115,7 @@ def _from_file(path: Path) -> _Model:
 
 
 def _from_folder(source: str | os.PathLike) -> _Model:
-    path = Path(source)
-    if path.is_dir() and (path / "model" / model_folder.INDEX).is_file():
-        path = path / "model"
-    elif (path / "stages").is_dir():
-        raise FolderError(f"The run in {source} has not finished: it has no model/ yet. Run the training again.")
+    path = model_folder.published(Path(source))
     whole = not path.is_dir() or (path / model_folder.INDEX).is_file()
     if whole:
         path = model_folder.locate_model(source if not path.is_dir() else path)

@@ -200,11 +200,25 @@ def copy_component(source: str | os.PathLike, folder: str | os.PathLike, name: s
         write_component(folder, name, part.config, part.variables, part.unused)
 
 
+def published(folder: Path) -> Path:
+    """The model folder of a run folder; any other folder as it is.
+
+    Raises:
+      FolderError: the run has not published it yet.
+    """
+    if (folder / "model" / INDEX).is_file():
+        return folder / "model"
+    if (folder / "stages").is_dir():
+        raise FolderError(f"The run in {folder} has not finished: it has no model/ yet. Run the training again.")
+    return folder
+
+
 def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> Path:
     """The folder of network `name`: inside a model folder, itself, or fetched from the hub into its cache.
 
     Raises:
       FolderError: where there is no such thing.
+      StorageError: for an address that is no path of this machine.
     """
     path = local_path(os.fspath(source), "the model's folder")
     if not path.exists():
@@ -217,12 +231,13 @@ def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> 
 
 
 def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
-    """The model folder `source`: a path, or a hub id, which is fetched into the hub's cache.
+    """The model folder `source`: its path or that of the run that published it, or a hub id, which is fetched.
 
     Raises:
       FolderError: where there is no such thing, or it is the folder of another pipeline.
+      StorageError: for an address that is no path of this machine.
     """
-    path = local_path(os.fspath(source), "the model's folder")
+    path = published(local_path(os.fspath(source), "the model's folder"))
     if not path.exists():
         index = hub.fetch_file(str(source).strip(), INDEX)
         if index is None:
@@ -246,8 +261,8 @@ def write_index(folder: str | os.PathLike) -> None:
     specs = {name: spec_of(name, read_json(path / name / "config.json")) for name in PARTS if (path / name).is_dir()}
     classes = {name: [spec.library, spec.class_name] for name, spec in specs.items() if spec.library}
     classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
-    classes |= {name: ["transformers", class_name] for name, class_name in _OTHERS.items()}
-    if classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
+    classes |= {name: ["transformers", kind] for name, kind in _OTHERS.items() if (path / name).is_dir()}
+    if "tokenizer_2" in classes and classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
         classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
     pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if SPECS[name].library), "scheduler", *_OTHERS]
     labelled = "unet" in specs and read_json(path / "unet/config.json").get("class_embed_type")
@@ -343,7 +358,7 @@ def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
     """CLAP's front end.
 
     Raises:
-      FolderError: where it is missing, damaged, or of another spec.
+      FolderError: where it is missing, damaged, or of another kind.
     """
     path = Path(folder) / "feature_extractor"
     check_manifest(path)

@@ -1,8 +1,8 @@
 """Weights from one form to another: %(prog)s --from audioldm2-full.pth --to models/audioldm2
 
 --from takes a checkpoint file of AudioLDM 2's authors (or of their VAE and vocoder, of AudioMAE or LAION-CLAP), a model
-folder, a run folder or a hub id; --to is a model folder in the diffusers layout, or a file ending in .pth or .ckpt, in
-which the weights are as the authors have them.
+folder, a run folder or a hub id; --to is a model folder in the diffusers layout, or a file ending in .pth, .pt or
+.ckpt, in which the weights are as the authors have them.
 """
 
 import argparse

@@ -159,7 +159,7 @@ def model_folder(model: str) -> str:
     """`model` itself, the model folder inside where it is a run folder, or the hub id of a model of the authors.
 
     Raises:
-      ValueError: for a run that has not published its model yet, and a model that is not on the hub.
+      ValueError: for a model that is not on the hub.
     """
     path = local_path(model, "--model")
     model = str(path) if path.exists() else model.strip()
@@ -170,11 +170,7 @@ def model_folder(model: str) -> str:
                 f"model folder of it with {command_line('convert', f'--from {model}.pth --to {model}')}"
             )
         return AUTHORS_NAMES[model]
-    if (path / "model" / "model_index.json").is_file():
-        return str(path / "model")
-    if (path / "stages").is_dir():
-        raise ValueError(f"The run in {model} has not finished: it has no model/ yet. Run the training command again.")
-    return model
+    return str(path / "model") if (path / "model" / "model_index.json").is_file() else model
 
 
 def file_stem(prompt: str) -> str:
@@ -197,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for path in generate(options):
             print(path)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # JAX's are RuntimeErrors: no device, no memory
         print(f"error: {error_log.describe(error)}", file=sys.stderr)
         watch.fail(str(error), 1)  # others would wait for this process
         return 1
@@ -238,6 +234,8 @@ def generate(options: argparse.Namespace):
     requests = read_requests(options)
     if options.batchsize < 1:
         raise ValueError(f"-b is {options.batchsize}; it has to be at least 1.")
+    if options.n_candidate_gen_per_text < 1:
+        raise ValueError(f"-n is {options.n_candidate_gen_per_text}; it has to be at least 1.")
     model, target = model_folder(options.model), local_path(options.save_path, "-s")
     if Path(model).exists():
         model = os.path.abspath(model)  # for the record
@@ -302,12 +300,15 @@ def record(options: argparse.Namespace, request: Request, model: str, settings: 
     if edit is None:
         return known
     kept = {name: value for name, value in vars(edit).items() if name not in ("audio", "sampling_rate")}
-    kept = {
-        name: [str(x) if x == math.inf else x for x in v] if isinstance(v, tuple) else v for name, v in kept.items()
-    }
+    kept = {name: [_json(x) for x in v] if isinstance(v, tuple) else _json(v) for name, v in kept.items()}
     return known | {
         "edit": {"kind": type(edit).__name__, "file": os.path.abspath(local_path(options.file_path, "-f")), **kept}
     }
+
+
+def _json(value):
+    """A value as JSON has it, which knows no infinity."""
+    return str(value) if value == math.inf else value
 
 
 def write_record(path: Path, content: dict) -> None:

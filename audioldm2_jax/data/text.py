@@ -7,6 +7,7 @@ the same text has the same ids everywhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -159,6 +160,22 @@ def load_tokenizers(folder: str | Path, clap_length: int, t5_length: int) -> Tok
             f"{error}; delete {places[0]} and {places[1]}: the same command makes both again, alike of the same "
             "captions"
         ) from error
+
+
+def words_digest(folder: str | Path) -> str:
+    """Returns a digest of what decides the ids of a saved tokenizer: its words, with their scores where it has such.
+
+    Other versions of the library may write the same words as other bytes.
+
+    Raises:
+        OSError, ValueError: tokenizer.json is missing or damaged.
+    """
+    content = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    try:
+        words = [content["model"]["vocab"], [[one["content"], one["id"]] for one in content["added_tokens"]]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/tokenizer.json is no tokenizer: {error}") from error
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
 
 def captions(source: Source, n: int = _CAPTIONS) -> list[str]:

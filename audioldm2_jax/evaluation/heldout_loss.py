@@ -1,4 +1,4 @@
-"""The loss of a stage on held-out data: the same clips, crops, noise and timesteps each time, without dropout."""
+"""The loss of a stage on held-out data: the same clips, crops, noise and timesteps each time, no network's dropout."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ class HeldoutLoss:
         """
         self.every = stage.hparams.heldout_every
         self._batches, self._mesh = batches, mesh
-        self._count = -(-stage.hparams.heldout_clips // batch_size(stage))
+        self._clips, self._batch_size = stage.hparams.heldout_clips, batch_size(stage)
         self._held: list[dict[str, np.ndarray]] = []
+
+        key = stage.key
 
         def loss(number, params, model_state, frozen, batch):
             size = jax.tree.leaves(batch)[0].shape[0]
-            return stage.heldout_loss(params, model_state, frozen, batch, heldout_rngs(stage.key, number, size))
+            return stage.heldout_loss(params, model_state, frozen, batch, heldout_rngs(key, number, size))
 
         self._loss = jax.jit(loss, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         if not self._held:
             stream = self._batches()
-            self._held = list(islice(stream, self._count))
+            self._held = list(islice(stream, -(-self._clips // self._batch_size)))
             getattr(stream, "close", lambda: None)()
         metrics = {f"heldout/{name}": value for name, value in self._mean(snapshot, snapshot.averaged).items()}
         if snapshot.averaged is not snapshot.params:

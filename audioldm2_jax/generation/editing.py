@@ -128,7 +128,8 @@ class Transfer(Edit):
         steps = int(num_steps * self.strength)
         if not steps:
             raise ValueError(
-                f"A transfer of strength {self.strength} does none of {num_steps} denoising steps; ask for more of one."
+                f"A transfer of strength {self.strength} does none of {num_steps} denoising steps; raise the strength "
+                "or the number of steps."
             )
         return num_steps - steps
 

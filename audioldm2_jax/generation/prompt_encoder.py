@@ -123,7 +123,8 @@ def prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
     """How many tokens the networks can take, whatever the tokenizers' files say."""
     clap, gpt2 = components["text_encoder"].module, components.get("language_model")
     text = clap.text_config if isinstance(clap, Clap) else vars(clap)
-    # RoBERTa counts positions from the padding id on; GPT-2 reads five places beside T5's and the LOA.
+    # RoBERTa counts positions from the padding id on. GPT-2 reads five places beside T5's, and all of the LOA but its
+    # last token.
     limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
     if gpt2:
         limits["t5_limit"] = gpt2.module.n_positions - loa_tokens(components) - 4

@@ -13,7 +13,6 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,30 +116,9 @@ def wait_for_file(path: Path, what: str, timeout: float = 60.0) -> None:
         )
 
 
-def any_host(flag: bool, what: str = "any") -> bool:
-    """Returns whether `flag` is set on any process."""
-    return any(gather(bool(flag), what))
-
-
 def first_text(text: str, what: str = "first text") -> str:
     """Returns the text of the first process that has one, "" where none has."""
     return next(filter(None, gather(text, what)), "")
-
-
-def all_hosts(flag: bool, what: str = "all") -> bool:
-    """Returns whether `flag` is set on all processes."""
-    return all(gather(bool(flag), what))
-
-
-def broadcast_arrays(arrays: Mapping[str, np.ndarray] | None, what: str) -> dict[str, np.ndarray]:
-    """Returns process 0's arrays, by name, on all processes; what the others pass is not looked at."""
-    if jax.process_count() == 1:
-        return dict(arrays)
-    shapes = {name: (value.shape, value.dtype.str) for name, value in arrays.items()} if is_first() else None
-    shapes = broadcast(shapes, what)
-    mine = arrays if is_first() else {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
-    sent = {name: multihost_utils.broadcast_one_to_all(mine[name]) for name in shapes}
-    return {name: np.asarray(value, mine[name].dtype) for name, value in sent.items()}
 
 
 def to_host(tree: Any) -> Any:

@@ -101,11 +101,6 @@ def _place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Returns a tree of arrays whole on every device."""
-    return place(tree, NamedSharding(mesh, PartitionSpec()))
-
-
 def spread(tree: Any, mesh: Mesh) -> Any:
     """Returns a tree of arrays [rows, ...] with the rows shared out among the devices; the last row fills up.
 

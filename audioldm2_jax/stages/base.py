@@ -181,7 +181,8 @@ class Stage:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the loss of held-out examples, by which runs are compared, and further metrics.
 
-        By default that of the last objective of `heldout_variant`, without dropout and augmentation.
+        By default that of the last objective of `heldout_variant`, without dropout in networks and without
+        augmentation. Guidance dropout stays, with the same draws each time.
         """
         variant, batch = self.heldout_variant, self.weigh(batch)
         outputs = self.forward(params, state, frozen, batch, rngs, variant)
@@ -189,9 +190,9 @@ class Stage:
         return loss, metrics
 
     def sample(self, params: Tree, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
-        """Returns what there is to look at or sample to, from held-out examples.
+        """Returns what there is to look at or to listen to, from held-out examples.
 
-        Rngs ending in `_waveform` become sound [clips, samples], in `_mel` pictures [clips, frames, bands].
+        Names ending in `_waveform` become sound [clips, samples], in `_mel` pictures [clips, frames, bands].
         """
         return {}
 

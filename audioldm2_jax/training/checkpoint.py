@@ -79,7 +79,7 @@ class Checkpoints:
         steps, unsigned = self._steps(), []
         for step in steps:
             mine = find_damage(self.folder / str(step), jax.process_index(), jax.process_count())
-            damage = next(filter(None, hosts.gather(mine, f"damage of checkpoint {step}")), "")
+            damage = hosts.first_text(mine, f"damage of checkpoint {step}")
             if not damage:
                 return self._read(step, abstract_state)
             unsigned += [step] * (damage == UNSIGNED)

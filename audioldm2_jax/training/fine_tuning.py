@@ -96,6 +96,10 @@ def _take_front_ends(config: ConfigDict, path: Path) -> None:
 
 
 def _take_pooling(config: ConfigDict, path: Path) -> None:
+    if not (path / "language_model").is_dir():
+        raise ValueError(
+            f"--config.init_from.model: {path} has no language_model/: it can generate, but no stage trains it"
+        )
     tokens = read_json(path / "language_model" / "config.json").get("max_new_tokens") or LOA_TOKENS
     audiomae = config.models.audiomae
     config.audio.fbank.update(dict(zip(("frames", "n_mels"), audiomae.img_size)))

@@ -2,12 +2,13 @@
 
 A stage writes down what it was begun with: stages/STAGE/lineage.json has, for each component that it read, where that
 came from and the digest of its config and weights, and the digests of the tokenizers that made its token ids. The same
-file goes into stages/STAGE/result/. Where what is there
-now has another digest, the stage is stale: it neither goes on nor is published until it is trained anew.
+file goes into stages/STAGE/result/. Where what is there now has another digest, the stage is stale: it neither goes on
+nor is published until it is trained anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -195,21 +196,24 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
     tokenizers = _tokenizers(config, name)
     for folder, earlier_digest in (recorded or {}).get("tokenizers", {}).items():
         if tokenizers.get(folder, earlier_digest) != earlier_digest:
-            return f"was trained with another {folder} than that of {Path(config.run_dir) / folder}"
+            root = Path(config.run_dir)
+            return (
+                f"was trained with other words than those of {root / folder} (if captions have changed since, put the "
+                f"earlier ones back and delete {root / text.CLAP_FOLDER} and {root / text.T5_FOLDER}: the same command "
+                "makes them again)"
+            )
     for part in before.keys() - now.keys():
         return f"was begun with the {part} of {before[part]['from']}, which is no longer named"
     return ""
 
 
 def _tokenizers(config: ConfigDict, name: str) -> dict[str, str]:
-    """Returns {folder: digest} of the run's tokenizers that stage `name` reads, those that are there."""
-    folders = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}
-    files = {folders[kind]: Path(config.run_dir) / folders[kind] for kind in STAGES[name].text_kinds(config)}
-    return {
-        folder: _file_digest(path / "tokenizer.json", *_stamp(path / "tokenizer.json"))
-        for folder, path in files.items()
-        if (path / "tokenizer.json").is_file()
-    }
+    """Returns {folder: digest} of the run's tokenizers that stage `name` reads, those that are there and whole."""
+    folders, found = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}, {}
+    for kind in STAGES[name].text_kinds(config):
+        with contextlib.suppress(OSError, ValueError):  # whoever loads it says what is wrong
+            found[folders[kind]] = text.words_digest(Path(config.run_dir) / folders[kind])
+    return found
 
 
 def _is_other(part: str, source: Input, before: Mapping[str, str], fetched: bool) -> bool:

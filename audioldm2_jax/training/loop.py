@@ -5,8 +5,9 @@ The order of one call of `train`:
 2. the newest undamaged checkpoint, or new parameters, or those that the stage starts from;
 3. steps (training/step.py): the batch of step s and all randomness in it are functions of (seed, s, slot), so a
    resumed run is the straight run; what they report goes to training/record.py;
-4. evaluators at their intervals (evaluation/base.py): the loss on held-out data, samples;
-5. a last checkpoint, the averaged parameters.
+4. a checkpoint at intervals and after the last step;
+5. evaluators at their intervals and at the end (evaluation/base.py): the loss on held-out data, samples.
+It returns the averaged parameters.
 """
 
 from __future__ import annotations

@@ -180,17 +180,17 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     model = Path(config.run_dir) / "model"
     there = False
     if hosts.is_first():
-        if stale := lineage.stale_results(config):
-            kept = f" {model} stays as it was." if model.exists() else ""
-            screen.say(f"No model folder: {lineage.explain(config, stale)}.{kept}")
-        elif not anew and (model / "model_index.json").exists():
-            screen.say(f"This run is finished; its model is {model}.")
-            there = True
-        elif run.publish(config):
-            there = True
+        published = not anew and (model / "model_index.json").exists()
+        try:
+            there = (published and not lineage.stale_results(config)) or bool(run.publish(config))
+        except run.RunError as error:
+            screen.say(f"No model folder: {error}.{f' {model} stays as it was.' if model.exists() else ''}")
         else:
             missing = [name for name in run.STAGES if not run.finished(config, name)]
-            screen.say(f"No model folder yet: {', '.join(missing)} still to be trained.")
+            if not there:
+                screen.say(f"No model folder yet: {', '.join(missing)} still to be trained.")
+            elif published:
+                screen.say(f"This run is finished; its model is {model}.")
     if not hosts.broadcast(there, "published"):
         return None
     hosts.wait_for_file(model / "model_index.json", "published")

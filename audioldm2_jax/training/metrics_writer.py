@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from pathlib import Path
 
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 _FLUSH_SECONDS = 30
 
@@ -26,7 +26,8 @@ class MetricsWriter:
         self._path = folder / "metrics.jsonl"
         _drop_half_a_line(self._path)
         self._lines = open(self._path, "ab", buffering=0)
-        self._board = EventsWriter(str(folder / "events"))
+        self._board = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
+        self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._flushed = time.monotonic()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -41,7 +42,7 @@ class MetricsWriter:
             if self._lines.write(line) < len(line):
                 self._lines.write(line[self._lines.tell() - before :])  # says why the rest was not written
             for name, value in values.items():
-                self._add(summary.scalar(name, value), step)
+                self._write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._board.flush()
                 self._flushed = time.monotonic()
@@ -69,8 +70,8 @@ class MetricsWriter:
             with contextlib.suppress(OSError):
                 file.close()
 
-    def _add(self, content: Summary, step: int) -> None:
-        self._board.write_event(Event(wall_time=time.time(), step=step, summary=content))
+    def _write_event(self, event: Event) -> None:
+        self._board.write(event.SerializeToString())
 
 
 def _drop_half_a_line(path: Path) -> None:

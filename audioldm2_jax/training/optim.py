@@ -73,7 +73,7 @@ def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """Marks kernels: no biases, norms, tables and single vectors."""
+    """Marks what has two axes or more, but embeddings and scales: no biases, norms and tables of words."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim > 1 and getattr(path[-1], "key", "") not in ("embedding", "scale"),
         params,

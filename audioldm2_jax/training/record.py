@@ -95,14 +95,21 @@ class Record:
             losses_first = sorted(metrics.items(), key=lambda item: not item[0].endswith("/loss"))
             bad = [name for name, value in losses_first if not math.isfinite(float(value))]
             if bad:
-                latest = self.checkpoints.latest()
-                kept = f"the last good checkpoint is that of step {latest}"
                 raise NotFinite(
                     f"{self.stage.name}: {bad[0]} was {float(metrics[bad[0]])} at step {step + 1}; nothing of it was "
-                    f"saved and {'there is no checkpoint yet' if latest is None else kept}. "
-                    f"Lower --config.train.{self.stage.name}.learning_rate, or look at the data, and run the same "
-                    "command again"
+                    f"saved and {self._advice()}"
                 )
+
+    def _advice(self) -> str:
+        """What to do where training has diverged: a stage that is begun keeps its settings."""
+        name, latest = self.stage.name, self.checkpoints.latest()
+        lower = f"lower --config.train.{name}.learning_rate"
+        if latest is None:
+            return f"there is no checkpoint yet. Mend the data, or {lower}, and run the command again"
+        return (
+            f"the last good checkpoint is that of step {latest}. If the data is at fault, mend it, and the same "
+            f"command goes on from there; else {lower} and delete {self.checkpoints.folder.parent} to train {name} anew"
+        )
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -117,7 +124,11 @@ class Record:
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:
-        """Says what the stage has reached on held-out data, and what it cost to know."""
+        """Says what the stage has reached on held-out data, and which share of its time went into evaluation.
+
+        With the compilation of both: an evaluation is another program, whose compilation is most of what it costs a
+        short stage.
+        """
         best = self._writer.best(heldout_loss.NAME) if self._writer else None
         if self.heldout is None or best is None:
             return

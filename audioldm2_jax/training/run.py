@@ -3,7 +3,7 @@
 run_dir/
   tokenizer/ tokenizer_2/       as in the model folder
   stages/STAGE/config.json      the settings that the stage was begun with
-  stages/STAGE/lineage.json     the components that it was begun with; a copy is in result/
+  stages/STAGE/lineage.json     the components and tokenizers that it was begun with; a copy is in result/
   stages/STAGE/checkpoints/     for resuming
   stages/STAGE/metrics.jsonl    and TensorBoard's files
   stages/STAGE/samples/         what it makes, step by step
@@ -102,11 +102,12 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     _check_inputs(config, [name for name in chosen if not finished(config, name)])
     for name in STAGES:
         stage_settings.check(config, name)
+    lineage.refuse_stale(config, chosen)
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
         hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
-    lineage.refuse_stale(config, chosen)
+        lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
     hosts.wait_for_hosts("run folder checked")
     if hosts.is_first():
         lineage.adopt(config, say)
@@ -275,6 +276,8 @@ def publish(config: ConfigDict) -> Path | None:
         RunError: results do not fit together; what was published before stays.
     """
     root, target = Path(config.run_dir), Path(config.run_dir) / "model"
+    if found := lineage.stale_results(config):
+        raise RunError(lineage.explain(config, found))
     sources = {}
     for part in model_folder.PARTS:
         makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]

@@ -51,7 +51,9 @@ def settings(config: ConfigDict, name: str) -> dict[str, Any]:
 
 
 def part(config: ConfigDict, name: str) -> ConfigDict:
-    """Returns the part of the recipe that stage `name` is given: what `settings` has, and how to compute and evaluate.
+    """Returns the part of the recipe that stage `name` is given: what decides what it computes, and how it does.
+
+    That is what `settings` has but for the tokenizers, which a stage gets as token ids, and what may change on the way.
 
     A stage that reads what it does not declare has an AttributeError.
     """

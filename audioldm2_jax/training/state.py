@@ -38,7 +38,14 @@ def places(abstract: State) -> State:
 
 
 def start(stage: Stage, optimizers: Optimizers, abstract: State) -> State:
-    """Returns the state of step 0: new parameters, or those that the stage starts from."""
+    """Returns the state of step 0: new parameters, or those that the stage starts from.
+
+    Args:
+        abstract: from `shapes`.
+
+    Raises:
+        ValueError: the weights to start from are not those of the recipe's network.
+    """
     # What is given is not drawn: that would be compiled for nothing.
     initial = stage.initial()
     on_mesh = places(abstract)

@@ -197,9 +197,12 @@ def test_the_index_says_what_the_folders_hold(tmp_path, configs, pipeline, class
     for name, config in configs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer", "tokenizer_2"):
+        (tmp_path / name).mkdir()
     model_folder.write_scheduler(tmp_path, SCHEDULE)
     model_folder.write_index(tmp_path)
     index = model_folder.read_index(tmp_path)
+    assert index.get("feature_extractor", [None])[0] is None  # there is none
     assert index["_class_name"] == pipeline and "audiomae" not in index
     assert {name: index[name][1] for name in classes} == classes
     signature = inspect.signature(getattr(diffusers, pipeline).__init__).parameters.keys() - {"self"}
@@ -337,6 +340,15 @@ def test_config_that_lacks_a_key_or_is_no_json(copy):
     (copy / "vae" / "config.json").write_text("{")
     with pytest.raises(FolderError, match=r"config\.json cannot be read"):
         model_folder.read_component(copy, "vae")
+
+
+def test_a_run_folder_stands_for_its_model(tmp_path):
+    (tmp_path / "stages").mkdir()
+    with pytest.raises(FolderError, match="has not finished: it has no model/ yet"):
+        model_folder.locate_model(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / model_folder.INDEX).write_text('{"_class_name": "AudioLDM2Pipeline"}')
+    assert model_folder.locate_model(tmp_path) == tmp_path / "model"
 
 
 def test_missing_things(copy):

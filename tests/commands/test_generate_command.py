@@ -77,6 +77,7 @@ def test_from_a_file(command, clip, tmp_path):
     common = ["-f", clip, "-t", "drums", "-n", 1, "--format", "float"]
     for arguments, kind in (
         ([], "Variation"),
+        (["--until", "inf"], "Variation"),
         (["--mode", "transfer", "-ts", 0.25], "Transfer"),
         (["--mode", "sr_inpainting"], "Inpainting"),
         (["--mode", "sr_inpainting", "--band", 4000, "inf"], "Inpainting"),
@@ -89,6 +90,8 @@ def test_from_a_file(command, clip, tmp_path):
         if kept and "--band" not in arguments:
             np.testing.assert_allclose(made[kept], given[kept], atol=1e-4)
             assert np.abs(made - given).max() > 0.01
+        if "--until" in arguments and kind == "Variation":
+            assert edit["until"] == "inf"
         if "--band" in arguments:
             assert edit["band"] == [4000, "inf"]
         if kind == "Inpainting" and "--band" not in arguments:

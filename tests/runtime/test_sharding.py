@@ -38,7 +38,7 @@ def run(*arguments, **environment):
 
 
 def finish(process):
-    out, _ = process.communicate(timeout=280)
+    out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, out
     return out
 

@@ -93,29 +93,34 @@ def test_the_same_weights_are_no_other_generation(config):
 
 def test_tokenizers_of_other_captions(config, tmp_path):
     """Deleted, as the message of a damaged one advises, and made again: alike of the same captions, not of others."""
-    root = Path(config.run_dir)
+    root, own = Path(config.run_dir), tmp_path / "own"
+    own.mkdir()
+    files.write(own / "a.wav", 0.1 * np.sin(np.arange(16000, dtype=np.float32) / 9), 16000)
+    config.data.update(source=str(own), heldout_share=0.0)
 
-    def make_again():
+    def run_again(caption):
+        (own / "metadata.jsonl").write_text(json.dumps({"file_name": "a.wav", "text": caption}))
         for folder in ("tokenizer", "tokenizer_2"):
             shutil.rmtree(root / folder, ignore_errors=True)
-        run.write_tokenizers(config)
+        run.prepare(config)
 
-    make_again()
     for name in STAGES:
-        run.begin(config, name)
-    make_again()
-    assert lineage.stale(config) == {}
-
-    config.data.source = str(tmp_path / "own")
-    (tmp_path / "own").mkdir()
-    files.write(tmp_path / "own/a.wav", 0.1 * np.sin(np.arange(16000, dtype=np.float32) / 9), 16000)
-    (tmp_path / "own/metadata.jsonl").write_text('{"file_name": "a.wav", "text": "a dog barks at the moon"}')
-    make_again()
-    with pytest.raises(RunError, match=rf"clap was trained with another tokenizer than that of {root}/tokenizer;"):
-        lineage.refuse_stale(config, STAGES)
+        shutil.rmtree(lineage.stage_folder(config, name) / "result")
+    run_again("a dog barks at the moon")
+    for name in STAGES:
+        finish(config, name)
+    run_again("a dog barks at the moon")
+    with pytest.raises(RunError, match=rf"clap was trained with other words than those of {root}/tokenizer \(.*delete"):
+        run_again("the moon barks at a dog, and that on a violin")
     assert lineage.stale(config).keys() == {"clap", "language_model", "joint"}
     with pytest.raises(RunError, match="results of different generations"):
         run.publish(config)
+    run_again("a dog barks at the moon")
+    assert lineage.stale(config) == {}
+
+    # Of a damaged one its reader tells; the stages are as they were.
+    (root / "tokenizer/tokenizer.json").write_text("{")
+    run.prepare(config)
 
 
 def test_a_vae_that_was_deleted(config):

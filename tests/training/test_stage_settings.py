@@ -152,3 +152,14 @@ def test_a_stage_without_a_checkpoint_may_be_begun_with_other_settings(begun):
     begun.train.vae.kl_weight = 31.0
     (lineage.stage_folder(begun, "vae") / "checkpoints/4").rename(Path(begun.run_dir) / "4.orbax-checkpoint-tmp")
     stage_settings.check(begun, "vae")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_not_given_what_it_does_not_declare(name):
+    part = stage_settings.part(get_config(), name)
+    assert {"run_dir", "init_from", "stages", "recipe"}.isdisjoint(part)
+    assert [*part.train] == [name]
+    if name == "vae":
+        assert part.train.vae == get_config().train.vae
+        with pytest.raises(AttributeError):
+            part.scheduler  # noqa: B018

@@ -98,6 +98,11 @@ def read_original(path: str | os.PathLike) -> Checkpoint:
 
 
 def arrange(tensors: Tensors) -> Checkpoint:
+    """Returns the components in a file's tensors, by the authors' names.
+
+    Raises:
+      FolderError: no network is known, or tensors are missing, unexpected, doubled or of another shape.
+    """
     left_out = Counter()
     kept: Tensors = {}
     for key, value in tensors.items():
@@ -128,7 +133,11 @@ def arrange(tensors: Tensors) -> Checkpoint:
 
 
 def find_places(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Where the networks of a file are: the beginning of its tensors' names → the network (a key of `ORIGINALS`)."""
+    """Where the networks of a file are: the beginning of its tensors' names → the network (a key of `ORIGINALS`).
+
+    Raises:
+      FolderError: two networks share a place.
+    """
     places: dict[str, str] = {}
     for key in tensors:
         for network, sign in _KEY_PATTERNS.items():
@@ -147,7 +156,7 @@ def _check_whole(networks: set[str], rest: Tensors) -> None:
     missing = [f"missing: the {network}" for network in sorted(needed - networks)]
     missing += [f"missing: {key}" for key in ("betas", "scale_factor") if key not in rest]
     if not networks & {"text_encoder", "t5"}:
-        missing.append("missing: CLAP and T5")
+        missing.append("missing: CLAP or T5")
     if "language_model" in networks or "projection_model" in networks:
         wanted = {"language_model", "projection_model", "text_encoder"}
         missing += [f"missing: the {network}" for network in sorted(wanted - networks)]

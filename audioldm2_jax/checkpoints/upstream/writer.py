@@ -70,7 +70,7 @@ _NO_CLAP = "There is no audio tower of CLAP: in its place the file holds zeros, 
 def write_original(
     path: str | os.PathLike, components: Mapping[str, Component], schedule: NoiseSchedule | None = None
 ) -> tuple[str, ...]:
-    """Writes a checkpoint file, whole or not at all: of a pipeline, or of one network.
+    """Writes a checkpoint file, whole or not at all: of a pipeline, or of one network but the UNet.
 
     A pipeline's file holds what its folder holds, the noise schedule, the latent scale, as moving averages the weights
     themselves, and all else that the authors' classes load (`upstream/buffers.py`).
@@ -175,13 +175,18 @@ def _single(components: Mapping[str, Component]) -> Tensors:
     if len(components) != 1:
         raise FolderError(f"A file of the authors holds one network or a whole pipeline, not {', '.join(components)}.")
     ((name, part),) = components.items()
+    if name == "unet":
+        raise FolderError("The authors' files hold a UNet only in a whole pipeline: give the whole model folder.")
     return _authors(network_of(name, part.config), part)
 
 
 def upstream_pipeline(components: Mapping[str, Component], schedule: NoiseSchedule) -> tuple[Tensors, tuple[str, ...]]:
     """The tensors of a pipeline's file, and what the user should know of them; see `write_original`."""
     if schedule.prediction_type != "epsilon":
-        raise FolderError(f"The authors' files predict epsilon, not {schedule.prediction_type}.")
+        raise FolderError(
+            f"The authors' files hold networks that predict epsilon, and this one predicts {schedule.prediction_type}: "
+            "it can only be written as a folder (--to FOLDER)."
+        )
     places = _PLACES if "language_model" in components else _TEXT if "text_encoder_2" in components else _LABELS
     components, notes = _completed(components)
     tensors: Tensors = {

@@ -362,10 +362,12 @@ def test_there_and_back_is_bit_identical(name, tmp_path):
 
 def test_what_has_no_place_in_a_file_of_the_authors(full, tmp_path):
     velocity = dataclasses.replace(full.schedule, prediction_type="v_prediction")
-    with pytest.raises(FolderError, match="predict epsilon, not v_prediction"):
+    with pytest.raises(FolderError, match="predict epsilon, and this one predicts v_prediction"):
         write_original(tmp_path / "x.pth", full.components, velocity)
     with pytest.raises(FolderError, match="one network or a whole pipeline, not unet, vae"):
         write_original(tmp_path / "x.pth", full.components)
+    with pytest.raises(FolderError, match="hold a UNet only in a whole pipeline"):
+        write_original(tmp_path / "x.pth", {"unet": full.components["unet"]})
     assert not list(tmp_path.iterdir())
 
 
