@@ -89,7 +89,7 @@ def test_all_that_is_counted_in_steps_follows_the_budget():
 
     assert recipe_check.follow(changed("tiny", budget=1e-9))[0].train.vae.steps == 1
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(recipe_check.RecipeError, match="budget=.*above 0; 0.1 takes a tenth"):
+        with pytest.raises(recipe_check.RecipeError, match=r"budget=.*above 0; 0.1 takes a tenth"):
             recipe_check.follow(changed("tiny", budget=value))
 
 
