@@ -190,7 +190,8 @@ def _follow_budget(config: ConfigDict) -> None:
         raise RecipeError(f"budget={config.budget}: it has to be above 0; 0.1 takes a tenth of the recipe's steps")
     for stage in config.train.values():
         for key in _IN_STEPS & {*stage}:
-            stage[key] = max(round(stage[key] * config.budget), 1) if stage[key] else 0
+            if stage[key] > 0:  # `check` refuses what is below 0
+                stage[key] = max(round(stage[key] * config.budget), 1)
 
 
 def _sound(config: ConfigDict) -> Iterator[str]:

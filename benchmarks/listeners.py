@@ -1,4 +1,4 @@
-"""Listeners that never heard our corpus: an AudioSet tagger, CREPE's pitch, and measures of tempo, mode and distortion.
+"""Listeners that never heard our corpus: an AudioSet tagger, CREPE's pitch, and measures of tempo and distortion.
 
 None of them is fitted on anything of ours, and each is sensitive to fidelity: what sounds like mush is not recognised.
 All take waveforms [clips, samples] float32.
