@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def collect() -> None:
     )
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_divert)
+    # Of a save that failed on its way; Python says it whenever it finds the rest of it, at its end at the latest.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _divert(record: logging.LogRecord) -> bool:

@@ -67,6 +67,27 @@ def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
     path.unlink()
 
 
+def test_coroutines_that_a_failed_save_leaves_behind_are_not_mentioned():
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from audioldm2_jax.runtime import error_log
+if sys.argv[1:]:
+    error_log.collect()
+
+async def write_fragment():
+    pass
+
+kept = write_fragment()  # until Python ends
+write_fragment()
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True).stderr
+        for arguments in ((), ("collect",))
+    ]
+    assert "never awaited" in said[0] and not said[1]
+
+
 def test_what_threads_print_of_errors_is_kept_for_the_file(tmp_path, capfd):
     """In a process of its own, since it is for the whole process and to its end."""
     code = f"""
