@@ -254,6 +254,7 @@ def generate(options: argparse.Namespace):
     from audioldm2_jax.runtime import start
 
     cluster.join(cluster.Cluster(**{name: getattr(options, name) for name in cluster.FLAGS}))
+    start.open_devices()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
     edit = given_clip(options, pipeline.sampling_rate)
     # A CLAP that only reads has no favourite.

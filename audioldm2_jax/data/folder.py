@@ -219,14 +219,17 @@ def split_names(names: list[str], split: str, heldout_share: float) -> list[str]
 def _captions(root: Path, tree: _Tree) -> dict[str, str | None]:
     """The captions of all metadata below `root`, by the recordings' names."""
     captions: dict[str, str | None] = {}
-    absent = []
+    first, absent = {}, []
     for file in tree.metadata:
         for name, text in parse_metadata(read_text(file), shown(file)).items():
             path = tree.by_file.get(os.path.realpath(_meant(file.parent, name)))
             if path is None:
                 absent.append(f"{shown(file)} names {shown(name)}")
             elif captions.setdefault(path, text) != text:
-                raise ValueError(f"{shown(file)} and other metadata give {shown(path)} different captions: keep one")
+                several = "" if first[path] == file else f" and {shown(first[path])}"
+                raise ValueError(f"{shown(file)}{several}: different captions of {shown(path)}; keep one")
+            else:
+                first.setdefault(path, file)
     if absent:
         raise ValueError(
             f"{shown(root)}: metadata names {len(absent)} files that are not recordings there{_listing(absent)}"

@@ -31,6 +31,7 @@ _WANTED = {
 }
 _collected: dict[str, int] = {}  # text → how often
 _installed = False
+_told = False  # whether the user has been told what went wrong
 
 
 def collect() -> None:
@@ -42,7 +43,9 @@ def collect() -> None:
     uncaught = sys.excepthook
 
     def elsewhere(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        if threading.current_thread() is threading.main_thread() and not isinstance(value, RuntimeError | OSError):
+        # Once the user has been told, what Orbax's and JAX's ends raise in the main thread is of no use either.
+        after = _told and isinstance(value, RuntimeError | OSError)
+        if threading.current_thread() is threading.main_thread() and not after:
             uncaught(kind, value, trace)
         else:
             _keep("".join(traceback.format_exception(kind, value, trace)))
@@ -91,6 +94,8 @@ def write(path: Path) -> Path | None:
     Returns:
         the file; None where neither can be written.
     """
+    global _told
+    _told = True
     repeated = [text + (f"(so {count} times)\n" if count > 1 else "") for text, count in _collected.items()]
     content = "\n".join([traceback.format_exc(), *repeated])
     for place in (path, Path(tempfile.gettempdir()) / f"audioldm2-jax-{path.name}"):

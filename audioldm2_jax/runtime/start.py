@@ -11,20 +11,45 @@ from audioldm2_jax.runtime import cluster, watch
 from audioldm2_jax.runtime.storage import local_path
 
 
+class DeviceError(ValueError):
+    """JAX finds no device of the kind that the environment asks for."""
+
+
 def start(compilation_cache: str = "", others: cluster.Cluster | None = None) -> None:
-    """Joins the other processes of the job, if `others` says how (or that JAX is to find out), and turns on the
-    compilation cache.
+    """Joins the other processes of the job, if `others` says how (or that JAX is to find out), opens the devices, and
+    turns on the compilation cache.
 
     Args:
         compilation_cache: its folder, "" for the usual one, "off" for none.
 
     Raises:
         ClusterError: see `cluster.join`.
+        DeviceError: see `open_devices`.
     """
     if others is not None:
         cluster.join(others)
+    open_devices()
     if compilation_cache != "off":
         use_compilation_cache(compilation_cache)
+
+
+def open_devices() -> None:
+    """Has JAX find its devices, so that it fails here, if it does, and in words.
+
+    Raises:
+        DeviceError: it finds none of the kind that JAX_PLATFORMS names.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed
+        reason = str(error).split(" (set ")[0] or "JAX has no such device here"
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise DeviceError(
+            f"{reason}{f' (JAX_PLATFORMS={asked}; without it: what the machine has)' if asked else ''}. GPUs and TPUs "
+            "need JAX's plugin: install audioldm2-jax[cuda] or audioldm2-jax[tpu]."
+        ) from error
 
 
 def leave() -> None:

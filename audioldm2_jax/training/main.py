@@ -50,7 +50,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     try:
         config = recipe_check.resolve_paths(config)
         start.start(config.compilation_cache, others or cluster.Cluster())
-    except (cluster.ClusterError, StorageError) as error:
+    except (cluster.ClusterError, start.DeviceError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     with Screen() if hosts.is_first() else Silent() as screen:

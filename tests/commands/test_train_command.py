@@ -84,6 +84,14 @@ def until(process, text):
     raise AssertionError("".join(lines) + process.stderr.read())
 
 
+@pytest.mark.parametrize("kind", ["cuda", "nonsense"])
+def test_devices_that_are_not_there(environment, tmp_path, kind):
+    flags = ["--config=tests/smallest.py", f"--config.run_dir={tmp_path / 'run'}"]
+    code, _, err = command({**environment, "JAX_PLATFORMS": kind}, *flags)
+    last = err.splitlines()[-1]
+    assert code == 1 and last.startswith("error: ") and f"JAX_PLATFORMS={kind}" in last and "Traceback" not in err
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(environment, tmp_path):
     """Side by side, too: two stages in processes of their own."""
     flags = [

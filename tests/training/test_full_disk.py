@@ -67,6 +67,19 @@ def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
     path.unlink()
 
 
+@pytest.mark.parametrize("error", ["RuntimeError", "OSError"])
+def test_before_the_user_is_told_nothing_is_hidden(error):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from audioldm2_jax.runtime import error_log
+error_log.collect()
+raise {error}("out of memory")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.endswith(f"{error}: out of memory\n")
+
+
 def test_coroutines_that_a_failed_save_leaves_behind_are_not_mentioned():
     code = f"""
 import sys
