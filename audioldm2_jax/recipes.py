@@ -256,6 +256,7 @@ def base() -> ConfigDict:
                     mel_weight=45.0,
                     mel_scales=(),  # (n_fft, n_mels) of further mels in the loss; their hop is a quarter of n_fft
                     convergence_weight=0.0,  # of the mel's spectral convergence, beside its L1
+                    partials_weight=0.0,  # of the distance to the partials with phases of the frames [audio/sinusoids]
                     feature_weight=2.0,
                     discriminator_start=0,
                 ),
@@ -336,8 +337,8 @@ def tiny() -> ConfigDict:
         }
     )
     config.audio.seconds = 2.56
-    # A vocoder repeats itself from hop to hop while the mel stands still: after 20 ms its lines are as near as bands.
-    config.audio.mel.hop_length = 320
+    # A vocoder repeats itself from hop to hop while the mel stands still: after 40 ms its lines are 25 Hz apart.
+    config.audio.mel.hop_length = 640
     config.audio.fbank.frames = 256
     config.audio.clap.seconds = 2.0  # whole seconds, as ClapFeatureExtractor wants them
     config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
@@ -398,8 +399,8 @@ def tiny() -> ConfigDict:
     )
     config.models.vocoder.update(
         upsample_initial_channel=128,
-        upsample_rates=(5, 4, 4, 4),
-        upsample_kernel_sizes=(20, 16, 16, 16),
+        upsample_rates=(8, 5, 4, 4),
+        upsample_kernel_sizes=(32, 20, 16, 16),
         resblock_kernel_sizes=(7,),
         resblock_dilation_sizes=((1,),),
     )
@@ -417,8 +418,7 @@ def tiny() -> ConfigDict:
         learning_rate=5e-3,
         warmup=30,
         decay="cosine",
-        crop_frames=64,
-        crops=2,
+        crop_frames=64,  # the whole clip
         kl_weight=500.0,  # latents that hold little else than what is audible: the UNet learns them sooner
         discriminator_start=700,
     )
@@ -437,9 +437,11 @@ def tiny() -> ConfigDict:
         ema=0.999,
         segment_samples=7680,
         crops=2,
-        # Long windows resolve the pitch, short ones the timbre and the onsets.
+        # From the partials it learns the pitch, in few steps; from the mels what is noise. With much of the latter it
+        # fills the gaps between the partials.
+        partials_weight=1.0,
+        mel_weight=0.1,
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        convergence_weight=0.5,
         discriminator_start=17_000,
     )
     train.diffusion.update(

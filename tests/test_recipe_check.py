@@ -125,7 +125,7 @@ def test_what_clap_takes_of_longer_clips_is_said():
         ({"audio__seconds": 0.02}, "too few for a mel"),
         ({"audio__seconds": 2.5}, r"audio.seconds=2.5 .*set audio.seconds=2.56"),
         ({"audio__mel__n_mels": 60}, "audio.mel.n_mels=60 is no multiple"),
-        ({"audio__mel__hop_length": 160}, r"models.vocoder.upsample_rates=\(5, 4, 4, 4\) make 320"),
+        ({"audio__mel__hop_length": 160}, r"models.vocoder.upsample_rates=\(8, 5, 4, 4\) make 640"),
         ({"audio__clap__seconds": 5.0}, r"audio.clap.seconds=5 are 501 frames, and .*spec_size=128 takes 256"),
         ({"audio__clap__n_mels": 32}, "audio.clap.n_mels=32 and models.text_encoder.audio_config.num_mel_bins=64"),
         ({"audio__clap__fmax": 30000.0}, "audio.clap: .*30000"),

@@ -10,16 +10,20 @@ import pytest
 from smallest import batch, build, get_config
 
 from audioldm2_jax.audio.mel import MelSettings, log_mel
+from audioldm2_jax.audio.sinusoids import frame_locked
 from audioldm2_jax.rngs import Rngs
 
 TOLERANCE = 1e-4
+WEIGHTS = {"mel_weight": 45.0, "convergence_weight": 0.5, "partials_weight": 3.0}
 KEYS = Rngs(jax.random.key(1), jax.random.split(jax.random.key(2), 2))
 
 
 @pytest.fixture(scope="module")
 def made(compiled_once):
     """(stage, params, state, outputs of a forward pass, function to (logits, features) by discriminator)"""
-    stage = build("vocoder", get_config())
+    config = get_config()
+    config.train.vocoder.update(WEIGHTS)
+    stage = build("vocoder", config)
     params, state = jax.jit(stage.init)(jax.random.key(0))
     given = {"waveform": batch(2)["waveform"]}
     outputs = jax.jit(lambda params: stage.forward(params, state, {}, given, KEYS, "adversarial"))(params)
@@ -33,19 +37,31 @@ def made(compiled_once):
     return stage, params, state, outputs, jax.jit(discriminate)
 
 
-def mel_distance(stage, outputs):
-    """With the scales of the small recipe, written out."""
+def distance(stage, outputs):
+    """With the scales of the small recipe, and all weights, written out."""
 
-    def distance(n_fft, hop_length, n_mels):
+    def mels(n_fft, hop_length, n_mels):
         settings = MelSettings(16000, n_fft, hop_length, n_mels, 0.0, 8000.0)
         real, fake = (np.asarray(log_mel(outputs[key], settings), np.float64) for key in ("real", "fake"))
         return np.abs(real - fake).mean()
 
+    def apart(made, wanted):
+        return np.mean(np.linalg.norm(made - wanted, axis=1) / np.linalg.norm(wanted, axis=1))
+
     assert stage.ends.mel == MelSettings(16000, 1024, 160, 16, 0.0, 8000.0)
     own = [np.exp(np.asarray(log_mel(outputs[key], stage.ends.mel), np.float64)) for key in ("real", "fake")]
     convergence = np.mean([np.linalg.norm(real - fake) / np.linalg.norm(real) for real, fake in zip(*own)])
-    others = distance(2048, 512, 128) + distance(512, 128, 40) + distance(256, 64, 20)
-    return distance(1024, 160, 16) + others + 0.5 * convergence
+    others = mels(2048, 512, 128) + mels(512, 128, 40) + mels(256, 64, 20)
+    wanted, made = frame_locked(outputs["real"], 16000, 160)[:, 512:-512], outputs["fake"][:, 512:-512]
+    emphasised = [one[:, 1:] - 0.95 * one[:, :-1] for one in (made, wanted)]
+    return {
+        "mel": mels(1024, 160, 16) + others + WEIGHTS["convergence_weight"] * convergence,
+        "partials": apart(made, wanted) + apart(*emphasised),
+    }
+
+
+def weighted(distances):
+    return WEIGHTS["mel_weight"] * distances["mel"] + WEIGHTS["partials_weight"] * distances["partials"]
 
 
 def test_forward_gives_segments(made):
@@ -55,8 +71,9 @@ def test_forward_gives_segments(made):
 
 def test_plain_loss(made):
     stage, params, state, outputs, _ = made
-    loss, _ = jax.jit(stage._plain)(params, outputs, state, {}, {}, KEYS)
-    assert float(loss) == pytest.approx(45 * mel_distance(stage, outputs), rel=TOLERANCE)
+    loss, (metrics, _) = jax.jit(stage._plain)(params, outputs, state, {}, {}, KEYS)
+    assert float(loss) == pytest.approx(weighted(distance(stage, outputs)), rel=TOLERANCE)
+    assert float(metrics["partials"]) == pytest.approx(distance(stage, outputs)["partials"], rel=TOLERANCE)
 
 
 def test_silence_has_a_gradient(made):
@@ -78,7 +95,7 @@ def test_generator_loss(made):
     assert len(pairs) == 4 * 3  # four discriminators of two layers and their logits
     assert float(metrics["adversarial"]) == pytest.approx(adversarial, rel=TOLERANCE)
     assert float(metrics["feature_matching"]) == pytest.approx(matching, rel=TOLERANCE)
-    wanted = 45 * mel_distance(stage, outputs) + 2 * matching + adversarial
+    wanted = weighted(distance(stage, outputs)) + 2 * matching + adversarial
     assert float(loss) == pytest.approx(wanted, rel=TOLERANCE)
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
