@@ -424,10 +424,10 @@ def tiny() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=17_000,
+        steps=12_000,
         batch_size=2,
         optimizer="muon",
-        learning_rate=1e-3,
+        learning_rate=4e-3,
         warmup=20,
         decay="cosine",
         b1=0.9,
@@ -440,9 +440,9 @@ def tiny() -> ConfigDict:
         # From the partials it learns the pitch, in few steps; from the mels what is noise. With much of the latter it
         # fills the gaps between the partials.
         partials_weight=1.0,
-        mel_weight=0.1,
+        mel_weight=0.15,
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        discriminator_start=17_000,
+        discriminator_start=12_000,
     )
     train.diffusion.update(
         steps=2900,
