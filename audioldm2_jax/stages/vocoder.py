@@ -15,7 +15,6 @@ from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiS
 from audioldm2_jax.rngs import named
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
-
 _PARTIALS_FFT = 512  # samples: short windows keep attacks sharp, and resolve partials 60 Hz apart
 
 
@@ -115,7 +114,7 @@ class VocoderStage(Stage):
         return loss, metrics
 
     def _partials_loss(self, outputs):
-        """Returns how far the waveforms are from `frame_locked`'s, as a share of these: as they are, and pre-emphasised.
+        """Returns the distance from what `frame_locked` makes, as a share of that: as it is, and pre-emphasised.
 
         The windows at the ends of a crop saw zeros instead of the clip; there nothing counts.
         """
