@@ -50,6 +50,11 @@ class VocoderStage(Stage):
                 f"train.vocoder.segment_samples={self.hparams.segment_samples} is no multiple of the hop of "
                 f"{hop} samples"
             )
+        if self.hparams.partials_weight and self.hparams.segment_samples <= 2 * _PARTIALS_FFT:
+            raise ValueError(
+                f"train.vocoder.segment_samples={self.hparams.segment_samples} is too short for partials_weight: what is "
+                f"within {_PARTIALS_FFT} samples of its ends does not count"
+            )
         self.frames = self.hparams.segment_samples // hop
         self.scales = [
             dataclasses.replace(self.ends.mel, n_fft=n_fft, hop_length=n_fft // 4, n_mels=n_mels)

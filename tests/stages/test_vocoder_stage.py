@@ -131,3 +131,10 @@ def test_segment_of_no_whole_frames():
     config.train.vocoder.segment_samples = 8192
     with pytest.raises(ValueError, match=r"segment_samples=8192 is no multiple of the hop of 160"):
         build("vocoder", config)
+
+
+def test_segment_that_is_all_ends():
+    config = get_config()
+    config.train.vocoder.segment_samples = 960
+    with pytest.raises(ValueError, match="segment_samples=960 is too short for partials_weight"):
+        build("vocoder", config)
