@@ -52,8 +52,8 @@ class VocoderStage(Stage):
             )
         if self.hparams.partials_weight and self.hparams.segment_samples <= 2 * _PARTIALS_FFT:
             raise ValueError(
-                f"train.vocoder.segment_samples={self.hparams.segment_samples} is too short for partials_weight: what is "
-                f"within {_PARTIALS_FFT} samples of its ends does not count"
+                f"train.vocoder.segment_samples={self.hparams.segment_samples} is too short for partials_weight: "
+                f"within {_PARTIALS_FFT} samples of the ends nothing counts"
             )
         self.frames = self.hparams.segment_samples // hop
         self.scales = [
