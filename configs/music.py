@@ -1,6 +1,6 @@
 """Text to music: AudioLDM 2 (arXiv 2308.05734), every stage from nothing.
 
-    audioldm2-jax train --config music                       the small recipe, about 25 minutes on two CPU cores
+    audioldm2-jax train --config music                       the small recipe, about 20 minutes on two CPU cores
     audioldm2-jax train --config music:base \\
         --config.data.source=/recordings                     the paper's base model, a pod or a host of GPUs
     ... music:large, music:48k                               the large UNet; the system at 48 kHz
