@@ -12,19 +12,18 @@ _FLOOR = 1e-3  # of the loudest bin of its frame: what is below is no partial
 _PADDING = 4  # times n_fft: the transform is that long, so that peaks lie closely
 
 
-def frame_locked(waveform: jax.Array, sampling_rate: int, hop: int, n_fft: int = 512) -> jax.Array:
+def frame_locked(waveform: jax.Array, hop: int, n_fft: int = 512) -> jax.Array:
     """Makes each clip anew of its partials, at multiples of the mel's frame rate and with phases of their own.
 
     A vocoder is one function for all frames of a mel, which says nothing of phases. While the mel stands still, what
-    it makes repeats itself from hop to hop: it holds multiples of the frame rate (sampling_rate / hop) alone, with
+    it makes repeats itself from hop to hop: it holds multiples of the frame rate alone, with
     phases that it has chosen once. So this is the nearest to the clip that it can make, and one waveform for one mel:
     a target to which it can be fitted sample by sample. The partials are the peaks of short spectra [McAulay and
-    Quatieri 1986, IEEE Trans. ASSP 34(4), sections II and III], each moved to its nearest multiple; noise between
+    Quatieri 1986, IEEE Trans. ASSP 34(4)], each moved to its nearest multiple; noise between
     them is left out.
 
     Args:
         waveform: [batch, samples], from the beginning of a mel frame on.
-        sampling_rate: Hz.
         hop: samples from mel frame to mel frame.
         n_fft: samples of the Hann windows, a multiple of 4; they overlap by three quarters.
 

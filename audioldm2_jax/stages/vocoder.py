@@ -15,7 +15,7 @@ from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiS
 from audioldm2_jax.rngs import named
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
-_PARTIALS_FFT = 512  # samples: short windows keep attacks sharp, and resolve partials 60 Hz apart
+_PARTIALS_FFT = 512  # samples: short windows keep attacks sharp
 
 
 class VocoderStage(Stage):
@@ -123,8 +123,8 @@ class VocoderStage(Stage):
 
         The windows at the ends of a crop saw zeros instead of the clip; there nothing counts.
         """
-        mel, edge = self.ends.mel, _PARTIALS_FFT
-        wanted = frame_locked(outputs["real"], mel.sampling_rate, mel.hop_length, _PARTIALS_FFT)[:, edge:-edge]
+        edge = _PARTIALS_FFT
+        wanted = frame_locked(outputs["real"], self.ends.mel.hop_length, _PARTIALS_FFT)[:, edge:-edge]
         made = outputs["fake"][:, edge:-edge]
 
         def distance(made, wanted):

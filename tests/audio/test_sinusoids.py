@@ -8,7 +8,7 @@ import pytest
 from audioldm2_jax.audio.sinusoids import frame_locked
 
 RATE, HOP = 16000, 640  # multiples of 25 Hz
-FRAME_LOCKED = jax.jit(lambda waveform: frame_locked(waveform, RATE, HOP))
+FRAME_LOCKED = jax.jit(lambda waveform: frame_locked(waveform, HOP))
 
 
 def tone(*partials, samples=16000):

@@ -52,7 +52,7 @@ def distance(stage, outputs):
     own = [np.exp(np.asarray(log_mel(outputs[key], stage.ends.mel), np.float64)) for key in ("real", "fake")]
     convergence = np.mean([np.linalg.norm(real - fake) / np.linalg.norm(real) for real, fake in zip(*own)])
     others = mels(2048, 512, 128) + mels(512, 128, 40) + mels(256, 64, 20)
-    wanted, made = frame_locked(outputs["real"], 16000, 160)[:, 512:-512], outputs["fake"][:, 512:-512]
+    wanted, made = frame_locked(outputs["real"], 160)[:, 512:-512], outputs["fake"][:, 512:-512]
     emphasised = [one[:, 1:] - 0.95 * one[:, :-1] for one in (made, wanted)]
     return {
         "mel": mels(1024, 160, 16) + others + WEIGHTS["convergence_weight"] * convergence,
