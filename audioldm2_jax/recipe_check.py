@@ -133,7 +133,7 @@ _LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "keep", "heldout_clips"), 1),
     **dict.fromkeys(("warmup", "save_every", "sample_every", "heldout_every"), 0),
 }
-_LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1}
+_LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1, "cache_records": 0, "cache_crops": 1}
 
 
 def _counts(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:

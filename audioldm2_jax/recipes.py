@@ -74,6 +74,11 @@ def base() -> ConfigDict:
                 "workers": 8,  # processes that read and crop; 0: threads of this one
                 "threads": 4,  # reading threads a worker
                 "prefetch": 8,  # batches held ready
+                # Folder of what frozen networks make of the data, computed once and read by the stages after them; off:
+                # computed in every step; auto: RUN_DIR/cache for the embedded corpus, where that saves time, else off.
+                "cache": "off",
+                "cache_records": 0,  # the first of the source; 0: all
+                "cache_crops": 1,  # of each record, at fixed places; from sound every crop is a new one
             },
             "text": {
                 "clap_tokenizer": "roberta-base",  # hub id or folder; empty: trained on the captions
@@ -341,7 +346,7 @@ def tiny() -> ConfigDict:
     config.audio.mel.hop_length = 640
     config.audio.fbank.frames = 256
     config.audio.clap.seconds = 2.0  # whole seconds, as ClapFeatureExtractor wants them
-    config.data.update({"workers": 0, "threads": 1, "prefetch": 4})
+    config.data.update({"workers": 0, "threads": 1, "prefetch": 4, "cache": "auto", "cache_records": 4096})
     config.text.update(
         {"clap_tokenizer": "", "t5_tokenizer": "", "clap_length": 40, "t5_length": 28, "vocabulary": 512}
     )

@@ -41,17 +41,21 @@ def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> 
     unconditional prompt is laid out when generating.
 
     Args:
-      text: the batch, or any mapping with its fields of text; [b, ...].
+      text: the batch, or any mapping with its fields of text, token ids or what was made of them; [b, ...].
       uniforms: [b], uniform in [0, 1), a draw of each example's own.
       rate: the share of captions to drop.
       empty: of each field of text its value for the empty caption, [1, ...] and of the same lengths.
 
     Returns:
-      the fields of `empty` and for each mask the slots, and which examples were dropped, [b] bool.
+      the fields that `text` and `empty` share and for each mask the slots, and which examples were dropped, [b] bool.
     """
     dropped = uniforms < rate
-    replaced = {field: jnp.where(dropped[:, None], empty[field], text[field]) for field in empty}
-    for mask in [field for field in empty if field.endswith("_mask")]:
+    replaced = {
+        field: jnp.where(dropped.reshape(-1, *[1] * (value.ndim - 1)), value, text[field])
+        for field, value in empty.items()
+        if field in text
+    }
+    for mask in [field for field in replaced if field.endswith("_mask")]:
         slots = mask.removesuffix("_mask") + "_slots"
         replaced[slots] = jnp.maximum(text.get(slots, text[mask]), replaced[mask])
     return replaced, dropped

@@ -92,17 +92,24 @@ def encode_prompt(
 
     Args:
       clap, second, projection: the networks, the second T5 or the encoder of phonemes; CLAP is always deterministic.
-      text: token ids and masks, see the head of this file.
+      text: token ids and masks, see the head of this file. What is there in their place, `clap_embedding` [b, d_clap]
+        or `t5_states` [b, m, d_t5] with `t5_mask`, is not computed again.
       dropout_key: turns the second encoder's dropout on, for training.
 
     Returns:
       the prefix [b, m + 5, d], the states [b, m, d_second] and their mask [b, m] (T5's are the UNet's `text_states`
       and `text_mask`).
     """
-    clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
+    if "clap_embedding" in text:
+        clap_embedding = text["clap_embedding"]
+    else:
+        clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
     name = "phoneme" if "phoneme_ids" in text else "t5"
     text_mask = text[f"{name}_mask"]
-    text_states = second(text[f"{name}_ids"], text_mask, **dropout_arguments(dropout_key))
+    if "t5_states" in text:
+        text_states = text["t5_states"]
+    else:
+        text_states = second(text[f"{name}_ids"], text_mask, **dropout_arguments(dropout_key))
     ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
     embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
     slots = _wrap_text(text.get(f"{name}_slots", text_mask))

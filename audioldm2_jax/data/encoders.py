@@ -7,6 +7,8 @@ A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m t
     t5_ids, t5_mask       [b, m] int32          the caption for T5
     captioned             [b] bool              False: there is no caption, and the ids are those of ""
 
+Where features are cached (data/cache.py) their fields take the place of what they were made from.
+
 Further encoders need no change elsewhere: what they read of an example is theirs, and so are their fields' names.
 """
 
@@ -78,6 +80,16 @@ class Captioned(Encoder):
 
     def __call__(self, example: Example) -> Fields:
         return {"captioned": np.bool_(bool(example.text))}
+
+
+@dataclass(frozen=True)
+class Features(Encoder):
+    """What the cache holds of the example, by field."""
+
+    fields: tuple[str, ...]
+
+    def __call__(self, example: Example) -> Fields:
+        return {field: example.features[field] for field in self.fields}
 
 
 def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encoder, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +14,17 @@ class Example:
     """One recording, or a piece of it.
 
     Attributes:
-        waveform: [samples] float32, mono, at the sampling rate the source was opened with.
+        waveform: [samples] float32, mono, at the sampling rate the source was opened with; empty where the source has
+            features alone.
         text: the caption; None where the recording has none.
         labels: what else is known about it. The embedded corpus documents its own; files carry their name.
+        features: what frozen networks made of it, by field of the batch (data/cache.py).
     """
 
     waveform: np.ndarray
     text: str | None
     labels: dict = field(default_factory=dict)
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class UnreadableRecord(ValueError):

@@ -12,9 +12,8 @@ from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import Rngs
 
 
-def encode(vae: Network, mel: jax.Array, scale: float, rngs: Rngs) -> jax.Array:
-    """Returns sampled, scaled latents [batch, time, frequency, channels] of log-mels [batch, frames, bands]."""
-    mean, logvar = vae(mel[..., None], method="encode")
+def draw_latents(mean: jax.Array, logvar: jax.Array, scale: float, rngs: Rngs) -> jax.Array:
+    """Returns sampled, scaled latents of their mean and log-variance, all [batch, time, frequency, channels]."""
     return (mean + jnp.exp(0.5 * logvar) * rngs.normal("latents", mean.shape[1:])) * scale
 
 

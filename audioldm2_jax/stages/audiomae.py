@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.models.audiomae import unused_tensors
 from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage
@@ -22,7 +21,6 @@ class AudioMAEStage(Stage):
         return ("audiomae",)
 
     def setup(self):
-        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["audiomae"]
 
     def objectives(self, variant):

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.components import SPECS, build_from_recipe, recipe_config
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import Rngs, named
+from audioldm2_jax.stages import features
 
 Tree = Any  # a pytree of arrays
 Batch = Mapping[str, jax.Array]
@@ -43,7 +45,7 @@ class Stage:
     name: str
     """As in the recipe's `train` section."""
     batch_fields: tuple[str, ...] = ("waveform",)
-    """Fields of the batch that the stage reads (data/encoders.py)."""
+    """Fields of the batch that the stage reads (data/encoders.py), where no features are cached."""
     reads: tuple[str, ...] = ()
     """Sections of the recipe that decide what the stage computes, beside its own of `train`, those of `models` that
     describe what it makes, and what every stage reads (training/stage_settings.py)."""
@@ -56,12 +58,14 @@ class Stage:
         """Args:
         config: the part of the recipe that the stage reads (`training.stage_settings.part`).
         components: those of `needs` and `continues` that exist.
-        empty_text: the token ids and masks of the empty caption, [1, length] a key; only for stages that read text.
+        empty_text: the fields of the empty caption, [1, ...] each: token ids and masks, and the features of it that are
+            cached; only for stages that read text.
         """
         self.config = config
         self.hparams = config.train[self.name]
         self.components = components
         self.empty_text = empty_text
+        self.ends = FrontEnds(self.config.audio)
         self.setup()
 
     @classmethod
@@ -84,6 +88,20 @@ class Stage:
         """Returns whose tokens the stage reads, of "clap" and "t5"; () for a stage without text."""
         return tuple(kind for kind in ("clap", "t5") if f"{kind}_ids" in cls.batch_fields)
 
+    @classmethod
+    def reads_features(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns what the stage reads of frozen networks that may be cached, by name (stages/features.py)."""
+        return ()
+
+    def cached_fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns the fields of a training batch where features are cached: of the example, and of the cache."""
+        read = [features.get(name) for name in self.reads_features(self.config)]
+        replaced = {field for feature in read for field in feature.replaces}
+        return (
+            tuple(field for field in self.batch_fields if field not in replaced),
+            tuple(field for feature in read for field in feature.fields),
+        )
+
     @functools.cached_property
     def key(self) -> jax.Array:
         """The random key of the stage: of the run's seed and the stage's name."""
@@ -104,6 +122,13 @@ class Stage:
         if params and name in params:
             return Network(self.modules[name], {"params": params[name]})
         return Network(self.components[name].module, frozen[name])
+
+    def made(self, name: str, frozen: Mapping[str, Tree], batch: Batch) -> tuple[jax.Array, ...]:
+        """Returns the arrays of the feature `name`: those of the batch where they were cached, else computed here."""
+        feature = features.get(name)
+        if all(field in batch for field in feature.fields):
+            return tuple(batch[field] for field in feature.fields)
+        return feature.make(self.ends, self.network(feature.component, frozen), batch)
 
     def component(self, name: str, params: Tree, state: Tree, **fields: Any) -> Component:
         """Returns a trained network as a component of the model folder, with the unused tensors of where it started.
@@ -128,8 +153,7 @@ class Stage:
         return None
 
     def setup(self) -> None:
-        """Builds the modules."""
-        raise NotImplementedError
+        """Builds what the stage has beside the networks."""
 
     def init(self, key: jax.Array) -> tuple[dict[str, Tree], dict[str, Tree]]:
         """Returns (params, state): a tree a group, and {collection: tree} for each group that has model state. Pure.

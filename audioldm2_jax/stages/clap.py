@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.rngs import Rngs, dropout_arguments
 from audioldm2_jax.stages.base import Objective, Stage
 
@@ -30,7 +29,6 @@ class ClapStage(Stage):
         return ("text_encoder",)
 
     def setup(self):
-        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["text_encoder"]
 
     def constrain(self, params):

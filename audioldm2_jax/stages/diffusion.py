@@ -5,12 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import Conditions
-from audioldm2_jax.conditioning.loa import audiomae_loa
+from audioldm2_jax.conditioning.conditions import Conditions, drop_captions
 from audioldm2_jax.data.draw import Draw
-from audioldm2_jax.diffusion.objective import denoising_loss, encode
+from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.rngs import Rngs
@@ -39,12 +37,16 @@ class DiffusionStage(Stage):
     def text_kinds(cls, config):
         return ("t5",) if reads_text(config) else ()
 
+    @classmethod
+    def reads_features(cls, config):
+        poolings = dict.fromkeys(config.loa.training_poolings)
+        return ("latents", *(f"loa_{pooling}" for pooling in poolings), *(("t5",) if reads_text(config) else ()))
+
     @property
     def heldout_variant(self):
         return self.config.loa.pooling
 
     def setup(self):
-        self.ends = FrontEnds(self.config.audio)
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
         self.batch_fields = ("waveform", "t5_ids", "t5_mask") if reads_text(self.config) else ("waveform",)
@@ -60,36 +62,35 @@ class DiffusionStage(Stage):
         return (Objective("denoising", ("unet",), loss),)
 
     def _loss(self, params, frozen, batch, rngs: Rngs, pooling):
-        loa = audiomae_loa(self.network("audiomae", frozen), self.ends.kaldi_fbank(batch["waveform"]), pooling)
-        dropped = rngs.uniform("guidance dropout") < self.hparams.guidance_dropout
-        loa = jnp.where(dropped[:, None, None], 0.0, loa)
-        states, mask = self._text(frozen, batch, dropped)
-        unet = self.network("unet", frozen, params)
-        latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
-        return denoising_loss(unet, self.schedule, latents, Conditions(loa, states, mask), rngs, self.hparams)
+        (loa,) = self.made(f"loa_{pooling}", frozen, batch)
+        conditions = self._conditions(loa, frozen, batch, rngs.uniform("guidance dropout"))
+        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs)
+        return denoising_loss(
+            self.network("unet", frozen, params), self.schedule, latents, conditions, rngs, self.hparams
+        )
 
-    def _text(self, frozen, batch, dropped):
-        """Returns T5's states and mask; without T5, one zero vector in the place of the text."""
+    def _conditions(self, loa, frozen, batch, uniforms):
+        """Returns the LOA and T5's states, dropped where a draw is below the rate of guidance dropout.
+
+        Without T5 there is one zero vector in the place of the text.
+        """
+        text, dropped = drop_captions(batch, uniforms, self.hparams.guidance_dropout, self.empty_text or {})
+        loa = jnp.where(dropped[:, None, None], 0.0, loa)
         if not reads_text(self.config):
-            return no_text(self.config, dropped.shape[0])
-        empty = self.empty_text
-        ids, mask = (jnp.where(dropped[:, None], empty[key], batch[key]) for key in ("t5_ids", "t5_mask"))
-        return self.network("text_encoder_2", frozen)(ids, mask), mask
+            return Conditions(loa, *no_text(self.config, dropped.shape[0]))
+        (states,) = self.made("t5", frozen, text)
+        return Conditions(loa, states, text["t5_mask"])
 
     def sample(self, params, state, frozen, batch, key):
-        loa = audiomae_loa(
-            self.network("audiomae", frozen),
-            self.ends.kaldi_fbank(batch["waveform"]),
-            self.config.loa.pooling,
-        )
+        (loa,) = self.made(f"loa_{self.config.loa.pooling}", frozen, batch)
         clips, hparams = loa.shape[0], self.config.samples
         return sample_beside(
             self.network("vae", frozen),
             self.network("unet", frozen, params),
             self.schedule,
             self.ends.log_mel(batch["waveform"]),
-            Conditions(loa, *self._text(frozen, batch, jnp.zeros(clips, bool))),
-            Conditions(jnp.zeros_like(loa), *self._text(frozen, batch, jnp.ones(clips, bool))),
+            self._conditions(loa, frozen, batch, jnp.ones(clips)),
+            self._conditions(loa, frozen, batch, jnp.full(clips, -1.0)),
             self.scale,
             hparams.guidance_scale,
             hparams.steps,

@@ -5,17 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.components import latent_frames
 from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, Conditions, caption_weight, drop_captions
 from audioldm2_jax.conditioning.loa import (
-    audiomae_loa,
     encode_prompt,
     generate_loa,
     loa_distance,
     teacher_forced_loa,
 )
-from audioldm2_jax.diffusion.objective import denoising_loss, encode
+from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.rngs import Rngs
@@ -57,12 +55,16 @@ class JointStage(Stage):
         language = ("language_model", "projection_model") + (("text_encoder_2",) if config.train.joint.train_t5 else ())
         return ("unet", *language)
 
+    @classmethod
+    def reads_features(cls, config):
+        text = ("clap", *(() if config.train.joint.train_t5 else ("t5",)))
+        return ("latents", f"loa_{config.loa.pooling}", *text)
+
     def setup(self):
         if self.hparams.unconditional not in ("language_model", "zeros"):
             raise ValueError(
                 f"train.joint.unconditional={self.hparams.unconditional!r}: choose language_model or zeros"
             )
-        self.ends = FrontEnds(self.config.audio)
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
 
@@ -76,7 +78,7 @@ class JointStage(Stage):
         uniform = rngs.uniform("guidance dropout")
         text, dropped = drop_captions(batch, uniform, self.hparams.guidance_dropout, self.empty_text)
         prefix, states, mask = self._encode(params, frozen, text, self.dropout("text_encoder_2", params, rngs))
-        loa = self._true_loa(frozen, batch)
+        (loa,) = self._true_loa(frozen, batch)
         gpt2 = self.network("language_model", frozen, params)
         first, second = (self.dropout("language_model", params, rngs, use) for use in ("generation", "teacher forcing"))
         made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
@@ -89,7 +91,7 @@ class JointStage(Stage):
         seen = jnp.where(true[:, None, None], loa, made)
         if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
-        latents = encode(self.network("vae", frozen), self.ends.log_mel(batch["waveform"]), self.scale, rngs)
+        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs)
         conditions = Conditions(seen, states, mask)
         unet = self.network("unet", frozen, params)
         denoising = denoising_loss(unet, self.schedule, latents, conditions, rngs, self.hparams)
@@ -107,12 +109,11 @@ class JointStage(Stage):
         )
 
     def _true_loa(self, frozen, batch):
-        fbank = self.ends.kaldi_fbank(batch["waveform"])
-        return audiomae_loa(self.network("audiomae", frozen), fbank, self.config.loa.pooling)
+        return self.made(f"loa_{self.config.loa.pooling}", frozen, batch)
 
     def sample(self, params, state, frozen, batch, key):
         clips, hparams = batch["waveform"].shape[0], self.config.samples
-        tokens = jax.eval_shape(lambda: self._true_loa(frozen, batch)).shape[1]
+        tokens = jax.eval_shape(lambda: self._true_loa(frozen, batch))[0].shape[1]
 
         def conditions(uniform):
             text, _ = drop_captions(batch, uniform, 0.5, self.empty_text)

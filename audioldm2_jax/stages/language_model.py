@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, caption_weight, drop_captions
-from audioldm2_jax.conditioning.loa import audiomae_loa, encode_prompt, loa_distance, teacher_forced_loa
+from audioldm2_jax.conditioning.loa import encode_prompt, loa_distance, teacher_forced_loa
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages.base import Objective, Stage
 
@@ -33,8 +32,9 @@ class LanguageModelStage(Stage):
     def makes(cls, config):
         return ("language_model", "projection_model") + (("text_encoder_2",) if config.train[cls.name].train_t5 else ())
 
-    def setup(self):
-        self.ends = FrontEnds(self.config.audio)
+    @classmethod
+    def reads_features(cls, config):
+        return (f"loa_{config.loa.pooling}", "clap", *(() if config.train[cls.name].train_t5 else ("t5",)))
 
     def weigh(self, batch):
         return {**batch, "caption_weight": caption_weight(batch["captioned"])}
@@ -51,8 +51,7 @@ class LanguageModelStage(Stage):
             text,
             dropout_key=self.dropout("text_encoder_2", params, rngs),
         )
-        fbank = self.ends.kaldi_fbank(batch["waveform"])
-        loa = audiomae_loa(self.network("audiomae", frozen), fbank, self.config.loa.pooling)
+        (loa,) = self.made(f"loa_{self.config.loa.pooling}", frozen, batch)
         made = teacher_forced_loa(
             self.network("language_model", frozen, params),
             prefix,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.audio.front_ends import FrontEnds, crop
+from audioldm2_jax.audio.front_ends import crop
 from audioldm2_jax.models.discriminators import PatchGAN
 from audioldm2_jax.rngs import named
 from audioldm2_jax.stages.base import Objective, Stage, module_fields
@@ -31,7 +31,6 @@ class VAEStage(Stage):
         return "plain"  # without discriminators, whose loss says little of a generator
 
     def setup(self):
-        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["vae"]
         self.discriminator = PatchGAN(**module_fields(self.config, "patch_discriminator"))
 

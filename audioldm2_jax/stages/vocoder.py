@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from audioldm2_jax.audio.front_ends import FrontEnds, crop
+from audioldm2_jax.audio.front_ends import crop
 from audioldm2_jax.audio.mel import log_mel
 from audioldm2_jax.audio.sinusoids import frame_locked
 from audioldm2_jax.models.discriminators import MultiPeriodDiscriminator, MultiScaleDiscriminator
@@ -38,7 +38,6 @@ class VocoderStage(Stage):
         return "plain"  # without discriminators, whose loss says little of a generator
 
     def setup(self):
-        self.ends = FrontEnds(self.config.audio)
         self.module = self.modules["vocoder"]
         self.discriminators = {
             "periods": MultiPeriodDiscriminator(**module_fields(self.config, "period_discriminator")),

@@ -17,17 +17,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import encoders, pipeline, sources, text
+from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.evaluation import heldout_loss, samples
@@ -36,7 +36,7 @@ from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import lineage, loop, stage_settings
+from audioldm2_jax.training import feature_cache, lineage, loop, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 
@@ -230,16 +230,17 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     components = load_components(config, name)
     if tokenizers:
         text.check_tables(tokenizers, **word_tables(config, components))
-    stage = STAGES[name](stage_settings.part(config, name), components, encoders.empty_text(available))
-    wanted = encoders.select(available, stage.batch_fields)
     if lineage.begun(config, name):
         lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
+    source = open_source(config, "train")
+    cached = feature_cache.open_cache(config, name, components, source, available, progress, should_stop)
+    empty_text = encoders.empty_text(available) | (cached.empty_text if cached else {})
+    stage = STAGES[name](stage_settings.part(config, name), components, empty_text)
 
-    def batches(split: str) -> Callable[..., Iterator[dict[str, np.ndarray]]]:
-        source = open_source(config, split)
+    def batches(split: str, source: Source, wanted: Sequence[Encoder]) -> Callable[..., Iterator]:
         return lambda batch_size, step=0: pipeline.batches(
             source,
             wanted,
@@ -254,12 +255,19 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
             prefetch=config.data.prefetch,
         )
 
-    mesh, heldout = sharding.make_mesh(config.mesh), batches("heldout")
+    of_sound = encoders.select(available, stage.batch_fields)
+    mesh, heldout = sharding.make_mesh(config.mesh), batches("heldout", open_source(config, "heldout"), of_sound)
     evaluators = (
         HeldoutLoss(stage, partial(heldout, heldout_loss.batch_size(stage)), mesh),
         Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
     )
-    train_batches = partial(batches("train"), stage.hparams.batch_size)
+    if cached:
+        of_example, of_cache = stage.cached_fields()
+        wanted = (*encoders.select(available, of_example), encoders.Features(of_cache))
+        training = batches("train", cached.source, wanted)
+    else:
+        training = batches("train", source, of_sound)
+    train_batches = partial(training, stage.hparams.batch_size)
     trained = loop.train(stage, mesh, train_batches, where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)

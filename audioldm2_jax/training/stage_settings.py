@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import lineage
+from audioldm2_jax.training import feature_cache, lineage
 from audioldm2_jax.training.lineage import RunError, begun, finished, hub_name, inputs, stage_folder, write_json
 
 FILE = "config.json"
@@ -47,7 +47,8 @@ def settings(config: ConfigDict, name: str) -> dict[str, Any]:
     text += ["text.vocabulary", "data.text_feature"] if kinds else []
     wanted = (*_sections(config, name), *text)
     free = {f"train.{name}.{key}" for key in _FREE}
-    return {key: value for key, value in flat(config).items() if _below(key, wanted) and key not in free}
+    found = {key: value for key, value in flat(config).items() if _below(key, wanted) and key not in free}
+    return found | _cache(config, name)
 
 
 def part(config: ConfigDict, name: str) -> ConfigDict:
@@ -69,6 +70,13 @@ def part(config: ConfigDict, name: str) -> ConfigDict:
         return found
 
     return ConfigDict(wanted_of(config.to_dict(), "")).lock()
+
+
+def _cache(config: ConfigDict, name: str) -> dict[str, Any]:
+    """Returns the settings of the cache that stage `name` trains from, wherever it lies; {} without one."""
+    if feature_cache.folder(config, name) is None:
+        return {}
+    return {"data.cache": "on", **{f"data.{key}": config.data[key] for key in ("cache_records", "cache_crops")}}
 
 
 def _sections(config: ConfigDict, name: str) -> tuple[str, ...]:
@@ -111,6 +119,9 @@ def check(config: ConfigDict, name: str) -> None:
 def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> list[str]:
     """Returns a line a setting that is not as it was; one that earlier versions did not have was the recipe's."""
     now, lines = settings(config, name), []
+    if ("data.cache" in now) != ("data.cache" in before):  # to be changed alone; what else it brings is not told
+        lines.append(f"  data.cache: {' → '.join('on' if 'data.cache' in held else 'off' for held in (before, now))}")
+        now = {key: value for key, value in now.items() if not key.startswith("data.cache")}
     before = {_renamed(key): value for key, value in before.items()}
     usual = flat(recipes.get(config.recipe)) if now.keys() - before.keys() else {}
     for key, value in now.items():

@@ -1,7 +1,6 @@
 """The diffusion stage: λ, guidance dropout, the loss. Bounds on statistics are five standard errors."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +52,11 @@ def test_guidance_dropout(monkeypatch, text):
     config.train.diffusion.text = text
     stage = build("diffusion", config)
     seen = []
-    stage.ends = SimpleNamespace(kaldi_fbank=lambda w: w, log_mel=lambda w: w)
     monkeypatch.setattr(stage, "network", lambda name, *_: lambda ids, mask: ids)
-    monkeypatch.setattr(diffusion, "audiomae_loa", lambda *_: jnp.ones((CLIPS, 2, 3)))
-    monkeypatch.setattr(diffusion, "encode", lambda *_: None)
+    monkeypatch.setattr(diffusion, "draw_latents", lambda *_: None)
     monkeypatch.setattr(diffusion, "denoising_loss", lambda unet, schedule, latents, given, *_: seen.append(given))
-    given = {"waveform": jnp.zeros((CLIPS, 1)), "t5_ids": jnp.full((CLIPS, TOKENS), 9)}
+    given = {"loa_1": jnp.ones((CLIPS, 2, 3)), "latent_mean": jnp.zeros(CLIPS), "latent_logvar": jnp.zeros(CLIPS)}
+    given["t5_ids"] = jnp.full((CLIPS, TOKENS), 9)
     given["t5_mask"] = jnp.ones((CLIPS, TOKENS), jnp.int32)
     stage._loss({"unet": {}}, {}, given, keys(CLIPS), 1)
     (conditions,) = seen

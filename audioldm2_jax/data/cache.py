@@ -1,0 +1,279 @@
+"""What frozen networks made of the data, kept in files, and the source that reads it instead of sound.
+
+A cache has a folder for each feature:
+
+    CACHE/FEATURE/cache.json                what the feature was made from and by, and its fields; written first
+    CACHE/FEATURE/00002-of-00008.array_record
+                                            a shard of its entries, whole or not there
+
+A feature of sound has `crops` entries a record, one beside the other, of excerpts that are spread evenly over it; one
+of text has one entry a record. Entry: 1, eight bytes of the caption's digest (zeros where it is not made from it), the
+arrays of the fields one after the other; or 0 and why the record cannot be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  makes bfloat16 known to NumPy
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+
+from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+
+FILE = "cache.json"
+_SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
+_WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
+_DIGEST = 8  # bytes
+
+
+class CacheError(ValueError):
+    """A cache that cannot be read, or is not that of this data; the message says what to do."""
+
+
+class Field(NamedTuple):
+    """An array of an entry: its name in the batch, NumPy's name of its type, and its shape without the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return np.dtype(self.dtype).itemsize * int(np.prod(self.shape))
+
+
+class _Whole(NamedTuple):
+    """A whole file, as ArrayRecordDataSource wants to be told (its FileInstruction), so that it need not look."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class Feature:
+    """The files of one feature."""
+
+    def __init__(self, folder: Path, fields: Sequence[Field], entries: int, of_text: bool):
+        """Args:
+        folder: where they are.
+        fields: the arrays of an entry.
+        entries: how many there are once all shards are written.
+        of_text: whether it is made from captions, an entry a record.
+        """
+        self.folder, self.fields, self.entries, self.of_text = folder, tuple(fields), entries, of_text
+        self._files: array_record_data_source.ArrayRecordDataSource | None = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_files": None}
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files of the shards, whether they are written or not."""
+        count = -(-self.entries // self._size)
+        return [self.folder / f"{number:05d}-of-{count:05d}.array_record" for number in range(count)]
+
+    def _written(self) -> Iterator[tuple[Path, range]]:
+        return zip(self.shards, map(self.entries_of, itertools.count()))
+
+    @property
+    def _size(self) -> int:
+        """Entries a shard."""
+        return max(_SHARD, -(-self.entries // _SHARDS))
+
+    def entries_of(self, shard: int) -> range:
+        """The numbers of a shard's entries."""
+        return range(shard * self._size, min((shard + 1) * self._size, self.entries))
+
+    def write(self, shard: int, entries: Iterable[bytes]) -> None:
+        """Writes a shard through a temporary name."""
+        path = self.shards[shard]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER)
+        try:
+            for entry in entries:
+                writer.write(entry)
+            writer.close()
+            os.replace(temporary, path)
+        finally:
+            if writer.is_open():
+                writer.close()
+            temporary.unlink(missing_ok=True)
+
+    def pack(self, arrays: Sequence[np.ndarray], text: str | None) -> bytes:
+        """Returns the entry of a record's arrays, in the order of the fields."""
+        for field, array in zip(self.fields, arrays, strict=True):
+            if array.shape != field.shape or array.dtype != np.dtype(field.dtype):
+                raise ValueError(f"{field.name} is {array.dtype} {array.shape}, not {field.dtype} {field.shape}")
+        return b"".join((b"\1", self._digest(text), *(np.ascontiguousarray(array).tobytes() for array in arrays)))
+
+    def read(self, entry: int, text: str | None) -> dict[str, np.ndarray]:
+        """Returns the arrays of an entry by field.
+
+        Raises:
+            UnreadableRecord: the record could not be read when the cache was made.
+            CacheError: the entry is damaged, or made from another caption than `text`.
+        """
+        try:
+            if self._files is None:
+                self._files = array_record_data_source.ArrayRecordDataSource(
+                    [_Whole(str(path), 0, len(entries), len(entries)) for path, entries in self._written()]
+                )
+            packed = self._files[entry]
+        except Exception as error:  # whatever the reader makes of damaged or missing files
+            raise CacheError(
+                f"{self.folder} is damaged: its entry {entry} cannot be read ({_first_line(error)}). {self.anew}"
+            ) from error
+        if packed[:1] == b"\0":
+            raise UnreadableRecord(packed[1:].decode("utf-8", "replace"))
+        if len(packed) != 1 + _DIGEST + sum(field.size for field in self.fields):
+            raise CacheError(f"{self.folder} is damaged: its entry {entry} has {len(packed)} bytes. {self.anew}")
+        if packed[1 : 1 + _DIGEST] != self._digest(text):
+            raise CacheError(f"{self.folder} was made from other captions: {text!r} is new. {self.anew}")
+        found, position = {}, 1 + _DIGEST
+        for field in self.fields:
+            flat = np.frombuffer(packed, np.dtype(field.dtype), int(np.prod(field.shape)), position)
+            found[field.name] = flat.reshape(field.shape)
+            position += field.size
+        return found
+
+    @property
+    def anew(self) -> str:
+        """What to do about files that do not fit."""
+        return f"To have it made again: rm -r {self.folder}, and the same command"
+
+    def _digest(self, text: str | None) -> bytes:
+        return hashlib.sha256((text or "").encode()).digest()[:_DIGEST] if self.of_text else bytes(_DIGEST)
+
+
+def unreadable(reason: str) -> bytes:
+    """Returns the entry of a record that cannot be read."""
+    return b"\0" + reason.encode()
+
+
+def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: bool, made_from: Mapping) -> Feature:
+    """Opens a feature's folder, or begins a new one.
+
+    Args:
+        made_from: the network, settings and data, as JSON holds them: what has to be alike for a cache to be used.
+
+    Raises:
+        CacheError: the folder holds what was made from something else, or is damaged.
+        OSError: it cannot be written.
+    """
+    feature = Feature(folder, fields, entries, of_text)
+    wanted = json.loads(json.dumps({"version": 1, "fields": fields, "entries": entries, "made_from": made_from}))
+    path = folder / FILE
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            different = sorted(_different(there, wanted))
+        except (ValueError, AttributeError) as error:
+            raise CacheError(f"{path} is damaged ({_first_line(error)}). {feature.anew}") from error
+        if different:
+            raise CacheError(f"{folder} is of something else: {'; '.join(different)}. {feature.anew}")
+        return feature
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{FILE}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+    return feature
+
+
+def _different(there: Mapping, wanted: Mapping, prefix: str = "") -> Iterator[str]:
+    """Yields what differs between two JSON objects, a line a key."""
+    for key in there.keys() | wanted.keys():
+        old, new = there.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _different(old, new, f"{prefix}{key}.".removeprefix("made_from."))
+        elif old != new:
+            yield f"{prefix}{key}: {_short(old)} → {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class Excerpts:
+    """The excerpts of a source that features are made from: element k is crop k mod `crops` of record k div `crops`.
+
+    Random access, and picklable for worker processes. An element is an excerpt, or the reason why it cannot be read.
+    """
+
+    def __init__(self, source: Source, crops: int, samples: int, numbers: Sequence[int], of_text: bool):
+        """Args:
+        source: the data.
+        crops: excerpts a record, at the middles of as many equal parts.
+        samples: the length of an excerpt.
+        numbers: the elements that are wanted, in order.
+        of_text: captions alone are read.
+        """
+        self.source, self.crops, self.samples, self.numbers = source, crops, samples, numbers
+        self.of_text = of_text
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Example | str:
+        record, crop = divmod(int(self.numbers[place]), self.crops)
+        try:
+            if self.of_text:
+                return Example(np.zeros(0, np.float32), self.source.text(record))
+            return self.source.excerpt(record, self.samples, (crop + 0.5) / self.crops)
+        except UnreadableRecord as error:
+            return str(error)
+
+
+class Cached(Source):
+    """The first records of a source as what the cache holds of them: captions and features, no sound.
+
+    Of a record with several crops, an excerpt is the one that its position falls on.
+    """
+
+    def __init__(self, source: Source, features: Sequence[Feature], records: int, crops: int):
+        """Args:
+        source: that the cache was made of; its captions are read.
+        features: complete ones.
+        records: how many of the source's are in it.
+        crops: entries a record, of features of sound.
+        """
+        self.source, self.features, self.records, self.crops = source, tuple(features), records, crops
+
+    def __len__(self) -> int:
+        return self.records
+
+    def __getitem__(self, index: int) -> Example:
+        return self.excerpt(index, 0, 0.0)
+
+    def text(self, index: int) -> str | None:
+        return self.source.text(index)
+
+    def listing(self) -> Any:
+        return self.source.listing()
+
+    def follow(self, listing: Any) -> str:
+        return self.source.follow(listing)
+
+    def excerpt(self, index: int, samples: int, position: float) -> Example:
+        """See `Source.excerpt`; `samples` was settled when the cache was made."""
+        if not 0 <= index < self.records:
+            raise IndexError(f"record {index} of {self.records} in the cache")
+        text, crop = self.source.text(index), int(position * self.crops)
+        entries = (
+            feature.read(index if feature.of_text else index * self.crops + crop, text) for feature in self.features
+        )
+        found = dict(itertools.chain.from_iterable(entry.items() for entry in entries))
+        return Example(np.zeros(0, np.float32), text, features=found)

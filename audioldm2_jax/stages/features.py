@@ -1,0 +1,92 @@
+"""What frozen networks make of an example and stages learn from: computed in the step, or once, into a cache.
+
+    latents   waveform ─► log-mel ─► VAE's encoder ─► mean and log-variance
+    loa_λ     waveform ─► fbank ─► AudioMAE, pooled by λ
+    clap      caption ─► CLAP's text embedding
+    t5        caption ─► T5's states
+
+A stage names those that it reads (`Stage.reads_features`) and takes them with `Stage.made`, wherever they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+
+from audioldm2_jax.audio.front_ends import FrontEnds
+from audioldm2_jax.conditioning.loa import audiomae_loa
+from audioldm2_jax.models.network import Network
+
+Batch = Mapping[str, jax.Array]
+
+
+class Feature(NamedTuple):
+    """One feature.
+
+    Attributes:
+        name: see the head of this file.
+        component: the network that makes it.
+        fields: its fields of the batch, in the order in which `make` returns them.
+        inputs: the fields that it is made from.
+        replaces: those of `inputs` that a stage which reads the feature has no other use for.
+        reads: sections of the recipe that decide it, beside the network.
+        make: (front ends, network, batch) → arrays [batch, ...], one a field.
+    """
+
+    name: str
+    component: str
+    fields: tuple[str, ...]
+    inputs: tuple[str, ...]
+    replaces: tuple[str, ...]
+    reads: tuple[str, ...]
+    make: Callable[[FrontEnds, Network, Batch], tuple[jax.Array, ...]]
+
+    @property
+    def of_text(self) -> bool:
+        """Whether it is made from the caption alone."""
+        return "waveform" not in self.inputs
+
+
+def get(name: str) -> Feature:
+    """Returns the feature `name`.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    kind, _, pooling = name.partition("_")
+    return _loa(int(pooling)) if kind == "loa" else _FEATURES[name]
+
+
+def _latents(ends: FrontEnds, vae: Network, batch: Batch) -> tuple[jax.Array, ...]:
+    return vae(ends.log_mel(batch["waveform"])[..., None], method="encode")
+
+
+def _loa(pooling: int) -> Feature:
+    def make(ends: FrontEnds, audiomae: Network, batch: Batch) -> tuple[jax.Array, ...]:
+        return (audiomae_loa(audiomae, ends.kaldi_fbank(batch["waveform"]), pooling),)
+
+    name = f"loa_{pooling}"
+    return Feature(name, "audiomae", (name,), ("waveform",), ("waveform",), ("audio.fbank",), make)
+
+
+def _clap(ends: FrontEnds, clap: Network, batch: Batch) -> tuple[jax.Array, ...]:
+    return (clap(batch["clap_ids"], batch["clap_mask"], method="text_features"),)
+
+
+def _t5(ends: FrontEnds, t5: Network, batch: Batch) -> tuple[jax.Array, ...]:
+    return (t5(batch["t5_ids"], batch["t5_mask"]),)
+
+
+_CLAP_IDS, _T5_IDS = ("clap_ids", "clap_mask"), ("t5_ids", "t5_mask")
+_FEATURES = {
+    feature.name: feature
+    for feature in (
+        Feature(
+            "latents", "vae", ("latent_mean", "latent_logvar"), ("waveform",), ("waveform",), ("audio.mel",), _latents
+        ),
+        Feature("clap", "text_encoder", ("clap_embedding",), _CLAP_IDS, _CLAP_IDS, (), _clap),
+        Feature("t5", "text_encoder_2", ("t5_states",), _T5_IDS, ("t5_ids",), (), _t5),
+    )
+}

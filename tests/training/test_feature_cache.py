@@ -1,0 +1,221 @@
+"""Training from cached features is training from sound; caches are made once, resumed, and refused where stale."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from smallest import SAMPLES, Said, components, get_config
+
+from audioldm2_jax.audio.files import write
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.data import cache, sources
+from audioldm2_jax.data.example import UnreadableRecord
+from audioldm2_jax.stages import STAGES
+from audioldm2_jax.training import feature_cache, run, stage_settings
+from audioldm2_jax.training.loop import Stopped
+
+RECORDS, UNREADABLE = 6, 3  # of the seven one is held out
+WORDS = ("a slow piano", "two drums", "a violin in a minor key", "", "bells", "a loud flute", "wind")
+
+
+class Broken:
+    """A source of which a record cannot be read when its turn comes."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def excerpt(self, index, samples, position):
+        if index == UNREADABLE:
+            raise UnreadableRecord("the third is broken")
+        return self._source.excerpt(index, samples, position)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A folder with all components that stages read, of random weights."""
+    folder, config = tmp_path_factory.mktemp("parts"), get_config()
+    config.train.diffusion.text = "captions"
+    config.train.language_model.train_t5 = config.train.joint.train_t5 = False
+    for name in ("diffusion", "language_model", "joint"):
+        for part, component in components(STAGES[name], config).items():
+            model_folder.write_component(folder, part, component.config, component.variables)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A folder of clips as long as the recipe's, one without a caption."""
+    folder, rng = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    for number in range(len(WORDS)):
+        write(folder / f"{number}.wav", 0.1 * rng.standard_normal(SAMPLES).astype(np.float32), 16000)
+    lines = [{"file_name": f"{n}.wav", "text": words} for n, words in enumerate(WORDS) if words]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, parts, recordings, monkeypatch):
+    config = get_config()
+    config.run_dir, config.data.source, config.data.heldout_share = str(tmp_path / "run"), str(recordings), 0.0
+    for part in ("audiomae", "vae", "text_encoder", "text_encoder_2", "unet", "language_model", "projection_model"):
+        config.init_from[part] = str(parts)
+    for stage in config.train.values():
+        stage.update(heldout_every=0, save_every=0)
+    config.data.cache = str(tmp_path / "cache")
+    config.train.diffusion.text = "captions"
+    opened = sources.open_source
+    monkeypatch.setattr(sources, "open_source", lambda config, split: Broken(opened(config, "train")))
+    return config
+
+
+def opened(config, name="language_model", said=None, should_stop=lambda: 0):
+    """The cache of a stage, as `run.train_stage` opens it."""
+    source = run.open_source(config, "train")
+    run.prepare(config)
+    tokenizers = run.text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
+    available = run.encoders.recipe_encoders(SAMPLES, tokenizers)
+    parts = run.load_components(config, name)
+    return feature_cache.open_cache(config, name, parts, source, available, said or Said(), should_stop)
+
+
+def losses(config, name):
+    run.prepare(config)
+    run.train_stage(config, name, Said())
+    lines = (run.stage_folder(config, name) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k and k != "data_wait"} for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("name", "train_t5"),
+    [
+        ("diffusion", False),
+        ("language_model", False),
+        ("language_model", True),
+        pytest.param("joint", True, marks=pytest.mark.slow),
+    ],
+)
+def test_training_from_the_cache_is_training_from_sound(config, tmp_path, name, train_t5):
+    """The same examples, one that cannot be read among them, and guidance dropout of half of the captions."""
+    config.train[name].update(guidance_dropout=0.5, steps=3)
+    config.loa.training_poolings = (2,)  # one executable
+    if name != "diffusion":
+        config.train[name].train_t5 = train_t5
+    cached = losses(config, name)
+    made = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert made == set(STAGES[name].reads_features(config))
+    config.data.cache, config.run_dir = "off", str(tmp_path / "sound")
+    sound = losses(config, name)
+    assert len(sound) == 3 and [line.keys() for line in cached] == [line.keys() for line in sound]
+    for one, other in zip(cached, sound):
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key], rtol=2e-5, err_msg=key)
+    assert any(line["replaced_records"] for line in sound)
+
+
+def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_SHARD", 2)
+    asked = iter([0, 0, 1])
+    with pytest.raises(Stopped, match="those that were stay") as stopped:
+        opened(config, should_stop=lambda: next(asked))
+    assert stopped.value.number == 1
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.array_record")}
+    assert 0 < len(written) < 6
+    said = Said()
+    found = opened(config, said=said)
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "partial" in path.name]
+    assert len([*(tmp_path / "cache/loa_2").glob("*.array_record")]) == 3 and said.lines
+    assert len(found.source) == RECORDS
+    with pytest.raises(UnreadableRecord, match="the third is broken"):
+        found.source[UNREADABLE]
+    said = Said()
+    opened(config, said=said)
+    assert not said.lines
+
+
+def test_crops_are_spread_over_a_recording(config, recordings, tmp_path):
+    long = tmp_path / "long"
+    shutil.copytree(recordings, long)
+    rng = np.random.default_rng(1)
+    for number in range(len(WORDS)):
+        write(long / f"{number}.wav", 0.1 * rng.standard_normal(3 * SAMPLES).astype(np.float32), 16000)
+    config.data.update(source=str(long), cache_crops=2, cache_records=2)
+    found = opened(config).source
+    first, second = (found.excerpt(1, SAMPLES, position).features for position in (0.49, 0.51))
+    assert not np.allclose(first["loa_2"], second["loa_2"])
+    np.testing.assert_array_equal(first["clap_embedding"], second["clap_embedding"])
+    config.data.update(cache_crops=1, cache=str(tmp_path / "other"))
+    middle = opened(config).source.excerpt(1, SAMPLES, 0.9).features["loa_2"]
+    assert not np.allclose(first["loa_2"], middle) and not np.allclose(second["loa_2"], middle)
+
+
+def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
+    opened(config)
+    where = str(tmp_path / "cache")
+    config.data.cache_crops = 3
+    with pytest.raises(cache.CacheError, match=rf"loa_2 is of something else: crops: 1 → 3.*rm -r {where}/loa_2"):
+        opened(config)
+    config.data.cache_crops = 1
+    other = tmp_path / "parts"
+    shutil.copytree(parts, other)
+    component = model_folder.read_component(other, "text_encoder")
+    variables = jax.tree.map(lambda leaf: leaf * 1.5, component.variables)
+    shutil.rmtree(other / "text_encoder")
+    model_folder.write_component(other, "text_encoder", component.config, variables)
+    config.init_from.text_encoder = str(other)
+    with pytest.raises(cache.CacheError, match=rf"clap is of something else: network: .*rm -r {where}/clap"):
+        opened(config)
+
+
+def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
+    found = opened(config).source
+    found.source.text = lambda index: "another caption"
+    with pytest.raises(cache.CacheError, match=r"made from other captions: 'another caption' is new"):
+        found[0]
+    (shard,) = (tmp_path / "cache/clap").glob("*.array_record")
+    shard.write_bytes(shard.read_bytes()[:200])
+    with pytest.raises(cache.CacheError, match=r"clap is damaged.*rm -r"):
+        opened(config).source[0]
+    (tmp_path / "cache/clap/cache.json").write_text("{")
+    with pytest.raises(cache.CacheError, match=r"cache.json is damaged"):
+        opened(config)
+
+
+def test_where_a_cache_pays():
+    config = get_config()
+    config.run_dir = "/runs/one"
+    folder = feature_cache.folder
+    assert config.data.cache == "auto" and folder(config, "diffusion") is None  # it would hold more than is drawn
+    config.train.diffusion.steps = 100
+    assert folder(config, "diffusion") == folder(config, "joint") == Path("/runs/one/cache")
+    assert folder(config, "vae") is None
+    config.data.source = "/recordings"
+    assert folder(config, "diffusion") is None
+    config.data.cache = "/cache"
+    assert folder(config, "diffusion") == Path("/cache") and folder(config, "clap") is None
+    config.data.cache = "off"
+    assert folder(config, "diffusion") is None
+
+
+def test_a_stage_is_not_mixed_of_both(config):
+    """A stage that was begun from the cache goes on from it, wherever that lies."""
+    run.prepare(config)
+    run.begin(config, "diffusion")
+    (run.stage_folder(config, "diffusion") / "checkpoints/1").mkdir(parents=True)
+    config.data.cache = str(Path(config.run_dir) / "elsewhere")
+    stage_settings.check(config, "diffusion")
+    config.data.cache_crops = 3
+    with pytest.raises(run.RunError, match=r"data.cache_crops: 1 → 3"):
+        stage_settings.check(config, "diffusion")
+    config.data.cache = "off"
+    with pytest.raises(run.RunError, match=r"data.cache: on → off"):
+        stage_settings.check(config, "diffusion")
