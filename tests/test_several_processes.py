@@ -116,10 +116,16 @@ def test_all_stages(tmp_path, cache, environments):
     ]
     settings += [f"--config.train.{stage}.discriminator_start=1" for stage in ("vae", "vocoder")]
     settings += ["--config.samples.steps=1", "--config.mesh.data=1", "--config.mesh.fsdp=2"]
+    # Two shards of cached features, one made by each host.
+    settings += [f"--config.data.{key}=600" for key in ("examples", "cache_records")]
+    settings += [f"--config.data.cache={tmp_path / 'features'}"]
     with Job(train(tmp_path / "run", *settings), environments(2), **cache) as job:
         assert job.codes(900) == [0, 0], job.said(0) + job.said(1)
     assert "Done in" in job.said(0)
-    assert not any("step" in line or "Done" in line for line in job.lines[1])
+    shards = {f"0000{i}-of-00002.array_record" for i in range(2)}
+    assert {path.name for path in (tmp_path / "features/latents").iterdir()} == {"cache.json", *shards}
+    assert re.search(r"diffusion: caching latents, .* of 512 clips", job.said(0))
+    assert not any(re.search(r"step \d+/|Done in", line) for line in job.lines[1])
     assert {path.name for path in (tmp_path / "run/samples").iterdir()} >= {
         "0.wav",
         "1.wav",
