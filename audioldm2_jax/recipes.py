@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-SMALL, PAPER = "tiny", ("base", "large", "48k")
+TINY, SMALL, PAPER = "tiny", "small", ("base", "large", "48k")
 
 
 def get(name: str) -> ConfigDict:
-    """Returns the recipe `name`: tiny, base, large or 48k.
+    """Returns the recipe `name`: tiny, small, base, large or 48k.
 
     Raises:
         ValueError: `name` is no recipe; the message lists those there are.
     """
-    recipes = {"tiny": tiny, "base": base, "large": large, "48k": fullband}
+    recipes = {TINY: tiny, SMALL: small, "base": base, "large": large, "48k": fullband}
     if name not in recipes:
         raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(recipes)}")
     config = recipes[name]()
@@ -429,8 +429,8 @@ def tiny() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=12_000,
-        batch_size=2,
+        steps=8000,
+        batch_size=4,
         optimizer="muon",
         learning_rate=4e-3,
         warmup=20,
@@ -441,18 +441,17 @@ def tiny() -> ConfigDict:
         clip_norm=10.0,
         ema=0.999,
         segment_samples=7680,
-        crops=2,
         # From the partials it learns the pitch, in few steps; from the mels what is noise. With much of the latter it
         # fills the gaps between the partials.
         partials_weight=1.0,
         mel_weight=0.15,
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        discriminator_start=12_000,
+        discriminator_start=8000,
     )
+    # As many clips as there is time for: with several noises of the same clips it learns half as much.
     train.diffusion.update(
-        steps=2900,
-        batch_size=4,
-        noise_draws=2,
+        steps=900,
+        batch_size=32,
         timestep_logits=(-1.0, 0.9),  # mostly where noise is about as strong as the signal: timbre is decided there
         optimizer="muon",
         learning_rate=3e-3,
@@ -461,11 +460,10 @@ def tiny() -> ConfigDict:
         text="none",
     )
     # The mean of the LOA is most of it, and a bias has to walk there: hence the large steps.
-    train.language_model.update(steps=400, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
+    train.language_model.update(steps=600, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
     train.joint.update(
         steps=300,
-        batch_size=4,
-        noise_draws=2,
+        batch_size=8,
         timestep_logits=(-1.0, 0.9),
         optimizer="muon",
         learning_rate=1e-3,
@@ -480,6 +478,35 @@ def tiny() -> ConfigDict:
     for name in ("vae", "vocoder"):
         train[name].sample_every = 10_000
     config.samples.steps = 25
+    return config
+
+
+def small() -> ConfigDict:
+    """The recipe `tiny` with 5.12 s clips and wider networks: an evening on a laptop, or some minutes on a GPU."""
+    config = tiny()
+    config.audio.seconds = 5.12
+    config.audio.fbank.frames = 512
+    config.audio.clap.update(seconds=5.0, hop_length=960)
+    config.data.cache_records = 16_384
+    models = config.models
+    models.audiomae.update(img_size=(512, 128), embed_dim=192, num_heads=6)
+    models.language_model.update(n_embd=192, n_layer=6, n_head=6)
+    models.vae.update(block_out_channels=(24, 48, 96))
+    models.unet.update(
+        block_out_channels=(48, 96, 160),
+        cross_attention_dim=((192,), (192,), (None, 192, 128)),
+        attention_head_dim=(1, 2, 2),
+    )
+    models.vocoder.update(
+        upsample_initial_channel=192, resblock_kernel_sizes=(3, 7), resblock_dilation_sizes=((1, 3),) * 2
+    )
+    train = config.train
+    train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 1000
+    train.vae.update(steps=800, crop_frames=128, discriminator_start=800)
+    train.vocoder.update(steps=30_000, discriminator_start=30_000)
+    train.diffusion.update(steps=3000)
+    for stage in train.values():
+        stage.heldout_every = max(stage.steps // 8, 300)
     return config
 
 

@@ -47,4 +47,4 @@ def test_what_is_no_config(tmp_path, monkeypatch, name):
 def test_the_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="unknown recipe 'huge'"):
         config_files.load("music:huge")
-    assert recipes.SMALL == "tiny"
+    assert recipes.TINY == "tiny"

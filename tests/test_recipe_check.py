@@ -6,7 +6,7 @@ from smallest import get_config
 from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.stages import STAGES
 
-NAMES = ("tiny", "base", "large", "48k")
+NAMES = ("tiny", "small", "base", "large", "48k")
 ALL = tuple(STAGES)
 
 

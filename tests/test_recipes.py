@@ -16,7 +16,7 @@ from audioldm2_jax.components import SPECS, build_from_recipe
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import optim
 
-NAMES = ("tiny", "base", "large", "48k")
+NAMES = ("tiny", "small", "base", "large", "48k")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,7 +32,7 @@ def test_locked_with_the_nearest_name(name):
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, base, large, 48k"):
+    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k"):
         recipes.get("huge")
 
 
@@ -112,7 +112,9 @@ def config_file(name: str):
     return module
 
 
-@pytest.mark.parametrize("recipe, source", [("tiny", "builtin:music"), ("base", ""), ("large", ""), ("48k", "")])
+@pytest.mark.parametrize(
+    "recipe, source", [("tiny", "builtin:music"), ("small", "builtin:music"), ("base", ""), ("large", ""), ("48k", "")]
+)
 def test_music(recipe, source):
     music = config_file("music.py")
     config = music.get_config(recipe)

@@ -167,10 +167,10 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
     screen.say(
         f"{len(devices)} × {devices[0].device_kind} in {jax.process_count()} process(es); run folder {config.run_dir}"
     )
-    if config.recipe == recipes.SMALL:
+    if config.recipe in (recipes.TINY, recipes.SMALL):
         screen.say(
-            f"This is the small recipe: every network of the paper in its own topology, at a fraction of the size, on "
-            f"{config.audio.seconds} s clips. The paper's model:\n"
+            f"This is the {config.recipe} recipe: every network of the paper in its own topology, at a fraction of the "
+            f"size, on {config.audio.seconds} s clips. The paper's model:\n"
             f"  {command_line('train', '--config music:base --config.data.source=/your/recordings')}"
         )
 

@@ -73,9 +73,11 @@ def part(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def _cache(config: ConfigDict, name: str) -> dict[str, Any]:
-    """Returns the settings of the cache that stage `name` trains from, wherever it lies; {} without one."""
-    if feature_cache.folder(config, name) is None:
+    """Returns whether stage `name` trains from a cache, wherever it lies, and its settings; {} where it never does."""
+    if not STAGES[name].reads_features(config):
         return {}
+    if feature_cache.folder(config, name) is None:
+        return {"data.cache": "off"}
     return {"data.cache": "on", **{f"data.{key}": config.data[key] for key in ("cache_records", "cache_crops")}}
 
 
@@ -119,10 +121,9 @@ def check(config: ConfigDict, name: str) -> None:
 def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> list[str]:
     """Returns a line a setting that is not as it was; one that earlier versions did not have was the recipe's."""
     now, lines = settings(config, name), []
-    if ("data.cache" in now) != ("data.cache" in before):  # to be changed alone; what else it brings is not told
-        lines.append(f"  data.cache: {' → '.join('on' if 'data.cache' in held else 'off' for held in (before, now))}")
-        now = {key: value for key, value in now.items() if not key.startswith("data.cache")}
-    before = {_renamed(key): value for key, value in before.items()}
+    before = {"data.cache": "off"} | {_renamed(key): value for key, value in before.items()}
+    if now.get("data.cache") == "on" != before["data.cache"]:  # what else comes with it is not told
+        now = {key: value for key, value in now.items() if not key.startswith("data.cache_")}
     usual = flat(recipes.get(config.recipe)) if now.keys() - before.keys() else {}
     for key, value in now.items():
         old = before.get(key, usual.get(key))

@@ -91,7 +91,7 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     assert main.main(config) == 0
     out = capsys.readouterr().out
     assert all(f"{name}: finished before" in out for name in STAGES)
-    assert f"--model {config.run_dir}" in out and "small recipe" in out and "--config music:base" in out
+    assert f"--model {config.run_dir}" in out and "the tiny recipe" in out and "--config music:base" in out
     root = Path(config.run_dir)
     assert {path.name for path in (root / "samples").iterdir()} == {"0.wav", "1.wav", "mels.png", "captions.txt"}
     model = AudioLDM2.from_pretrained(root / "model")
