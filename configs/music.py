@@ -1,7 +1,7 @@
 """Text to music: AudioLDM 2 (arXiv 2308.05734), every stage from nothing.
 
-    audioldm2-jax train --config music                       the tiny recipe, about 15 minutes on two CPU cores
-    audioldm2-jax train --config music:small                 wider, on clips twice as long: an evening on two cores
+    audioldm2-jax train --config music                       the tiny recipe, minutes on two CPU cores
+    audioldm2-jax train --config music:small                 wider networks, clips twice as long, hours
     audioldm2-jax train --config music:base \\
         --config.data.source=/recordings                     the paper's base model, a pod or a host of GPUs
     ... music:large, music:48k                               the large UNet; the system at 48 kHz

@@ -17,7 +17,7 @@ and not noise alone.
 Latents are those of a variance-preserving process at every step: signal and noise of `NoiseSchedule`. diffusers' Euler
 schedulers keep them divided by the signal's share; it is the same process in another unit.
 
-Which one to take: the relative distance of the latents to those of 500 steps of ddim, in the small model of music
+Which one to take: the relative distance of the latents to those of 500 steps of ddim, in the tiny model of music
 (`leading` spacing, guidance 3.5, 16 held-out captions). There unipc is a little nearer than dpmsolver++;
 with Karras spacing it is clearly nearer from 15 steps on, and farther below 12. What is audible decides less: with each
 of them, a classifier recognised the named instrument in 11 to 13 of the 16 clips, at all these numbers of steps.

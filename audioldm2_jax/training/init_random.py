@@ -1,7 +1,7 @@
 """Random numbers for new parameters, cheap to compile.
 
 A network has hundreds of parameters, and XLA compiles the loop of the default generator (threefry) anew for each: 24 s
-of CPU time for the small recipe's UNet, four times what the hash below takes. It is for initial weights alone:
+of CPU time for the tiny recipe's UNet, four times what the hash below takes. It is for initial weights alone:
 everything random
 in a step uses JAX's default. Like threefry's, its numbers do not depend on how an array is sharded.
 """

@@ -38,7 +38,7 @@ def made(compiled_once):
 
 
 def distance(stage, outputs):
-    """With the scales of the small recipe, and all weights, written out."""
+    """With the scales of the tiny recipe, and all weights, written out."""
 
     def mels(n_fft, hop_length, n_mels):
         settings = MelSettings(16000, n_fft, hop_length, n_mels, 0.0, 8000.0)
