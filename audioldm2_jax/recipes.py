@@ -448,7 +448,7 @@ def tiny() -> ConfigDict:
         mel_scales=((2048, 128), (512, 40), (256, 20)),
         discriminator_start=8000,
     )
-    # As many clips as there is time for: with several noises of the same clips it learns half as much.
+    # Many clips a step, from the cache: in the same time the held-out loss falls further than with several noises of few.
     train.diffusion.update(
         steps=900,
         batch_size=32,
