@@ -448,7 +448,7 @@ def tiny() -> ConfigDict:
         mel_scales=((2048, 128), (512, 40), (256, 20)),
         discriminator_start=8000,
     )
-    # Many clips a step, from the cache: in the same time the held-out loss falls further than with several noises of few.
+    # Many clips a step, from the cache: the held-out loss falls further than with several noises of few.
     train.diffusion.update(
         steps=900,
         batch_size=32,
@@ -482,7 +482,7 @@ def tiny() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    """The recipe `tiny` with 5.12 s clips and wider networks, for hours of two CPU cores; not yet trained to its end."""
+    """The recipe `tiny` with 5.12 s clips and wider networks, for hours of two CPU cores; not yet trained."""
     config = tiny()
     config.audio.seconds = 5.12
     config.audio.fbank.frames = 512

@@ -45,7 +45,7 @@ def command(environment, *flags):
         (["--config=configs/music.py", "--config.train.vae.stepz=3"], "no key 'stepz': Did you mean \"steps\""),
         (["--config=configs/music.py", "--config.trian.vae.steps=3"], "no key 'trian': Did you mean \"train\""),
         (["--config=configs/music.py", "--config.train.vae.steps=many"], "flag --config.train.vae.steps=many"),
-        (["--config=configs/music.py:huge"], "unknown recipe 'huge'; the recipes are tiny, base, large, 48k"),
+        (["--config=configs/music.py:huge"], "unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k"),
         (["--config=configs/musik.py"], "there is no config configs/musik.py: give the path of a config file"),
         ([], "name the recipe, with --config music, say"),
     ],
