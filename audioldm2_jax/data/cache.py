@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ class Feature:
     def write(self, shard: int, entries: Iterable[bytes]) -> None:
         """Writes a shard through a temporary name."""
         path = self.shards[shard]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER)
         try:
             for entry in entries:
@@ -182,7 +183,7 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
             raise CacheError(f"{folder} is of something else: {'; '.join(different)}. {feature.anew}")
         return feature
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{FILE}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{FILE}.{uuid.uuid4().hex}.partial")
     temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
     return feature
@@ -260,12 +261,6 @@ class Cached(Source):
 
     def text(self, index: int) -> str | None:
         return self.source.text(index)
-
-    def listing(self) -> Any:
-        return self.source.listing()
-
-    def follow(self, listing: Any) -> str:
-        return self.source.follow(listing)
 
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; `samples` was settled when the cache was made."""

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.data import cache, encoders
+from audioldm2_jax.data import cache, encoders, text
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.models.network import Network
@@ -39,7 +39,7 @@ from audioldm2_jax.training.progress import Progress
 
 _BATCH = 16  # clips a device
 _DAY = 24 * 3600.0  # seconds that a host waits for others that are slower
-_LATE = 600.0  # seconds until another process has written its last shard, and this host sees it
+_LATE = 600.0  # seconds until this host sees what another one wrote
 _INTERVAL = 20.0  # seconds between two lines of progress
 
 
@@ -121,9 +121,11 @@ def open_cache(
 
 def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> dict[str, Any]:
     """Returns what decides a feature beside the data: its network and its settings."""
-    made = {"network": digest, "dtype": config.dtype}
-    if feature.of_text:
+    made = {feature.component: digest, "dtype": config.dtype}
+    if feature.of_text:  # named as its tokenizer is
+        tokenizer = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}[feature.name]
         made["length"] = config.text[f"{feature.name}_length"]
+        made["tokenizer"] = text.words_digest(Path(config.run_dir) / tokenizer)
     else:
         made |= {"seconds": config.audio.seconds, "sampling_rate": config.audio.sampling_rate}
     for section in feature.reads:
@@ -138,9 +140,10 @@ def _source(config: ConfigDict, source: Source) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order."""
     listing = json.dumps(source.listing(), ensure_ascii=False).encode()
     known = {"name": config.data.source, "heldout_share": config.data.heldout_share, "length": len(source)}
+    known["audio_feature"] = config.data.audio_feature
     if config.data.source.startswith("builtin:"):
         known["seed"] = config.seed
-    return known | {"listing": hashlib.sha256(listing).hexdigest()}
+    return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
 
 
 class _Maker:
@@ -221,7 +224,7 @@ def _complete(work: _Work, should_stop: Callable[[], int]) -> None:
     offset = [*STAGES].index(work.name) * len(shards) // len(STAGES)
     stop = max(hosts.gather(work.make([*shards[offset:], *shards[:offset]], should_stop), "cache", _DAY))
     if stop:
-        raise Stopped(f"{work.name}: stopped while features were cached; those that were stay", stop)
+        raise Stopped(f"{work.name}: stopped while features were cached; what was made stays", stop)
     end = time.monotonic() + _LATE
     while missing := [path for feature in work.opened for path in feature.shards if not path.exists()]:
         if time.monotonic() > end:

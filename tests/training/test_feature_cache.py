@@ -124,7 +124,7 @@ def test_training_from_the_cache_is_training_from_sound(config, tmp_path, name, 
 def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_SHARD", 2)
     asked = iter([0, 0, 1])
-    with pytest.raises(Stopped, match="those that were stay") as stopped:
+    with pytest.raises(Stopped, match="what was made stays") as stopped:
         opened(config, should_stop=lambda: next(asked))
     assert stopped.value.number == 1
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.array_record")}
@@ -165,6 +165,16 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
     with pytest.raises(cache.CacheError, match=rf"loa_2 is of something else: crops: 1 → 3.*rm -r {where}/loa_2"):
         opened(config)
     config.data.cache_crops = 1
+    words = Path(config.run_dir) / "tokenizer/tokenizer.json"
+    before = words.read_text()
+    content = json.loads(before)
+    vocabulary = content["model"]["vocab"]
+    first, second = [*vocabulary][-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    words.write_text(json.dumps(content))
+    with pytest.raises(cache.CacheError, match=rf"clap is of something else: tokenizer: .*rm -r {where}/clap"):
+        opened(config)
+    words.write_text(before)
     other = tmp_path / "parts"
     shutil.copytree(parts, other)
     component = model_folder.read_component(other, "text_encoder")
@@ -172,7 +182,7 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
     shutil.rmtree(other / "text_encoder")
     model_folder.write_component(other, "text_encoder", component.config, variables)
     config.init_from.text_encoder = str(other)
-    with pytest.raises(cache.CacheError, match=rf"clap is of something else: network: .*rm -r {where}/clap"):
+    with pytest.raises(cache.CacheError, match=rf"clap is of something else: text_encoder: .*rm -r {where}/clap"):
         opened(config)
 
 
