@@ -95,18 +95,25 @@ class Feature:
         return range(shard * self._size, min((shard + 1) * self._size, self.entries))
 
     def write(self, shard: int, entries: Iterable[bytes]) -> None:
-        """Writes a shard through a temporary name."""
+        """Writes a shard through a temporary name.
+
+        Raises:
+            CacheError: it cannot be written, for want of space, say.
+        """
         path = self.shards[shard]
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER)
         try:
+            writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER)
             for entry in entries:
                 writer.write(entry)
             writer.close()
             os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # the latter of ArrayRecord, a full disk too
+            raise CacheError(
+                f"cannot write {path} ({_first_line(error)}). Make room, or choose another place with "
+                "--config.data.cache=FOLDER; the same command goes on with what was made"
+            ) from error
         finally:
-            if writer.is_open():
-                writer.close()
             temporary.unlink(missing_ok=True)
 
     def pack(self, arrays: Sequence[np.ndarray], text: str | None) -> bytes:

@@ -200,6 +200,19 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
         opened(config)
 
 
+def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
+    feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False)
+    entries = [feature.pack([np.ones(3, np.float32)], None)] * 2
+    with pytest.raises(cache.CacheError, match=r"cannot write .*gone.*--config.data.cache=FOLDER"):
+        feature.write(0, entries)
+    feature.folder.mkdir()
+    with pytest.raises(ZeroDivisionError):
+        feature.write(0, (entry if number else 1 / 0 for number, entry in enumerate(entries)))
+    assert not [*feature.folder.iterdir()]
+    feature.write(0, entries)
+    np.testing.assert_array_equal(feature.read(1, None)["x"], np.ones(3, np.float32))
+
+
 def test_where_a_cache_pays():
     config = get_config()
     config.run_dir = "/runs/one"
