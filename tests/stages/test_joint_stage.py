@@ -3,8 +3,6 @@
 Bounds on statistics are five standard errors.
 """
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,15 +26,13 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     config = get_config()
     config.train.joint.unconditional = unconditional
     stage, seen, texts = build("joint", config), [], []
-    stage.ends = SimpleNamespace(log_mel=lambda w: w)
     monkeypatch.setattr(stage, "network", lambda *_: None)
-    monkeypatch.setattr(stage, "_true_loa", lambda *_: jnp.full((CLIPS, 2, 3), TRUE))
-    monkeypatch.setattr(joint, "encode", lambda *_: None)
+    monkeypatch.setattr(stage, "made", lambda *_: (jnp.full((CLIPS, 2, 3), TRUE),))
+    monkeypatch.setattr(joint, "draw_latents", lambda *_: None)
     monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: seen.append(given) or 0.0)
-    c = joint
-    monkeypatch.setattr(c, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
-    monkeypatch.setattr(c, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
-    monkeypatch.setattr(c, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))
+    monkeypatch.setattr(joint, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
+    monkeypatch.setattr(joint, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
+    monkeypatch.setattr(joint, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))
     given = {key: jnp.asarray(value) for key, value in batch(CLIPS).items() if key != "waveform"}
     given |= {"waveform": None, "t5_ids": jnp.full((CLIPS, TOKENS), 9), "t5_mask": jnp.ones((CLIPS, TOKENS), int)}
     stage._loss({"unet": {}}, (), {}, {}, stage.weigh(given), keys(CLIPS))
