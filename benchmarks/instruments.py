@@ -11,8 +11,10 @@ from its mel.
    fitted on it, which forgives what sounds like mush.
 2. Of what was taken apart: how far is it from the real clip? Distances of the spectra, the pitch (CREPE), and the
    energy at the partials against that between them.
-3. Does it do what the caption says of tempo and register? Beside the same clips with the captions of others. A measure
-   that real clips do not pass in 85 % is named and left out.
+3. Does it do what the caption says of tempo, mode and register? Beside the same clips with the captions of others. A
+   measure that real clips do not pass in 85 % is named and left out. Tempo: are there more onsets a second than lie
+   between slow and fast in the scores of this texture (a melody, chords, ...), which the caption names, too? Register
+   is that of the median pitch, of all textures but chords.
 4. With the LOA zeroed, and with the text states emptied: what each carries.
 5. Held-out clips as a start, with captions that name another instrument: which of the two does the classifier hear
    after a transfer of several strengths, and in a variation, whose LOA is the clip's?
@@ -21,6 +23,7 @@ from its mel.
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -35,14 +38,12 @@ from audioldm2_jax.audio import files
 from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.data.builtin.compose import REGISTERS, TEMPOS, window
 from audioldm2_jax.data.builtin.instruments import INSTRUMENTS
-from audioldm2_jax.data.builtin.music import heldout_captions, heldout_examples
+from audioldm2_jax.data.builtin.music import MusicCorpus, heldout_captions, heldout_examples
 from audioldm2_jax.generation.editing import Transfer, Variation
 
 BATCH = 16
 PASSED = 0.85  # of the real clips, for a measure to be used
 HALF_SEMITONE = np.log(2) / 24
-# Onsets a second: in one beat of the corpus there are one to two; between the slow and the fast tempo of it.
-ONSETS = 1.5 * np.sqrt(np.mean(TEMPOS["slow"]) * np.mean(TEMPOS["fast"])) / 60
 
 
 def main() -> None:
@@ -161,32 +162,49 @@ def distances(sounds: dict[str, np.ndarray], settings: MelSettings) -> None:
 
 def control(sounds: dict[str, np.ndarray], examples: list, rate: int) -> None:
     """Prints whether clips do what their captions say, and whether they do what those of others say."""
-    tempo = np.array([example.labels["tempo"] for example in examples])
+    tempo, mode = (np.array([example.labels[what] for example in examples]) for what in ("tempo", "mode"))
     register = np.array([REGISTERS.index(example.labels["registers"][0]) for example in examples])
     ranges = [[window(INSTRUMENTS[e.labels["instruments"][0]], r) for r in REGISTERS] for e in examples]
     centres = np.array([[(low + high) / 2 for low, high in one] for one in ranges])
+    between = between_slow_and_fast(len(examples[0].waveform) / rate)
+    threshold = np.array([between[example.labels["textures"][0]] for example in examples])
+    single = np.array([example.labels["textures"][0] != "chords" for example in examples])  # CREPE hears one note
     others = np.random.default_rng(0).permutation(len(examples))
-    shares: dict[str, dict[str, tuple[str, float]]] = {"tempo (slow or fast)": {}, "register": {}}
+    shares: dict[str, dict[str, tuple[str, float, float]]] = defaultdict(dict)
+
+    def obeyed(found: np.ndarray, said: np.ndarray, counts: np.ndarray) -> tuple[str, float, float]:
+        """Of the clips that count: the share that is right, and how often what another caption says would be."""
+        right = (found == said)[counts]
+        return listeners.share(right), (found == said[others])[counts & counts[others]].mean(), right.mean()
+
     for name, waveforms in sounds.items():
-        fast, told = listeners.onset_rate(waveforms, rate) > ONSETS, tempo != "moderate"
-        right, shuffled = fast == (tempo == "fast"), fast == (tempo[others] == "fast")
-        apart = told & (tempo[others] != "moderate")
-        shares["tempo (slow or fast)"][name] = listeners.share(right[told]), shuffled[apart].mean(), right[told].mean()
-        if not listeners.has_pitch():
-            continue
-        height = listeners.median_note(*listeners.pitch(waveforms, rate))
-        found = np.abs(height[:, None] - centres).argmin(1)
-        right = (found == register)[np.isfinite(height)]
-        shares["register"][name] = listeners.share(right), (found == register[others]).mean(), right.mean()
+        fast = listeners.onset_rate(waveforms, rate) > threshold
+        shares["tempo (slow or fast)"][name] = obeyed(fast, tempo == "fast", tempo != "moderate")
+        everywhere = np.ones(len(examples), bool)
+        shares["mode"][name] = obeyed(listeners.mode(waveforms, rate), mode, everywhere)
+        if listeners.has_pitch():
+            height = listeners.median_note(*listeners.pitch(waveforms, rate))
+            found = np.abs(height[:, None] - centres).argmin(1)
+            shares["register"][name] = obeyed(found, register, np.isfinite(height) & single)
     print("\nwhat the caption says is done (in brackets: what those of other clips say):")
     for what, found in shares.items():
-        if not found:
-            continue
         if found["real"][2] < PASSED:
             print(f"  {what}: not used, since real clips pass in {found['real'][2]:.0%}")
             continue
         for name, (said, by_chance, _) in found.items():
             print(f"  {what:22}{name:26}{said} [{by_chance:.0%}]")
+
+
+def between_slow_and_fast(seconds: float) -> dict[str, float]:
+    """Returns for each texture the onsets a second between its slow and its fast scores, by the notes written there."""
+    counts, apart = defaultdict(list), np.mean(TEMPOS["fast"]) / np.mean(TEMPOS["slow"])
+    corpus = MusicCorpus(16000, seconds, 0, "train")
+    for labels in (corpus[index].labels for index in range(600)):
+        if labels["tempo"] != "moderate":
+            onsets = np.unique(labels["notes"][labels["notes"][:, 3] == 0, 0].round(2))
+            towards = apart ** (0.5 if labels["tempo"] == "slow" else -0.5)
+            counts[labels["textures"][0]].append(len(onsets) / seconds * towards)
+    return {texture: float(np.mean(rates)) for texture, rates in counts.items()}
 
 
 def parts(model: AudioLDM2, captions: list[str], named: np.ndarray, classifier, options: argparse.Namespace) -> None:

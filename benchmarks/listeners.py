@@ -30,6 +30,10 @@ AUDIOSET = {
     "marimba": (175,),
     "harpsichord": (155,),
 }
+_KEY_PROFILES = {
+    "major": (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
+    "minor": (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
+}
 _RATE = 16000  # Hz, of the tagger and of CREPE
 #: Periodicity above which a frame counts as voiced.
 VOICED = 0.5
@@ -132,6 +136,22 @@ def onset_rate(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
             for one in waveforms
         ]
     )
+
+
+def mode(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Returns "major" or "minor" [clips]: of the key whose profile [Krumhansl and Kessler 1982] is nearest to the notes.
+
+    It wants clips long enough to settle a key: the notes of a few seconds belong to a major key and its relative minor.
+    """
+    found = []
+    for one in waveforms:
+        chroma = librosa.feature.chroma_cqt(y=one, sr=sampling_rate).mean(axis=1)
+        nearest = {
+            name: max(np.corrcoef(np.roll(profile, tonic), chroma)[0, 1] for tonic in range(12))
+            for name, profile in _KEY_PROFILES.items()
+        }
+        found.append(max(nearest, key=nearest.get))
+    return np.array(found)
 
 
 def harmonic_to_noise(waveforms: np.ndarray, sampling_rate: int, f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:
