@@ -8,6 +8,7 @@ leaves out what it finds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -262,22 +263,25 @@ class _Work:
         begin = last = time.monotonic()
         done = 0
         for shard in shards:
-            if not self._missing(shard):  # made by a stage beside
-                done += len(self.opened[0].entries_of(shard))
-                continue
-            packed: list[list[bytes]] = [[] for _ in self.opened]
-            for entries in self._entries(shard):
-                if stop := should_stop():
-                    return stop
-                for kept, entry in zip(packed, entries):
-                    kept += entry
-                done += len(entries[0])
-                if (now := time.monotonic()) - last > _INTERVAL:
-                    left, last = (now - begin) / done * (total - done), now
-                    self.progress.say(f"{self.name}: cached {done} of {total} clips, {left / 60:.1f} minutes left")
-            for feature, entries in zip(self.opened, packed):
-                if not feature.shards[shard].exists():
-                    feature.write(shard, entries)
+            with contextlib.ExitStack() as stack:
+                writers = {
+                    number: stack.enter_context(feature.writer(shard))
+                    for number, feature in enumerate(self.opened)
+                    if not feature.shards[shard].exists()
+                }
+                if not writers:  # made by a stage beside
+                    done += len(self.opened[0].entries_of(shard))
+                    continue
+                for entries in self._entries(shard):
+                    if stop := should_stop():
+                        return stop
+                    for number, writer in writers.items():
+                        for entry in entries[number]:
+                            writer.write(entry)
+                    done += len(entries[0])
+                    if (now := time.monotonic()) - last > _INTERVAL:
+                        left, last = (now - begin) / done * (total - done), now
+                        self.progress.say(f"{self.name}: cached {done} of {total} clips, {left / 60:.1f} minutes left")
         size = sum(path.stat().st_size for feature in self.opened for path in feature.shards if path.exists())
         minutes = (time.monotonic() - begin) / 60
         self.progress.say(f"{self.name}: cached {what} in {minutes:.1f} minutes, {size / 1e6:.0f} MB")
