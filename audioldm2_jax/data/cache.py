@@ -34,6 +34,7 @@ FILE = "cache.json"
 _SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
 _WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
 _DIGEST = 8  # bytes
+_LISTED = 5  # differences that an error spells out
 _LEFT = 24 * 3600.0  # seconds after which nobody is at work on a temporary file
 
 
@@ -226,6 +227,8 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
             different = sorted(_different(there, wanted))
         except (ValueError, AttributeError) as error:
             raise CacheError(f"{path} is damaged ({_first_line(error)}). {feature.anew}") from error
+        if len(different) > _LISTED:
+            different[_LISTED:] = [f"… and {len(different) - _LISTED} more"]
         if different:
             raise CacheError(f"{folder} is of something else: {'; '.join(different)}. {feature.anew}")
         return feature

@@ -108,10 +108,13 @@ def open_cache(
     maker = _Maker(config, wanted, components, available)
     opened = []
     origins = lineage.inputs(config, name)
+    digests = hosts.broadcast(source.digests(records) if hosts.is_first() else None, "digests of recordings")
+    of_data = _source(config, source, named=not digests)  # files are known by what they hold, wherever they lie
     for feature, fields in zip(wanted, maker.fields(wanted)):
         entries = records if feature.of_text else records * data.cache_crops
         made_from = _made_from(config, feature, lineage.digest(origins[feature.component].place, feature.component))
-        made_from |= {"source": _source(config, source), "records": records, "crops": data.cache_crops}
+        of_sound = {"recordings": digests} if digests and not feature.of_text else {}
+        made_from |= {"source": of_data | of_sound, "records": records, "crops": data.cache_crops}
         opened.append(cache.open_feature(root / feature.name, fields, entries, feature.of_text, made_from))
     for of_text in (False, True):
         chosen = [pair for pair in zip(wanted, opened) if pair[0].of_text == of_text]
@@ -137,11 +140,13 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     return made
 
 
-def _source(config: ConfigDict, source: Source) -> dict[str, Any]:
-    """Returns what decides which recordings a source has, in which order."""
+def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
+    """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
     listing = json.dumps(source.listing(), ensure_ascii=False).encode()
-    known = {"name": config.data.source, "heldout_share": config.data.heldout_share, "length": len(source)}
+    known = {"heldout_share": config.data.heldout_share, "length": len(source)}
     known["audio_feature"] = config.data.audio_feature
+    if named:
+        known["name"] = config.data.source
     if config.data.source.startswith("builtin:"):
         known["seed"] = config.seed
     return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}

@@ -217,6 +217,29 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
         opened(config)
 
 
+def test_a_replaced_recording_is_told_and_a_copy_is_the_same(config, recordings, tmp_path):
+    """Neither the place nor the time of a recording matters; text features have nothing to do with its sound."""
+    opened(config)
+    copy, where, said = tmp_path / "copy", tmp_path / "cache", Said()
+    shutil.copytree(recordings, copy, copy_function=shutil.copyfile)
+    config.data.source = str(copy)
+    names = opened(config, said=said).source.source.names
+    assert not said.lines
+    other = np.random.default_rng(1).standard_normal(SAMPLES).astype(np.float32)
+    write(copy / names[2], 0.1 * other, 16000)
+    told = rf"loa_2 is of something else: source.recordings.{names[2]}: \w+ → \w+. To .*rm -r {where}/loa_2"
+    with pytest.raises(cache.CacheError, match=told):
+        opened(config)
+    for name in names:
+        write(copy / name, 0.2 * other, 16000)
+    told = rf"{names[4]}: \w+ → \w+; … and 1 more. To .*rm -r {where}/loa_2"
+    with pytest.raises(cache.CacheError, match=told):
+        opened(config)
+    shutil.rmtree(where / "loa_2")
+    opened(config, said=said)
+    assert "caching loa_2 of" in said.lines[0] and len(said.lines) == 2
+
+
 def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
     found = opened(config).source
     found.source.text = lambda index: "another caption"
