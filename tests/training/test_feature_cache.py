@@ -240,6 +240,15 @@ def test_a_replaced_recording_is_told_and_a_copy_is_the_same(config, recordings,
     assert "caching loa_2 of" in said.lines[0] and len(said.lines) == 2
 
 
+def test_a_recording_may_have_a_name_that_is_not_utf8(config, recordings, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(recordings, data)
+    shutil.copyfile(data / "1.wav", os.fsencode(data) + b"/\xe9.wav")
+    config.data.source = str(data)
+    assert len(opened(config).source) == RECORDS + 1
+    opened(config)
+
+
 def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
     found = opened(config).source
     found.source.text = lambda index: "another caption"
