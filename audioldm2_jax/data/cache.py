@@ -13,12 +13,14 @@ arrays of the fields one after the other; or 0 and why the record cannot be read
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ FILE = "cache.json"
 _SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
 _WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
 _DIGEST = 8  # bytes
+_LISTED = 5  # differences that an error spells out
+_LEFT = 24 * 3600.0  # seconds after which nobody is at work on a temporary file
 
 
 class CacheError(ValueError):
@@ -58,6 +62,57 @@ class _Whole(NamedTuple):
     skip: int
     take: int
     examples_in_shard: int
+
+
+class ShardWriter:
+    """Writes a shard, entry by entry, through a temporary name: a context manager.
+
+    At the end of the block the shard gets its own name where all of its entries are there; else nothing of it stays.
+
+    Raises:
+        CacheError: it cannot be written, for want of space, say.
+    """
+
+    def __init__(self, path: Path, entries: int):
+        """Args:
+        path: the shard.
+        entries: how many make it whole.
+        """
+        self._path, self._missing = path, entries
+        self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+    def __enter__(self) -> ShardWriter:
+        self._file = array_record_module.ArrayRecordWriter(str(self._temporary), _WRITER)
+        return self
+
+    def write(self, entry: bytes) -> None:
+        """Appends an entry; of what was appended, ArrayRecord holds some 16 MiB back."""
+        with self._told():
+            self._file.write(entry)
+        self._missing -= 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind or self._missing:
+                with contextlib.suppress(RuntimeError):  # what cannot be written is not wanted
+                    self._file.close()
+                return
+            with self._told():
+                self._file.close()
+                if not self._path.exists():  # a stage beside may have made it, and others read it
+                    os.replace(self._temporary, self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # the latter of ArrayRecord, a full disk too
+            raise CacheError(
+                f"cannot write {self._path} ({_first_line(error)}). Make room, or choose another place with "
+                "--config.data.cache=FOLDER; the same command goes on with what was made"
+            ) from error
 
 
 class Feature:
@@ -94,27 +149,9 @@ class Feature:
         """The numbers of a shard's entries."""
         return range(shard * self._size, min((shard + 1) * self._size, self.entries))
 
-    def write(self, shard: int, entries: Iterable[bytes]) -> None:
-        """Writes a shard through a temporary name.
-
-        Raises:
-            CacheError: it cannot be written, for want of space, say.
-        """
-        path = self.shards[shard]
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER)
-            for entry in entries:
-                writer.write(entry)
-            writer.close()
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # the latter of ArrayRecord, a full disk too
-            raise CacheError(
-                f"cannot write {path} ({_first_line(error)}). Make room, or choose another place with "
-                "--config.data.cache=FOLDER; the same command goes on with what was made"
-            ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+    def writer(self, shard: int) -> ShardWriter:
+        """What writes a shard."""
+        return ShardWriter(self.shards[shard], len(self.entries_of(shard)))
 
     def pack(self, arrays: Sequence[np.ndarray], text: str | None) -> bytes:
         """Returns the entry of a record's arrays, in the order of the fields."""
@@ -180,12 +217,18 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
     feature = Feature(folder, fields, entries, of_text)
     wanted = json.loads(json.dumps({"version": 1, "fields": fields, "entries": entries, "made_from": made_from}))
     path = folder / FILE
+    for left in folder.glob(".*.partial"):  # by a run that was killed: a shard's may have gigabytes
+        with contextlib.suppress(OSError):  # another host is faster
+            if time.time() - left.stat().st_mtime > _LEFT:
+                left.unlink()
     if path.exists():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
             different = sorted(_different(there, wanted))
         except (ValueError, AttributeError) as error:
             raise CacheError(f"{path} is damaged ({_first_line(error)}). {feature.anew}") from error
+        if len(different) > _LISTED:
+            different[_LISTED:] = [f"… and {len(different) - _LISTED} more"]
         if different:
             raise CacheError(f"{folder} is of something else: {'; '.join(different)}. {feature.anew}")
         return feature

@@ -64,6 +64,14 @@ class Source:
         """
         return ""
 
+    def digests(self, records: int) -> dict[str, str]:
+        """What tells the recordings of the first `records` records from others that take their place: name → digest.
+
+        Empty where the source's name and its listing say it already. A recording that cannot be read now has a digest
+        of its own kind, and is no error.
+        """
+        return {}
+
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """At most `samples` samples of record `index`; `position` in [0, 1) says where between its ends.
 

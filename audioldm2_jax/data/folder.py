@@ -13,8 +13,10 @@ the name that goes through no link, or the first one in alphabetical order; meta
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ _OTHER_SOUND = (
     *(".wmv", ".wv"),
 )
 _LISTED = 5  # names that an error or a warning spells out
+_PIECE, _THREADS = 2**15, 32  # bytes of a digest at a place of a file; files at a time, as a network makes each wait
 
 
 class Folder(Source):
@@ -119,6 +122,19 @@ class Folder(Source):
         reasons = [self.skipped.get(name, f"{self.root / name} is not the same file there") for name in different]
         return f"{self.root}: {len(different)} files differ{_listing(reasons)}" if different else ""
 
+    def digests(self, records: int) -> dict[str, str]:
+        """See `Source.digests`: of a file's size and 32 KiB at its beginning, middle and end; "unreadable".
+
+        Of 100,000 files 10 GB are read at most, in 32 threads, whenever a cache is opened: half a minute from a disk of
+        300 MB/s, two minutes over a network that takes 10 ms to answer; opening the folder takes no less, as it looks
+        for the end of every file. Times of modification would cost less, and a copy of the data has others. A change
+        that spares the three places and the size is not seen.
+        """
+        names = self.names[:records]
+        with ThreadPool(_THREADS) as pool:
+            found = pool.map(_digest, [self.root / name for name in names])
+        return dict(zip(map(shown, names), found))
+
     def text(self, index: int) -> str | None:
         """The caption of a recording, without reading it."""
         return self._captions[index]
@@ -130,6 +146,19 @@ class Folder(Source):
         except files.UnreadableAudio as error:
             raise UnreadableRecord(str(error)) from error
         return Example(waveform, self._captions[index], {"name": name})
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            found = hashlib.sha256(str(size).encode())
+            for start in (0, (size - _PIECE) // 2, size - _PIECE):
+                file.seek(max(start, 0))
+                found.update(file.read(_PIECE))
+    except OSError:
+        return "unreadable"
+    return found.hexdigest()[:16]
 
 
 class _Tree:

@@ -8,6 +8,7 @@ leaves out what it finds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -32,6 +33,7 @@ from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.text_files import shown
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage
 from audioldm2_jax.training.loop import Stopped
@@ -107,10 +109,13 @@ def open_cache(
     maker = _Maker(config, wanted, components, available)
     opened = []
     origins = lineage.inputs(config, name)
+    digests = hosts.broadcast(source.digests(records) if hosts.is_first() else None, "digests of recordings")
+    of_data = _source(config, source, named=not digests)  # files are known by what they hold, wherever they lie
     for feature, fields in zip(wanted, maker.fields(wanted)):
         entries = records if feature.of_text else records * data.cache_crops
         made_from = _made_from(config, feature, lineage.digest(origins[feature.component].place, feature.component))
-        made_from |= {"source": _source(config, source), "records": records, "crops": data.cache_crops}
+        of_sound = {"recordings": digests} if digests and not feature.of_text else {}
+        made_from |= {"source": of_data | of_sound, "records": records, "crops": data.cache_crops}
         opened.append(cache.open_feature(root / feature.name, fields, entries, feature.of_text, made_from))
     for of_text in (False, True):
         chosen = [pair for pair in zip(wanted, opened) if pair[0].of_text == of_text]
@@ -136,11 +141,13 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     return made
 
 
-def _source(config: ConfigDict, source: Source) -> dict[str, Any]:
-    """Returns what decides which recordings a source has, in which order."""
-    listing = json.dumps(source.listing(), ensure_ascii=False).encode()
-    known = {"name": config.data.source, "heldout_share": config.data.heldout_share, "length": len(source)}
+def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
+    """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
+    listing = shown(json.dumps(source.listing(), ensure_ascii=False)).encode()  # a name may not be UTF-8
+    known = {"heldout_share": config.data.heldout_share, "length": len(source)}
     known["audio_feature"] = config.data.audio_feature
+    if named:
+        known["name"] = config.data.source
     if config.data.source.startswith("builtin:"):
         known["seed"] = config.seed
     return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
@@ -262,22 +269,25 @@ class _Work:
         begin = last = time.monotonic()
         done = 0
         for shard in shards:
-            if not self._missing(shard):  # made by a stage beside
-                done += len(self.opened[0].entries_of(shard))
-                continue
-            packed: list[list[bytes]] = [[] for _ in self.opened]
-            for entries in self._entries(shard):
-                if stop := should_stop():
-                    return stop
-                for kept, entry in zip(packed, entries):
-                    kept += entry
-                done += len(entries[0])
-                if (now := time.monotonic()) - last > _INTERVAL:
-                    left, last = (now - begin) / done * (total - done), now
-                    self.progress.say(f"{self.name}: cached {done} of {total} clips, {left / 60:.1f} minutes left")
-            for feature, entries in zip(self.opened, packed):
-                if not feature.shards[shard].exists():
-                    feature.write(shard, entries)
+            with contextlib.ExitStack() as stack:
+                writers = {
+                    number: stack.enter_context(feature.writer(shard))
+                    for number, feature in enumerate(self.opened)
+                    if not feature.shards[shard].exists()
+                }
+                if not writers:  # made by a stage beside
+                    done += len(self.opened[0].entries_of(shard))
+                    continue
+                for entries in self._entries(shard):
+                    if stop := should_stop():
+                        return stop
+                    for number, writer in writers.items():
+                        for entry in entries[number]:
+                            writer.write(entry)
+                    done += len(entries[0])
+                    if (now := time.monotonic()) - last > _INTERVAL:
+                        left, last = (now - begin) / done * (total - done), now
+                        self.progress.say(f"{self.name}: cached {done} of {total} clips, {left / 60:.1f} minutes left")
         size = sum(path.stat().st_size for feature in self.opened for path in feature.shards if path.exists())
         minutes = (time.monotonic() - begin) / 60
         self.progress.say(f"{self.name}: cached {what} in {minutes:.1f} minutes, {size / 1e6:.0f} MB")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -70,6 +71,29 @@ def test_reads_every_kind_and_lists_what_it_skips(folder, caplog):
     assert examples["b.flac"].text == "a tone in b.flac"
     assert examples["more/f.wav"].text == "a tone, deeper"
     assert examples["e.WAV"].text is None
+
+
+def test_digests_tell_a_recording_from_another(folder, tmp_path_factory):
+    """By its beginning, middle, end and size, wherever it lies and whenever it was written."""
+    source = Folder(folder, "train", RATE, 0.0)
+    first = source.digests(len(source))
+    assert [*first] == source.names and len({*first.values()}) == len(first) - 1  # a.wav and f.wav are alike
+    assert source.digests(2) == {name: first[name] for name in source.names[:2]}
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(folder, copy, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    source.root = copy
+    assert source.digests(len(source)) == first
+    name = max(source.names, key=lambda name: (copy / name).stat().st_size)
+    size = (copy / name).stat().st_size
+    for place in (100, size // 2, size - 1, size):
+        with (copy / name).open("r+b") as file:
+            file.seek(place)
+            file.write(b"?")
+        now = source.digests(len(source))
+        assert {other for other in now if now[other] != first[other]} == {name}
+        first = now
+    (copy / name).unlink()
+    assert source.digests(len(source))[name] == "unreadable"
 
 
 def test_excerpts_are_pieces_of_the_recording(folder):

@@ -1,7 +1,9 @@
 """Training from cached features is training from sound; caches are made once, resumed, and refused where stale."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -142,6 +144,35 @@ def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, mo
     assert not said.lines
 
 
+def test_memory_holds_a_batch_of_entries(config, monkeypatch):
+    """What is computed goes to the files before the next batch is computed, of a shard that has several batches."""
+    monkeypatch.setattr(feature_cache, "_BATCH", 1)
+    held, most, packed, opened_writer = 0, 0, cache.Feature.pack, cache.array_record_module.ArrayRecordWriter
+
+    def pack(feature, arrays, text):
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return packed(feature, arrays, text)
+
+    class Writer:
+        def __init__(self, *args):
+            self.writer = opened_writer(*args)
+            self.close = self.writer.close
+
+        def write(self, entry):
+            nonlocal held
+            held -= entry[:1] == b"\1"
+            self.writer.write(entry)
+
+    monkeypatch.setattr(cache.Feature, "pack", pack)
+    monkeypatch.setattr(cache.array_record_module, "ArrayRecordWriter", Writer)
+    found = opened(config)
+    assert {len(feature.shards) for feature in found.source.features} == {1}
+    batch, features = len(jax.local_devices()), 2  # of text, CLAP's and T5's; of sound, the LOA
+    assert batch * features < RECORDS and held == 0 and 0 < most <= batch * features
+
+
 def test_crops_are_spread_over_a_recording(config, recordings, tmp_path):
     long = tmp_path / "long"
     shutil.copytree(recordings, long)
@@ -186,6 +217,38 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
         opened(config)
 
 
+def test_a_replaced_recording_is_told_and_a_copy_is_the_same(config, recordings, tmp_path):
+    """Neither the place nor the time of a recording matters; text features have nothing to do with its sound."""
+    opened(config)
+    copy, where, said = tmp_path / "copy", tmp_path / "cache", Said()
+    shutil.copytree(recordings, copy, copy_function=shutil.copyfile)
+    config.data.source = str(copy)
+    names = opened(config, said=said).source.source.names
+    assert not said.lines
+    other = np.random.default_rng(1).standard_normal(SAMPLES).astype(np.float32)
+    write(copy / names[2], 0.1 * other, 16000)
+    told = rf"loa_2 is of something else: source.recordings.{names[2]}: \w+ → \w+. To .*rm -r {where}/loa_2"
+    with pytest.raises(cache.CacheError, match=told):
+        opened(config)
+    for name in names:
+        write(copy / name, 0.2 * other, 16000)
+    told = rf"{names[4]}: \w+ → \w+; … and 1 more. To .*rm -r {where}/loa_2"
+    with pytest.raises(cache.CacheError, match=told):
+        opened(config)
+    shutil.rmtree(where / "loa_2")
+    opened(config, said=said)
+    assert "caching loa_2 of" in said.lines[0] and len(said.lines) == 2
+
+
+def test_a_recording_may_have_a_name_that_is_not_utf8(config, recordings, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(recordings, data)
+    shutil.copyfile(data / "1.wav", os.fsencode(data) + b"/\xe9.wav")
+    config.data.source = str(data)
+    assert len(opened(config).source) == RECORDS + 1
+    opened(config)
+
+
 def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
     found = opened(config).source
     found.source.text = lambda index: "another caption"
@@ -202,15 +265,33 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
     feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False)
-    entries = [feature.pack([np.ones(3, np.float32)], None)] * 2
+    entry = feature.pack([np.ones(3, np.float32)], None)
     with pytest.raises(cache.CacheError, match=r"cannot write .*gone.*--config.data.cache=FOLDER"):
-        feature.write(0, entries)
+        with feature.writer(0) as shard:
+            shard.write(entry)
     feature.folder.mkdir()
-    with pytest.raises(ZeroDivisionError):
-        feature.write(0, (entry if number else 1 / 0 for number, entry in enumerate(entries)))
+    with pytest.raises(RuntimeError, match="out of memory"):  # not an error of writing
+        with feature.writer(0) as shard:
+            shard.write(entry)
+            raise RuntimeError("out of memory")
+    with feature.writer(0) as shard:
+        shard.write(entry)  # one of two: stopped
     assert not [*feature.folder.iterdir()]
-    feature.write(0, entries)
+    with feature.writer(0) as shard:
+        shard.write(entry)
+        shard.write(entry)
+    assert [*feature.folder.iterdir()] == feature.shards
     np.testing.assert_array_equal(feature.read(1, None)["x"], np.ones(3, np.float32))
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    """Once it is so old that no run can be at work on it."""
+    feature = cache.open_feature(tmp_path, [cache.Field("x", "float32", (3,))], 2, False, {})
+    for name, age in ((".old.partial", 3), (".new.partial", 0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age * 24 * 3600,) * 2)
+    cache.open_feature(tmp_path, feature.fields, 2, False, {})
+    assert {path.name for path in tmp_path.iterdir()} == {cache.FILE, ".new.partial"}
 
 
 def test_where_a_cache_pays():
