@@ -39,6 +39,7 @@ from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.data.builtin.compose import REGISTERS, TEMPOS, window
 from audioldm2_jax.data.builtin.instruments import INSTRUMENTS
 from audioldm2_jax.data.builtin.music import MusicCorpus, heldout_captions, heldout_examples
+from audioldm2_jax.evaluation.distances import spectral_distance
 from audioldm2_jax.generation.editing import Transfer, Variation
 
 BATCH = 16
@@ -147,7 +148,7 @@ def distances(sounds: dict[str, np.ndarray], settings: MelSettings) -> None:
     for name, waveforms in sounds.items():
         row = [
             f"{np.abs(np.asarray(spectrum(waveforms)) - mel).mean():10.3f}",
-            listeners.mean(listeners.spectral_distance(real, waveforms), " dB"),
+            listeners.mean(spectral_distance(real, waveforms), " dB"),
         ]
         if with_pitch:
             other, sure = listeners.pitch(waveforms, rate)

@@ -177,20 +177,6 @@ def harmonic_to_noise(waveforms: np.ndarray, sampling_rate: int, f0: np.ndarray,
     return np.array(found)
 
 
-def spectral_distance(real: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """Returns [clips], the root mean square distance of log magnitudes in dB, mean over FFTs of 256 to 4096 points.
-
-    Below 60 dB under the real clip's loudest bin nothing counts.
-    """
-    found = []
-    for size in (256, 512, 1024, 2048, 4096):
-        first, second = (np.abs(librosa.stft(x, n_fft=size, hop_length=size // 4)) for x in (real, made))
-        floor = 1e-3 * first.max(axis=(1, 2), keepdims=True)
-        difference = 20 * np.log10(np.maximum(first, floor) / np.maximum(second, floor))
-        found.append(np.sqrt((difference**2).mean(axis=(1, 2))))
-    return np.mean(found, axis=0)
-
-
 def share(right: np.ndarray) -> str:
     """Returns the share of what is true, with its 95 % interval [Wilson 1927]."""
     n, p, z = len(right), float(np.mean(right)), 1.96

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.evaluation.base import Snapshot
+from audioldm2_jax.evaluation.distances import spectral_distance
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Stage
 
@@ -19,7 +20,10 @@ CLIPS = 4
 
 
 class Samples:
-    """Writes what `Stage.sample` makes with the averaged parameters to `folder/STEP/`."""
+    """Writes what `Stage.sample` makes with the averaged parameters to `folder/STEP/`.
+
+    Metric, of a stage that makes clips again: `samples/spectral_distance`, dB, the mean over the clips that are shown.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,11 @@ class Samples:
                 show.write_samples(self._folder / f"{snapshot.step:07}", first, self._rate)
             except OSError as error:  # a disk that is full stops the next checkpoint, not the training
                 self._say(f"no samples of step {snapshot.step}: {error}")
-        return {}
+        sounds = {name: np.asarray(value) for name, value in made.items() if name.endswith("_waveform")}
+        real = sounds.pop("real_waveform", None)
+        if real is None or not sounds:
+            return {}
+        return {"samples/spectral_distance": float(np.mean([spectral_distance(real, one) for one in sounds.values()]))}
 
 
 def clips(mesh: Mesh) -> int:
