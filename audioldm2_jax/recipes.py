@@ -504,7 +504,7 @@ def small() -> ConfigDict:
     train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 1000
     train.vae.update(steps=800, crop_frames=128, discriminator_start=800)
     train.vocoder.update(steps=30_000, discriminator_start=30_000)
-    train.diffusion.update(steps=3000)
+    train.diffusion.steps = 1500
     for stage in train.values():
         stage.heldout_every = max(stage.steps // 8, 300)
     return config
