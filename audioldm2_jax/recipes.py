@@ -429,7 +429,7 @@ def tiny() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=8000,
+        steps=7000,
         batch_size=4,
         optimizer="muon",
         learning_rate=4e-3,
@@ -446,11 +446,11 @@ def tiny() -> ConfigDict:
         partials_weight=1.0,
         mel_weight=0.15,
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        discriminator_start=8000,
+        discriminator_start=7000,
     )
     # Many clips a step, from the cache: the held-out loss falls further than with several noises of few.
     train.diffusion.update(
-        steps=900,
+        steps=800,
         batch_size=32,
         timestep_logits=(-1.0, 0.9),  # mostly where noise is about as strong as the signal: timbre is decided there
         optimizer="muon",
