@@ -139,7 +139,7 @@ def onset_rate(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
 
 
 def mode(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Returns "major" or "minor" [clips]: of the key whose profile [Krumhansl and Kessler 1982] is nearest to it.
+    """Returns "major" or "minor" [clips]: of the best key by its profile [Krumhansl and Kessler 1982].
 
     It wants clips long enough to settle a key: the notes of a few seconds belong to a major key and its relative minor.
     """

@@ -13,7 +13,7 @@ def spectral_distance(real: np.ndarray, made: np.ndarray) -> np.ndarray:
 
     The root mean square difference of the log magnitudes over all bins [Gray and Markel 1976, IEEE Trans. ASSP 24(5)],
     its mean over Hann windows of 256 to 4096 samples, three quarters of which overlap. What lies 60 dB below the real
-    clip's loudest bin counts as lying there. It hears what mel distances forgive: energy between the partials.
+    clip's loudest bin counts as lying there. Energy between the partials, which mel distances forgive, counts.
 
     Args:
         real, made: waveforms [clips, samples]; clips shorter than a window are zero-padded.
