@@ -482,12 +482,12 @@ def tiny() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    """The recipe `tiny` with 5.12 s clips and wider networks, for hours of two CPU cores; not yet trained."""
+    """The recipe `tiny` with 5.12 s clips and wider networks, for two hours of two CPU cores."""
     config = tiny()
     config.audio.seconds = 5.12
     config.audio.fbank.frames = 512
     config.audio.clap.update(seconds=5.0, hop_length=960)
-    config.data.cache_records = 16_384
+    config.data.cache_records = 8192
     models = config.models
     models.audiomae.update(img_size=(512, 128), embed_dim=192, num_heads=6)
     models.language_model.update(n_embd=192, n_layer=6, n_head=6)
@@ -501,9 +501,9 @@ def small() -> ConfigDict:
         upsample_initial_channel=192, resblock_kernel_sizes=(3, 7), resblock_dilation_sizes=((1, 3),) * 2
     )
     train = config.train
-    train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 1000
+    train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 600
     train.vae.update(steps=800, crop_frames=128, discriminator_start=800)
-    train.vocoder.update(steps=30_000, discriminator_start=30_000)
+    train.vocoder.update(steps=20_000, discriminator_start=20_000)
     train.diffusion.steps = 1500
     for stage in train.values():
         stage.heldout_every = max(stage.steps // 8, 300)
