@@ -62,7 +62,8 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """Lets keys that were left as the recipe has them follow those that were changed.
 
     AudioMAE's input follows `audio.seconds`, the upper end of the mel the sampling rate, and the tables of words the
-    vocabulary of tokenizers that are trained here. All that is counted in steps follows `budget`.
+    vocabulary of tokenizers that are trained here. All that is counted in steps follows `budget`, and with it how many
+    records are cached.
 
     Returns:
         the config, a new one where something follows, and what has changed in it, a line each.
@@ -181,7 +182,8 @@ def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
 
 
 def _follow_budget(config: ConfigDict) -> None:
-    """Multiplies what is counted in steps; what is 0, which means never or at once, stays so.
+    """Multiplies what is counted in steps, and the records of the cache, each of which is seen as often as before;
+    what is 0, which means never, at once or all, stays so.
 
     Raises:
         RecipeError: the budget is not a positive number.
@@ -192,6 +194,8 @@ def _follow_budget(config: ConfigDict) -> None:
         for key in _IN_STEPS & {*stage}:
             if stage[key] > 0:  # `check` refuses what is below 0
                 stage[key] = max(round(stage[key] * config.budget), 1)
+    if config.data.cache_records > 0:
+        config.data.cache_records = max(round(config.data.cache_records * config.budget), 1)
 
 
 def _sound(config: ConfigDict) -> Iterator[str]:

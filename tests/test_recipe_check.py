@@ -82,6 +82,8 @@ def test_all_that_is_counted_in_steps_follows_the_budget():
             assert stage[key] == max(round(former[key] / 10), 1), (name, key)
         assert (stage.sample_every == 0) == (former.sample_every == 0)
         assert stage.batch_size == former.batch_size and stage.learning_rate == former.learning_rate
+    assert config.data.cache_records == 410  # of 4096: each is seen as often
+    assert recipe_check.follow(changed("base", budget=0.1))[0].data.cache_records == 0  # all, as before
     # So that it starts, or does not, as before.
     assert config.train.vocoder.discriminator_start == config.train.vocoder.steps
     assert config.is_locked and usual.train.vae.steps == recipes.get("tiny").train.vae.steps

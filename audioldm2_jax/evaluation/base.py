@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+from jax.sharding import Mesh
+
 
 class Snapshot(NamedTuple):
     """A stage's networks after `step` steps, as they lie on the mesh.
@@ -26,6 +28,9 @@ class Snapshot(NamedTuple):
 class Evaluator(Protocol):
     """Called by all hosts at the same steps; what it computes runs on the mesh, and process 0 writes."""
 
+    name: str
+    """What it makes, as the summary of a stage says it."""
+
     every: int
     """Steps between two evaluations, the last one at the end of the stage; 0: never."""
 
@@ -37,3 +42,8 @@ class Evaluator(Protocol):
 def due(evaluator: Evaluator, step: int, steps: int) -> bool:
     """Returns whether the evaluator runs after `step` of `steps` steps."""
     return bool(evaluator.every) and (step % evaluator.every == 0 or step == steps)
+
+
+def of_few_runs(mesh: Mesh) -> dict[str, int] | None:
+    """Returns the XLA options for a program that runs now and then: to optimise it takes a CPU longer than all runs."""
+    return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from audioldm2_jax.evaluation.base import Snapshot
+from audioldm2_jax.evaluation.base import Snapshot, of_few_runs
 from audioldm2_jax.rngs import heldout_rngs
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Stage
@@ -25,16 +27,16 @@ class HeldoutLoss:
     Metrics: `heldout/loss` and what else the loss reports, of the averaged parameters, and `heldout/current_loss`.
     """
 
-    def __init__(self, stage: Stage, batches: Callable[[], Iterator[dict[str, np.ndarray]]], mesh: Mesh):
+    name = "held-out loss"
+
+    def __init__(self, stage: Stage, held: Callable[[], Sequence[dict[str, np.ndarray]]], mesh: Mesh):
         """Args:
         stage: whose loss.
-        batches: opens this host's part of the held-out data, in batches of `batch_size(stage)`.
+        held: gives this host's part of the held-out batches; asked once.
         mesh: of the training.
         """
         self.every = stage.hparams.heldout_every
-        self._batches, self._mesh = batches, mesh
-        self._clips, self._batch_size = stage.hparams.heldout_clips, batch_size(stage)
-        self._held: list[dict[str, np.ndarray]] = []
+        self._held, self._mesh = functools.cache(held), mesh
 
         key = stage.key
 
@@ -42,13 +44,11 @@ class HeldoutLoss:
             size = jax.tree.leaves(batch)[0].shape[0]
             return stage.heldout_loss(params, model_state, frozen, batch, heldout_rngs(key, number, size))
 
-        self._loss = jax.jit(loss, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._loss = jax.jit(
+            loss, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=of_few_runs(mesh)
+        )
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
-        if not self._held:
-            stream = self._batches()
-            self._held = list(islice(stream, -(-self._clips // self._batch_size)))
-            getattr(stream, "close", lambda: None)()
         metrics = {f"heldout/{name}": value for name, value in self._mean(snapshot, snapshot.averaged).items()}
         if snapshot.averaged is not snapshot.params:
             metrics["heldout/current_loss"] = self._mean(snapshot, snapshot.params)["loss"]
@@ -57,7 +57,7 @@ class HeldoutLoss:
     def _mean(self, snapshot: Snapshot, params) -> dict[str, float]:
         """Returns the means over the held-out batches."""
         values = defaultdict(list)
-        for number, batch in enumerate(self._held):
+        for number, batch in enumerate(self._held()):
             placed = sharding.to_devices(batch, self._mesh)
             loss, metrics = self._loss(np.int32(number), params, snapshot.model_state, snapshot.frozen, placed)
             for name, value in (metrics | {"loss": loss}).items():
@@ -65,6 +65,18 @@ class HeldoutLoss:
         return {name: float(np.mean(jax.device_get(several))) for name, several in values.items()}
 
 
-def batch_size(stage: Stage) -> int:
-    """Returns the clips of a held-out batch over all hosts: as many as a microbatch of the training has."""
-    return stage.hparams.batch_size // stage.hparams.accumulate
+def read(hparams: ConfigDict, batches: Callable[[int], Iterator[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
+    """Returns the batches whose loss is taken: `heldout_clips` of them, filled up, in batches of a microbatch's size.
+
+    Args:
+        hparams: of the stage; [] where it asks for no held-out loss.
+        batches: opens the held-out data, of this host, in batches of so many clips over all hosts.
+    """
+    if not hparams.heldout_every:
+        return []
+    size = hparams.batch_size // hparams.accumulate
+    stream = batches(size)
+    try:
+        return list(itertools.islice(stream, -(-hparams.heldout_clips // size)))
+    finally:
+        getattr(stream, "close", lambda: None)()

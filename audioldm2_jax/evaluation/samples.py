@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audioldm2_jax.evaluation import show
-from audioldm2_jax.evaluation.base import Snapshot
+from audioldm2_jax.evaluation.base import Snapshot, of_few_runs
 from audioldm2_jax.evaluation.distances import spectral_distance
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Stage
@@ -24,6 +24,8 @@ class Samples:
 
     Metric, of a stage that makes clips again: `samples/spectral_distance`, dB, the mean over the clips that are shown.
     """
+
+    name = "samples"
 
     def __init__(
         self,
@@ -47,7 +49,9 @@ class Samples:
         def sample(params, model_state, frozen, batch, step):
             return stage.sample(params, model_state, frozen, batch, jax.random.key(step))
 
-        self._sample = jax.jit(sample, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._sample = jax.jit(
+            sample, out_shardings=NamedSharding(mesh, PartitionSpec()), compiler_options=of_few_runs(mesh)
+        )
 
     def __call__(self, snapshot: Snapshot) -> dict[str, float]:
         stream = self._batches()

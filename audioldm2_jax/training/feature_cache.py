@@ -51,10 +51,12 @@ class FeatureCache(NamedTuple):
     Attributes:
         source: the data as the cache has it.
         empty_text: the features of the empty caption, [1, ...] by field.
+        heldout: the batches of held-out data, with their features.
     """
 
     source: Source
     empty_text: dict[str, np.ndarray]
+    heldout: list[dict[str, np.ndarray]]
 
 
 def folder(config: ConfigDict, name: str) -> Path | None:
@@ -87,6 +89,7 @@ def open_cache(
     available: Sequence[Encoder],
     progress: Progress,
     should_stop: Callable[[], int] = lambda: 0,
+    heldout: Callable[[], Sequence[Mapping[str, np.ndarray]]] = list,
 ) -> FeatureCache | None:
     """Returns what stage `name` trains from, made where it is missing; None where that is the sound. Called by all.
 
@@ -94,6 +97,8 @@ def open_cache(
         components: of the stage, read.
         source: the training data.
         available: the encoders of the recipe.
+        heldout: reads the batches, of this host, by which the stage is compared. They are few, always the same, and
+            their features are not kept in files.
 
     Raises:
         CacheError: the cache was made from something else, or is damaged.
@@ -121,7 +126,10 @@ def open_cache(
         chosen = [pair for pair in zip(wanted, opened) if pair[0].of_text == of_text]
         if chosen:
             _complete(_Work(config, name, maker, *zip(*chosen), source, progress), should_stop)
-    return FeatureCache(cache.Cached(source, opened, records, data.cache_crops), _of_empty_text(maker, wanted))
+    with_features = [_with_features(maker, wanted, batch) for batch in heldout()]
+    return FeatureCache(
+        cache.Cached(source, opened, records, data.cache_crops), _of_empty_text(maker, wanted), with_features
+    )
 
 
 def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> dict[str, Any]:
@@ -177,26 +185,42 @@ class _Maker:
 
     def __call__(self, wanted: Sequence[features.Feature], read: Sequence[Example]) -> list[list[np.ndarray]]:
         """Returns the arrays [excerpts, ...] of each feature in `wanted`, of at most `batch` excerpts."""
-        made = jax.device_get(self._make(tuple(wanted), self._variables, self._inputs(wanted, read)))
-        return [[array[: len(read)] for array in arrays] for arrays in made]
+        return self._of_part(wanted, self._encode(wanted, read))
+
+    def of_batch(self, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+        """Returns the arrays [excerpts, ...] of each feature in `wanted`, of however many excerpts."""
+        inputs = {field: batch[field] for feature in wanted for field in feature.inputs}
+        size = len(next(iter(inputs.values())))
+        parts = [
+            self._of_part(wanted, {field: array[begin : begin + self.batch] for field, array in inputs.items()})
+            for begin in range(0, size, self.batch)
+        ]
+        return [[np.concatenate(several) for several in zip(*arrays)] for arrays in zip(*parts)]
 
     def fields(self, wanted: Sequence[features.Feature]) -> list[list[cache.Field]]:
         """Returns the fields of each feature."""
         silence = Example(np.zeros(self.samples, np.float32), None)
         shapes = jax.eval_shape(
-            functools.partial(self._arrays, tuple(wanted)), self._variables, self._inputs(wanted, [silence])
+            functools.partial(self._arrays, tuple(wanted)), self._variables, self._encode(wanted, [silence])
         )
         return [
             [cache.Field(name, array.dtype.name, array.shape[1:]) for name, array in zip(feature.fields, arrays)]
             for feature, arrays in zip(wanted, shapes)
         ]
 
-    def _inputs(self, wanted: Sequence[features.Feature], read: Sequence[Example]) -> dict[str, jax.Array]:
-        """Returns the batch that features are made from, filled up with its last excerpt."""
+    def _encode(self, wanted: Sequence[features.Feature], read: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Returns the batch that features are made from."""
         used = dict.fromkeys(encoder for feature in wanted for encoder in self._encoders[feature.name])
         rows = [{k: v for encoder in used for k, v in encoder(example).items()} for example in read]
-        rows += rows[-1:] * (self.batch - len(rows))
-        return jax.device_put({field: np.stack([row[field] for row in rows]) for field in rows[0]}, self._split)
+        return {field: np.stack([row[field] for row in rows]) for field in rows[0]}
+
+    def _of_part(self, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
+        """Returns the arrays of at most `batch` excerpts; computed is always a whole batch, the last one repeated."""
+        size = len(next(iter(batch.values())))
+        rows = np.minimum(np.arange(self.batch), size - 1)
+        placed = jax.device_put({field: array[rows] for field, array in batch.items()}, self._split)
+        made = jax.device_get(self._make(tuple(wanted), self._variables, placed))
+        return [[array[:size] for array in arrays] for arrays in made]
 
     def _arrays(
         self, wanted: Sequence[features.Feature], variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
@@ -218,6 +242,19 @@ def _of_empty_text(maker: _Maker, wanted: Sequence[features.Feature]) -> dict[st
     of_text = [feature for feature in wanted if feature.of_text]
     made = maker(of_text, [Example(np.zeros(0, np.float32), None)]) if of_text else []
     return {name: array for feature, arrays in zip(of_text, made) for name, array in zip(feature.fields, arrays)}
+
+
+def _with_features(
+    maker: _Maker, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the batch with its features."""
+    found = dict(batch)
+    for of_text in (False, True):  # as the cache is made: so that it is the same program
+        chosen = [feature for feature in wanted if feature.of_text == of_text]
+        if chosen:
+            arrays = zip(chosen, maker.of_batch(chosen, batch))
+            found |= {field: array for feature, made in arrays for field, array in zip(feature.fields, made)}
+    return found
 
 
 def _complete(work: _Work, should_stop: Callable[[], int]) -> None:

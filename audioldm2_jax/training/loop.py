@@ -91,9 +91,12 @@ def train(
 
     def evaluate(done: int, current: State) -> None:
         snapshot = Snapshot(done, current["params"], averaged(current), current["model_state"], frozen)
-        with record.evaluating():
-            found = [evaluator(snapshot) for evaluator in evaluators if due(evaluator, done, hparams.steps)]
-        record.write(done, {name: value for metrics in found for name, value in metrics.items()})
+        found = {}
+        for evaluator in evaluators:
+            if due(evaluator, done, hparams.steps):
+                with record.evaluating(evaluator.name):
+                    found |= evaluator(snapshot)
+        record.write(done, found)
 
     try:
         for number in range(first, hparams.steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,9 +113,9 @@ class Record:
         )
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Counts the time inside as evaluation and not as that of steps."""
-        with self._clock.evaluating():
+    def evaluating(self, name: str) -> Iterator[None]:
+        """Counts the time inside as that of the evaluator `name` and not as that of steps."""
+        with self._clock.evaluating(name):
             yield
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -124,7 +125,7 @@ class Record:
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:
-        """Says what the stage has reached on held-out data, and which share of its time went into evaluation.
+        """Says what the stage has reached on held-out data, and which share of its time each evaluator took.
 
         With the compilation of both: an evaluation is another program, whose compilation is most of what it costs a
         short stage.
@@ -132,10 +133,11 @@ class Record:
         best = self._writer.best(heldout_loss.NAME) if self._writer else None
         if self.heldout is None or best is None:
             return
-        share = self._clock.evaluated / max(time.monotonic() - self._began, 1e-6)
+        whole = max(time.monotonic() - self._began, 1e-6)
+        shares = ", ".join(f"{seconds / whole:.1%} {name}" for name, seconds in self._clock.evaluated.items())
         self.progress.say(
             f"{self.stage.name}: held-out loss {self.heldout:.4g}; the best was {best[0]:.4g} after step {best[1]} "
-            f"({share:.1%} of the time went into evaluation)"
+            f"(of the time: {shares})"
         )
 
     def data_wait(self) -> float:
@@ -153,7 +155,7 @@ class _Clock:
 
     def __init__(self, first: int):
         self.first, self.logged = first, first
-        self.waited, self.evaluated = 0.0, 0.0
+        self.waited, self.evaluated = 0.0, defaultdict(float)
         self.begin = self.last = None
 
     def start(self) -> None:
@@ -170,11 +172,11 @@ class _Clock:
         return rate, (steps - step) / overall if overall > 0 else 0.0
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, name: str) -> Iterator[None]:
         before = time.monotonic()
         yield
         spent = time.monotonic() - before
-        self.evaluated += spent
+        self.evaluated[name] += spent
         self.last = self.last and self.last + spent
 
     def share(self, seconds: float) -> float:

@@ -236,9 +236,6 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
     source = open_source(config, "train")
-    cached = feature_cache.open_cache(config, name, components, source, available, progress, should_stop)
-    empty_text = encoders.empty_text(available) | (cached.empty_text if cached else {})
-    stage = STAGES[name](stage_settings.part(config, name), components, empty_text)
 
     def batches(split: str, source: Source, wanted: Sequence[Encoder]) -> Callable[..., Iterator]:
         return lambda batch_size, step=0: pipeline.batches(
@@ -255,10 +252,14 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
             prefetch=config.data.prefetch,
         )
 
-    of_sound = encoders.select(available, stage.batch_fields)
-    mesh, heldout = sharding.make_mesh(config.mesh), batches("heldout", open_source(config, "heldout"), of_sound)
+    heldout = batches("heldout", open_source(config, "heldout"), available)
+    held = partial(heldout_loss.read, config.train[name], heldout)
+    cached = feature_cache.open_cache(config, name, components, source, available, progress, should_stop, held)
+    empty_text = encoders.empty_text(available) | (cached.empty_text if cached else {})
+    stage = STAGES[name](stage_settings.part(config, name), components, empty_text)
+    mesh = sharding.make_mesh(config.mesh)
     evaluators = (
-        HeldoutLoss(stage, partial(heldout, heldout_loss.batch_size(stage)), mesh),
+        HeldoutLoss(stage, (lambda: cached.heldout) if cached else held, mesh),
         Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
     )
     if cached:
@@ -266,7 +267,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         wanted = (*encoders.select(available, of_example), encoders.Features(of_cache))
         training = batches("train", cached.source, wanted)
     else:
-        training = batches("train", source, of_sound)
+        training = batches("train", source, encoders.select(available, stage.batch_fields))
     train_batches = partial(training, stage.hparams.batch_size)
     trained = loop.train(stage, mesh, train_batches, where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)

@@ -10,7 +10,7 @@ import toys
 from toys import Line, config
 
 from audioldm2_jax.evaluation.base import Snapshot
-from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
+from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss, read
 from audioldm2_jax.rngs import heldout_rngs
 
 
@@ -19,7 +19,7 @@ def heldout(seed=1000):
 
 
 def evaluator(stage):
-    return HeldoutLoss(stage, heldout, toys.mesh(stage))
+    return HeldoutLoss(stage, lambda: read(stage.hparams, lambda size: heldout()), toys.mesh(stage))
 
 
 def snapshot(params, averaged=None, step=2):
@@ -38,6 +38,26 @@ def test_it_is_the_mean_over_whole_batches_with_fixed_randomness():
     assert len(set(wanted)) == 3
     assert ask(snapshot(params))["heldout/loss"] == pytest.approx(np.mean(wanted), rel=1e-5)
     assert ask(snapshot(params)) == ask(snapshot(params))  # to the bit, whatever was trained between
+
+
+def test_what_is_read(monkeypatch):
+    """Whole batches of a microbatch's size; nothing where there is no such loss; the data is closed, faults or not."""
+    closed = []
+
+    def batches(size):
+        try:
+            yield from ({"size": size, "number": number} for number in range(3))
+            raise OSError("no fourth")
+        finally:
+            closed.append(size)
+
+    hparams = config(batch_size=16, accumulate=2, heldout_clips=17).train.audiomae
+    assert read(hparams, batches) == [{"size": 8, "number": number} for number in range(3)] and closed == [8]
+    hparams.heldout_clips = 25
+    with pytest.raises(OSError, match="no fourth"):
+        read(hparams, batches)
+    hparams.heldout_every = 0
+    assert read(hparams, batches) == [] and closed == [8, 8]
 
 
 def test_averaged_and_current_parameters():
