@@ -34,7 +34,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.components import SPECS
 from audioldm2_jax.conditioning.conditions import Conditions
@@ -45,6 +44,7 @@ from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVERS
 from audioldm2_jax.generation.prompts import Prompts
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.recipes import paper
 
 PARTS = ("encoders", "denoising", "vae", "vocoder")
 ENCODERS = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
@@ -57,7 +57,7 @@ DEVICE = "cuda" if GPU else "cpu"
 
 def write_random_model(path: Path) -> None:
     """A whole model folder with the base recipe's sizes."""
-    config = recipes.base()
+    config = paper.base()
     models = {name: config.models[name].to_dict() for name in config.models}
     clap, t5, gpt2 = (models[name] for name in ("text_encoder", "text_encoder_2", "language_model"))
     widths = (clap["projection_dim"], t5["d_model"], gpt2["n_embd"])

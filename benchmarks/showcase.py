@@ -2,9 +2,9 @@
 
     python benchmarks/showcase.py --run runs/music-small --out docs/small
 
-The first eight held-out captions (by index, not by ear), their real clips and what the model makes of them with seed 0:
-`real-N.ogg`, `generated-N.ogg`, `captions.txt`; the mels of both, one above the other, in `clips.png`; and the losses of
-all stages while they were trained, in `losses.png`.
+The first eight held-out captions (by index, not by ear), their real clips and what the model makes of them with seed
+0, as `real-N.ogg` and `generated-N.ogg`, with `captions.txt`; the mels of both, one above the other, in `clips.png`; and
+the losses of all stages while they were trained, in `losses.png`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def main() -> None:
     model = AudioLDM2.from_pretrained(run / "model")
     captions = [caption for caption, _ in heldout_captions(options.clips)]
     examples = heldout_examples(options.clips, model.sampling_rate, model.own_length)
-    made = model(
-        captions, num_inference_steps=options.steps, guidance_scale=options.guidance, seed=options.seed
-    ).audios
+    made = model(captions, num_inference_steps=options.steps, guidance_scale=options.guidance, seed=options.seed).audios
     sounds = {
         "real": np.stack([files.normalise(example.waveform) for example in examples]),
         "generated": np.stack([files.normalise(waveform) for waveform in made]),

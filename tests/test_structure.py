@@ -44,7 +44,8 @@ def _module(name: str) -> str:
     for path in (rest, rest[:-1]):  # the name may be that of something inside the module
         if path and (PACKAGE / Path(*path)).with_suffix(".py").is_file():
             return "/".join(path) + ".py"
-    return "/".join([*rest[:-1], "__init__.py"])
+    folder = rest if (PACKAGE / Path(*rest)).is_dir() else rest[:-1]
+    return "/".join([*folder, "__init__.py"])
 
 
 def reachable(files: set[str]) -> set[str]:

@@ -25,7 +25,7 @@ def usage() -> str:
     own = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
     lines = [f"  --{flag.name}: {flag.help}" for flag in own]
     lines.append(
-        "  --config.KEY=VALUE: another value for a key of the recipe (audioldm2_jax/recipes.py declares them all)"
+        "  --config.KEY=VALUE: another value for a key of the recipe (audioldm2_jax/recipes/paper.py declares them all)"
     )
     examples = [
         command_line("train", "--config music"),

@@ -1,0 +1,36 @@
+"""The recipe `small`: tiny with more of everything."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax.recipes import tiny
+
+
+def recipe() -> ConfigDict:
+    """The recipe `tiny` with 5.12 s clips and wider networks, for two hours of two CPU cores."""
+    config = tiny.recipe()
+    config.audio.seconds = 5.12
+    config.audio.fbank.frames = 512
+    config.audio.clap.update(seconds=5.0, hop_length=960)
+    config.data.cache_records = 8192
+    models = config.models
+    models.audiomae.update(img_size=(512, 128), embed_dim=192, num_heads=6)
+    models.language_model.update(n_embd=192, n_layer=6, n_head=6)
+    models.vae.update(block_out_channels=(24, 48, 96))
+    models.unet.update(
+        block_out_channels=(48, 96, 160),
+        cross_attention_dim=((192,), (192,), (None, 192, 128)),
+        attention_head_dim=(1, 2, 2),
+    )
+    models.vocoder.update(
+        upsample_initial_channel=192, resblock_kernel_sizes=(3, 7), resblock_dilation_sizes=((1, 3),) * 2
+    )
+    train = config.train
+    train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 600
+    train.vae.update(steps=800, crop_frames=128, discriminator_start=800)
+    train.vocoder.update(steps=20_000, discriminator_start=20_000)
+    train.diffusion.steps = 1500
+    for stage in train.values():
+        stage.heldout_every = max(stage.steps // 8, 300)
+    return config
