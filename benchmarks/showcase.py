@@ -3,8 +3,8 @@
     python benchmarks/showcase.py --run runs/music-small --out docs/small
 
 The first eight held-out captions (by index, not by ear), their real clips and what the model makes of them with seed
-0, as `real-N.ogg` and `generated-N.ogg`, with `captions.txt`; the mels of both, one above the other, in `clips.png`; and
-the losses of all stages while they were trained, in `losses.png`.
+0, as `real-N.ogg` and `generated-N.ogg`, with `captions.txt`; the mels of both, one above the other, in `clips.png`;
+and the losses of all stages while they were trained, in `losses.png`.
 """
 
 from __future__ import annotations
