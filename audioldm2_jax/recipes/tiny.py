@@ -90,7 +90,7 @@ def recipe() -> ConfigDict:
     config.models.scale_discriminator.update(scales=2, channels=(8, 16, 32, 32), groups=(1, 1, 1, 1))
     train = config.train
     train.audiomae.update(steps=1200, batch_size=16, learning_rate=1.5e-3, warmup=30, mask_ratio=0.75, augment=False)
-    train.clap.update(steps=250, batch_size=64, optimizer="muon", learning_rate=2e-3, warmup=30, decay="cosine")
+    train.clap.update(steps=150, batch_size=64, optimizer="muon", learning_rate=2e-3, warmup=30, decay="cosine")
     # Neither VAE nor vocoder gets as far as their discriminators: to compile these takes as long as hundreds of steps.
     train.vae.update(
         steps=700,
