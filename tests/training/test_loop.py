@@ -290,6 +290,8 @@ def test_one_executable_a_variant(tmp_path):
 class Recorder:
     """An evaluator that notes when it was called."""
 
+    name = "notes"
+
     def __init__(self, every):
         self.every, self.steps = every, []
 
