@@ -40,7 +40,7 @@ def test_it_is_the_mean_over_whole_batches_with_fixed_randomness():
     assert ask(snapshot(params)) == ask(snapshot(params))  # to the bit, whatever was trained between
 
 
-def test_what_is_read(monkeypatch):
+def test_what_is_read():
     """Whole batches of a microbatch's size; nothing where there is no such loss; the data is closed, faults or not."""
     closed = []
 
