@@ -35,7 +35,7 @@ from instrument_classifier import fit, real_clips
 
 from audioldm2_jax import AudioLDM2
 from audioldm2_jax.audio import files
-from audioldm2_jax.audio.mel import MelSettings, log_mel
+from audioldm2_jax.audio.mel import MelSettings, compressed_mel, log_mel, magnitudes
 from audioldm2_jax.data.builtin.compose import REGISTERS, TEMPOS, window
 from audioldm2_jax.data.builtin.instruments import INSTRUMENTS
 from audioldm2_jax.data.builtin.music import MusicCorpus, heldout_captions, heldout_examples
@@ -101,7 +101,7 @@ def generate(
 def reconstruct(model: AudioLDM2, real: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the real clips [clips, samples], and what they become on several ways through a mel."""
     settings, networks = model.clip_encoder.mel, model.networks
-    mel = np.asarray(jax.jit(lambda waveform: log_mel(waveform, settings))(real))
+    mel = np.asarray(jax.jit(lambda waveform: compressed_mel(waveform, settings))(real))
 
     @jax.jit
     def through_vae(mel):
@@ -235,7 +235,7 @@ def from_clips(model: AudioLDM2, classifier, options: argparse.Namespace) -> Non
 
 
 def griffin_lim(mel: np.ndarray, settings: MelSettings) -> np.ndarray:
-    """Returns a waveform [frames * hop] whose mel is near the natural-log mel [frames, bands], without a network."""
+    """Returns a waveform [frames * hop] whose mel is near the vocoder's mel [frames, bands], without a network."""
     filters = librosa.filters.mel(
         sr=settings.sampling_rate,
         n_fft=settings.n_fft,
@@ -243,7 +243,7 @@ def griffin_lim(mel: np.ndarray, settings: MelSettings) -> np.ndarray:
         fmin=settings.fmin,
         fmax=settings.fmax,
     )
-    magnitude = np.maximum(np.linalg.pinv(filters) @ np.exp(mel.T), 0)
+    magnitude = np.maximum(np.linalg.pinv(filters) @ magnitudes(mel.T, settings), 0)
     waveform = librosa.griffinlim(
         magnitude, n_iter=60, hop_length=settings.hop_length, n_fft=settings.n_fft, random_state=0
     )

@@ -75,14 +75,14 @@ def test_the_mel_follows_the_sampling_rate():
 def test_all_that_is_counted_in_steps_follows_the_budget():
     usual = recipes.get("tiny")
     config, (line,) = recipe_check.follow(changed("tiny", budget=0.1))
-    assert line.startswith("train.*.steps: 0.1 times the recipe's (follows budget): audiomae 120, ")
+    assert line.startswith("train.*.steps: 0.1 times the recipe's (follows budget): audiomae 100, ")
     for name, stage in config.train.items():
         former = usual.train[name]
         for key in ("steps", "warmup", "log_every", "save_every", "heldout_every"):
             assert stage[key] == max(round(former[key] / 10), 1), (name, key)
         assert (stage.sample_every == 0) == (former.sample_every == 0)
         assert stage.batch_size == former.batch_size and stage.learning_rate == former.learning_rate
-    assert config.data.cache_records == 410  # of 4096: each is seen as often
+    assert config.data.cache_records == 205  # of 2048: each is seen as often
     assert recipe_check.follow(changed("base", budget=0.1))[0].data.cache_records == 0  # all, as before
     # So that it starts, or does not, as before.
     assert config.train.vocoder.discriminator_start == config.train.vocoder.steps

@@ -40,9 +40,9 @@ class FrontEnds:
         settings = self._audio.clap.to_dict()
         return mel.ClapMelSettings(samples=round(settings.pop("seconds") * settings["sampling_rate"]), **settings)
 
-    def log_mel(self, waveform: jax.Array) -> jax.Array:
+    def compressed_mel(self, waveform: jax.Array) -> jax.Array:
         """Returns the VAE's and the vocoder's mel [batch, frames, bands]."""
-        return mel.log_mel(waveform, self.mel)
+        return mel.compressed_mel(waveform, self.mel)
 
     def kaldi_fbank(self, waveform: jax.Array) -> jax.Array:
         """Returns AudioMAE's input [batch, frames, bands]."""
@@ -63,9 +63,9 @@ def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: ja
         keys: [batch], one random key an example.
 
     Returns:
-        waveforms [batch * crops, frames * hop] and their log-mels [batch * crops, frames, bands].
+        waveforms [batch * crops, frames * hop] and their mels [batch * crops, frames, bands].
     """
-    hop, spectrum = ends.mel.hop_length, ends.log_mel(waveform)
+    hop, spectrum = ends.mel.hop_length, ends.compressed_mel(waveform)
     if frames >= spectrum.shape[1]:
         return waveform, spectrum
 

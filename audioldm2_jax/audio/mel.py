@@ -39,9 +39,14 @@ class MelSettings:
     n_mels: int
     fmin: float  # Hz
     fmax: float  # Hz, at most sampling_rate / 2
+    compression: float = 0.0  # exponent of the magnitudes that VAE and vocoder take; 0: their natural logarithm
 
     def __post_init__(self) -> None:
         _check_band(self.fmin, self.fmax, self.sampling_rate)
+        if not 0 <= self.compression <= 1:
+            raise ValueError(
+                f"the mel's compression must be 0 (logarithm) or an exponent up to 1, got {self.compression}"
+            )
         if self.n_fft < self.hop_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(
                 f"n_fft - hop_length must be even and not negative, got {self.n_fft} - {self.hop_length}: "
@@ -109,8 +114,28 @@ class ClapMelSettings:
         return 1 + self.samples // self.hop_length
 
 
+def compressed_mel(waveform: jax.Array, settings: MelSettings) -> jax.Array:
+    """The VAE's and the vocoder's mel: `log_mel`, or the power max(mel, 1e-5) ** compression.
+
+    In the logarithm a clip that is louder is the same mel with something added, and a vocoder has to learn an
+    exponential. With a power it is the same mel times something, which a network of leaky ReLUs passes on as it is;
+    an exponent near 0.6 is also how loudness grows with pressure [Stevens 1955, J. Acoust. Soc. Am. 27(5)].
+
+    Takes, returns and raises what `log_mel` does.
+    """
+    logarithm = log_mel(waveform, settings)
+    return jnp.exp(settings.compression * logarithm) if settings.compression else logarithm
+
+
+def magnitudes(mel: np.ndarray, settings: MelSettings) -> np.ndarray:
+    """Returns the magnitudes of which `compressed_mel` is made, of any shape; what is below 1e-5 is 1e-5."""
+    if settings.compression:
+        mel = np.log(np.maximum(mel, _LOG_MEL_FLOOR**settings.compression)) / settings.compression
+    return np.maximum(np.exp(mel), _LOG_MEL_FLOOR)
+
+
 def log_mel(waveform: jax.Array, settings: MelSettings) -> jax.Array:
-    """The VAE's and the vocoder's mel: log(max(mel, 1e-5)) of Slaney-weighted Hann magnitudes.
+    """The mel of the paper's VAE and vocoder: log(max(mel, 1e-5)) of Slaney-weighted Hann magnitudes.
 
     Reflect-padded by (n_fft - hop) / 2 on each side and not centred, so 163,840 samples at 16 kHz give
     exactly 1024 frames (haoheliu/AudioLDM-training-finetuning, audioldm_train/utilities/data/dataset.py,

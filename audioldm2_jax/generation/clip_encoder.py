@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.audio.mel import FbankSettings, MelSettings, kaldi_fbank, log_mel
+from audioldm2_jax.audio.mel import FbankSettings, MelSettings, compressed_mel, kaldi_fbank
 from audioldm2_jax.audio.resample import resample
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.loa import audiomae_loa, pooling_of
@@ -103,7 +103,8 @@ def mel_settings(vocoder: Mapping[str, Any]) -> MelSettings:
             "trained on into vocoder/config.json."
         )
     n_fft, fmin, fmax = (vocoder.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
-    return MelSettings(rate, n_fft, math.prod(vocoder["upsample_rates"]), vocoder["model_in_dim"], fmin, fmax)
+    hop, compression = math.prod(vocoder["upsample_rates"]), vocoder.get("compression", 0.0)
+    return MelSettings(rate, n_fft, hop, vocoder["model_in_dim"], fmin, fmax, compression)
 
 
 def _clip(waveform: np.ndarray, samples: int) -> np.ndarray:
@@ -113,7 +114,7 @@ def _clip(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="mel")
 def _latents(vae: Network, waveform: jax.Array, scale: jax.Array, *, mel: MelSettings) -> jax.Array:
-    return vae(log_mel(waveform, mel)[..., None], method="encode")[0] * scale
+    return vae(compressed_mel(waveform, mel)[..., None], method="encode")[0] * scale
 
 
 @partial(jax.jit, static_argnames=("sampling_rate", "settings", "pooling"))

@@ -1,4 +1,4 @@
-"""HiFi-GAN generator: log-mel spectrogram → waveform (Kong et al. 2020, arXiv 2010.05646, section 2.2).
+"""HiFi-GAN generator: mel spectrogram → waveform (Kong et al. 2020, arXiv 2010.05646, section 2.2).
 
 The network and its parameter names are those of transformers' `SpeechT5HifiGan`
 (models/speecht5/modeling_speecht5.py), which diffusers uses as the vocoder of AudioLDM 2. The weights are plain,
@@ -111,7 +111,7 @@ class HifiGan(nn.Module):
 
     @nn.compact
     def __call__(self, mel: jax.Array) -> jax.Array:
-        """mel [batch, frames, model_in_dim], natural log → waveform [batch, frames * prod(upsample_rates)], -1..1.
+        """mel [batch, frames, model_in_dim] of `compressed_mel` → waveform [batch, frames * product of the rates], -1..1.
 
         Where kernel - rate is odd an upsampling makes one sample more than frames * rate (1024 frames become
         163,872 samples at 16 kHz); these take part up to the end, as in the twin, and are cut off there, as in

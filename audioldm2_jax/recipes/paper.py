@@ -33,7 +33,14 @@ def base() -> ConfigDict:
                 "sampling_rate": 16000,  # Hz, of the waveform in the batch
                 "seconds": 10.24,  # length of a clip
                 # The VAE's and the vocoder's front end [TF audioldm_train/utilities/audio/stft.py]; Hz.
-                "mel": {"n_fft": 1024, "hop_length": 160, "n_mels": 64, "fmin": 0.0, "fmax": 8000.0},
+                "mel": {
+                    "n_fft": 1024,
+                    "hop_length": 160,
+                    "n_mels": 64,
+                    "fmin": 0.0,
+                    "fmax": 8000.0,
+                    "compression": 0.0,  # exponent of the magnitudes; 0: their logarithm, as in the paper
+                },
                 # AudioMAE's [MAE dataset.py]: 16 kHz, 10 ms frames.
                 "fbank": {"frames": 1024, "n_mels": 128},
                 # CLAP's [transformers ClapFeatureExtractor].

@@ -88,7 +88,7 @@ class DiffusionStage(Stage):
             self.network("vae", frozen),
             self.network("unet", frozen, params),
             self.schedule,
-            self.ends.log_mel(batch["waveform"]),
+            self.ends.compressed_mel(batch["waveform"]),
             self._conditions(loa, frozen, batch, jnp.ones(clips)),
             self._conditions(loa, frozen, batch, jnp.full(clips, -1.0)),
             self.scale,

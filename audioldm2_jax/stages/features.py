@@ -60,7 +60,7 @@ def get(name: str) -> Feature:
 
 
 def _latents(ends: FrontEnds, vae: Network, batch: Batch) -> tuple[jax.Array, ...]:
-    return vae(ends.log_mel(batch["waveform"])[..., None], method="encode")
+    return vae(ends.compressed_mel(batch["waveform"])[..., None], method="encode")
 
 
 def _loa(pooling: int) -> Feature:

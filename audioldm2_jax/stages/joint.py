@@ -129,7 +129,7 @@ class JointStage(Stage):
             self.network("vae", frozen),
             self.network("unet", frozen, params),
             self.schedule,
-            self.ends.log_mel(batch["waveform"]),
+            self.ends.compressed_mel(batch["waveform"]),
             with_captions,
             uncond,
             self.scale,

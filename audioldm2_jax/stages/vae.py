@@ -36,6 +36,9 @@ class VAEStage(Stage):
 
     def init(self, key):
         params, state = super().init(key)
+        if self.ends.mel.compression:  # no logarithms, in whose middle the biases begin: powers lie near zero
+            for part, layer in (("encoder", "conv_in"), ("decoder", "conv_out")):
+                params["vae"][part][layer]["bias"] = jnp.zeros_like(params["vae"][part][layer]["bias"])
         mel = jnp.zeros((1, self.hparams.crop_frames, self.ends.mel.n_mels, 1))
         discriminator = self.discriminator.init(named(key, "discriminator"), mel)
         params["discriminator"] = discriminator["params"]
@@ -131,7 +134,7 @@ class VAEStage(Stage):
         return loss, (metrics, {**state, "discriminator": stats})
 
     def sample(self, params, state, frozen, batch, key):
-        mel = self.ends.log_mel(batch["waveform"])
+        mel = self.ends.compressed_mel(batch["waveform"])
         mean, _ = self.module.apply({"params": params["vae"]}, mel[..., None], method="encode")
         output = self.module.apply({"params": params["vae"]}, mean, method="decode")
         return {"real_mel": mel, "reconstructed_mel": output[..., 0]}
@@ -142,6 +145,6 @@ class VAEStage(Stage):
         return {"vae": self.component("vae", params, state, scaling_factor=float(1 / deviation))}
 
     def _latent_deviation(self, params, waveform):
-        mel = self.ends.log_mel(waveform)[..., None]
+        mel = self.ends.compressed_mel(waveform)[..., None]
         mean, logvar = self.module.apply({"params": params}, mel, method="encode")
         return jnp.sqrt(jnp.mean(jnp.exp(logvar)) + jnp.var(mean))

@@ -172,13 +172,14 @@ class VocoderStage(Stage):
         return mel + self.hparams.feature_weight * match + adversary, (metrics, state)
 
     def sample(self, params, state, frozen, batch, key):
-        made = self.module.apply({"params": params["vocoder"]}, self.ends.log_mel(batch["waveform"]))
+        made = self.module.apply({"params": params["vocoder"]}, self.ends.compressed_mel(batch["waveform"]))
         return {"real_waveform": batch["waveform"], "vocoded_waveform": made[:, : batch["waveform"].shape[1]]}
 
     def results(self, params, state, frozen, batch):
         mel = self.ends.mel
-        # No key of diffusers'; from these, and the hop, a clip's mel can be made again.
-        part = self.component("vocoder", params, state, n_fft=mel.n_fft, fmin=mel.fmin, fmax=mel.fmax)
+        # No keys of diffusers'; from these, and the hop, a clip's mel can be made again.
+        front_end = {"n_fft": mel.n_fft, "fmin": mel.fmin, "fmax": mel.fmax, "compression": mel.compression}
+        part = self.component("vocoder", params, state, **front_end)
         return {"vocoder": part}
 
 

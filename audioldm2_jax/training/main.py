@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import FrontEnds
+from audioldm2_jax.audio.mel import log_mel
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
@@ -261,8 +262,8 @@ def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], au
     real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
     for number, waveform in enumerate(audios):
         files.write(target / f"{number}.wav", waveform, config.audio.sampling_rate)
-    log_mel = jax.jit(FrontEnds(config.audio).log_mel)
-    mels = {"real": log_mel(real), "generated": log_mel(audios)}
+    front_end = FrontEnds(config.audio).mel
+    mels = {"real": log_mel(real, front_end), "generated": log_mel(audios, front_end)}
     show.draw_mels(target / "mels.png", mels, captions)
     lines = "\n".join(f"{number}.wav  {' '.join(caption.split())}" for number, caption in enumerate(captions))
     partial = target / ".captions.partial"

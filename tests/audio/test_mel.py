@@ -1,5 +1,6 @@
 """The front ends against librosa, kaldi-native-fbank and transformers' ClapFeatureExtractor."""
 
+import dataclasses
 import functools
 
 import jax
@@ -65,6 +66,12 @@ def test_log_mel_is_librosas(settings, samples):
     # Float32 spectra against float64 ones; measured 1e-7 and 2e-5.
     assert relative(got[0], want) < 1e-5
     assert np.abs(got[0] - want).max() < 1e-3
+    assert (mel.compressed_mel(waveform[None], settings) == got).all()
+    power = dataclasses.replace(settings, compression=0.5)
+    root = np.asarray(mel.compressed_mel(waveform[None], power)[0])
+    assert relative(root, np.sqrt(np.maximum(filters @ magnitude, 1e-5)).T) < 1e-5
+    for compressed, front_end in ((np.asarray(got[0]), settings), (root, power)):
+        assert relative(mel.magnitudes(compressed, front_end), np.maximum(filters @ magnitude, 1e-5).T) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -167,6 +174,7 @@ def test_accelerators_get_products_which_split_over_devices(platform, transforms
     "front_end",
     [
         functools.partial(mel.log_mel, settings=MEL_16K),
+        functools.partial(mel.compressed_mel, settings=dataclasses.replace(MEL_16K, compression=0.5)),
         functools.partial(mel.kaldi_fbank, settings=mel.FbankSettings(16000, 128, 16)),
         functools.partial(mel.clap_mel, settings=mel.ClapMelSettings(48000, 1024, 480, 64, 50.0, 14000.0, 4800)),
     ],
@@ -197,8 +205,12 @@ def test_rows_are_independent_and_half_precision_is_widened():
 def test_bad_settings_and_waveforms_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"9000"):
         mel.MelSettings(16000, 1024, 160, 64, 0.0, 9000.0)
+    with pytest.raises(ValueError, match=r"exponent up to 1, got -0\.5"):
+        mel.MelSettings(16000, 1024, 160, 64, 0.0, 8000.0, compression=-0.5)
     with pytest.raises(ValueError, match="1024 - 161"):
         mel.MelSettings(16000, 1024, 161, 64, 0.0, 8000.0)
+    silence = np.array([0.0, -0.1], np.float32)  # a VAE may make less than nothing of it
+    assert mel.magnitudes(silence, dataclasses.replace(MEL_16K, compression=0.5)) == pytest.approx([1e-5, 1e-5])
     with pytest.raises(ValueError, match=r"\[batch, samples\].*\(8000,\)"):
         mel.log_mel(jnp.zeros(8000), MEL_16K)
     with pytest.raises(ValueError, match="got 432"):

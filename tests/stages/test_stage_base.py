@@ -20,7 +20,7 @@ def test_front_ends_give_the_frames_of_the_recipe(name, mel):
     config = recipes.get(name)
     ends = FrontEnds(config.audio)
     clip = jax.ShapeDtypeStruct((1, round(config.audio.seconds * config.audio.sampling_rate)), np.float32)
-    assert jax.eval_shape(ends.log_mel, clip).shape == (1, *mel)
+    assert jax.eval_shape(ends.compressed_mel, clip).shape == (1, *mel)
     assert jax.eval_shape(ends.kaldi_fbank, clip).shape == (1, *config.models.audiomae.img_size)
     bands = config.models.text_encoder.audio_config.num_mel_bins
     frames = config.models.text_encoder.audio_config.spec_size**2 // bands
@@ -33,7 +33,7 @@ def test_crops_are_pieces_of_the_clip_and_of_its_mel():
     keys = jax.random.split(jax.random.key(0), 3)
     pieces, mels = jax.jit(lambda w: crop(w, ends, 20, 4, keys))(waveform)
     assert pieces.shape == (12, 20 * 160) and mels.shape == (12, 20, 16)
-    whole, starts = np.asarray(jax.jit(ends.log_mel)(waveform)), set()
+    whole, starts = np.asarray(jax.jit(ends.compressed_mel)(waveform)), set()
     for i, (piece, mel) in enumerate(zip(np.asarray(pieces), np.asarray(mels))):
         clip = waveform[i // 4]
         (start,) = (s for s in range(SAMPLES // 160 - 19) if np.array_equal(clip[s * 160 : (s + 20) * 160], piece))

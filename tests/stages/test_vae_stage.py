@@ -114,8 +114,19 @@ def test_latent_scale_is_stored(made):
     """1 / std of one batch's latents; 2 % for 4096 latents that are drawn here."""
     stage, params, state, given, _ = made
     part = stage.results(params, state, {}, given)["vae"]
-    mel = stage.ends.log_mel(given["waveform"])[..., None]
+    mel = stage.ends.compressed_mel(given["waveform"])[..., None]
     mean, logvar = jax.jit(partial(stage.module.apply, method="encode"))({"params": params["vae"]}, mel)
     latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.key(5), (50, *mean.shape))
     assert part.config["scaling_factor"] == pytest.approx(1 / float(latents.std()), rel=0.02)
     assert isinstance(part.config["scaling_factor"], float)
+
+
+@pytest.mark.parametrize("compression, middle", [(0.0, -5.0), (0.5, 0.0)])
+def test_an_untrained_vae_makes_an_average_mel(compression, middle):
+    """Of logarithms or of powers: to walk there is hundreds of steps for a bias."""
+    config = get_config()
+    config.audio.mel.compression = compression
+    stage = build("vae", config)
+    params, state = jax.jit(stage.init)(jax.random.key(0))
+    outputs = stage.forward(params, state, {}, {"waveform": batch(2)["waveform"]}, KEYS, "plain")
+    assert float(outputs["output"].mean()) == pytest.approx(middle, abs=0.5)

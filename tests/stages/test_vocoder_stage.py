@@ -11,6 +11,7 @@ from smallest import batch, build, get_config
 
 from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.audio.sinusoids import frame_locked
+from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.rngs import Rngs
 
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def distance(stage, outputs):
     def apart(made, wanted):
         return np.mean(np.linalg.norm(made - wanted, axis=1) / np.linalg.norm(wanted, axis=1))
 
-    assert stage.ends.mel == MelSettings(16000, 1024, 160, 16, 0.0, 8000.0)
+    assert stage.ends.mel == MelSettings(16000, 1024, 160, 16, 0.0, 8000.0, 0.5)
     own = [np.exp(np.asarray(log_mel(outputs[key], stage.ends.mel), np.float64)) for key in ("real", "fake")]
     convergence = np.mean([np.linalg.norm(real - fake) / np.linalg.norm(real) for real, fake in zip(*own)])
     others = mels(2048, 512, 128) + mels(512, 128, 40) + mels(256, 64, 20)
@@ -138,3 +139,8 @@ def test_segment_that_is_all_ends():
     config.train.vocoder.segment_samples = 960
     with pytest.raises(ValueError, match="segment_samples=960 is too short for partials_weight"):
         build("vocoder", config)
+
+
+def test_what_it_publishes_says_which_mel_it_plays(made):
+    stage, params, state, *_ = made
+    assert mel_settings(stage.results(params, state, {}, {})["vocoder"].config) == stage.ends.mel
