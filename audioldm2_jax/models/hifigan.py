@@ -111,7 +111,7 @@ class HifiGan(nn.Module):
 
     @nn.compact
     def __call__(self, mel: jax.Array) -> jax.Array:
-        """mel [batch, frames, model_in_dim] of `compressed_mel` → waveform [batch, frames * product of the rates], -1..1.
+        """mel [batch, frames, bands] of `compressed_mel` → waveform [batch, frames * product of the rates], -1..1.
 
         Where kernel - rate is odd an upsampling makes one sample more than frames * rate (1024 frames become
         163,872 samples at 16 kHz); these take part up to the end, as in the twin, and are cut off there, as in

@@ -1,4 +1,4 @@
-"""The mel autoencoder (paper section 2.4; Rombach et al. 2022): log-mel ↔ latents a few times smaller.
+"""The mel autoencoder (paper section 2.4; Rombach et al. 2022): mel ↔ latents a few times smaller.
 
 Twin: diffusers AutoencoderKL (models/autoencoders/autoencoder_kl.py and vae.py), names and results.
 """

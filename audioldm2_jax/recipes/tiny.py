@@ -91,7 +91,7 @@ def recipe() -> ConfigDict:
     config.models.period_discriminator.update(periods=(2, 5, 11), channels=(8, 16, 32, 32))
     config.models.scale_discriminator.update(scales=2, channels=(8, 16, 32, 32), groups=(1, 1, 1, 1))
     train = config.train
-    train.audiomae.update(steps=1000, batch_size=16, learning_rate=1.5e-3, warmup=30, mask_ratio=0.75, augment=False)
+    train.audiomae.update(steps=900, batch_size=16, learning_rate=1.5e-3, warmup=30, mask_ratio=0.75, augment=False)
     train.clap.update(steps=150, batch_size=64, optimizer="muon", learning_rate=2e-3, warmup=30, decay="cosine")
     # Neither VAE nor vocoder gets as far as their discriminators: to compile these takes as long as hundreds of steps.
     train.vae.update(
@@ -107,7 +107,7 @@ def recipe() -> ConfigDict:
     )
     # Many small steps: a narrow network on half a second of each clip.
     train.vocoder.update(
-        steps=9000,
+        steps=8000,
         batch_size=4,
         optimizer="muon",
         learning_rate=4e-3,
@@ -124,7 +124,7 @@ def recipe() -> ConfigDict:
         partials_weight=1.0,
         mel_weight=0.15,
         mel_scales=((2048, 128), (512, 40), (256, 20)),
-        discriminator_start=9000,
+        discriminator_start=8000,
     )
     # Many clips a step, from the cache: the held-out loss falls further than with several noises of few.
     train.diffusion.update(
@@ -142,7 +142,7 @@ def recipe() -> ConfigDict:
     # Most of the UNet's steps: with the LOA of the captions, which is not as sharp as that of the clips.
     # Not by Muon: the same loss after as many steps, each of twice the time.
     train.joint.update(
-        steps=1200,
+        steps=1050,
         batch_size=8,
         timestep_logits=(-1.0, 0.9),
         learning_rate=5e-4,

@@ -1,6 +1,6 @@
 """What frozen networks make of an example and stages learn from: computed in the step, or once, into a cache.
 
-    latents   waveform ─► log-mel ─► VAE's encoder ─► mean and log-variance
+    latents   waveform ─► mel ─► VAE's encoder ─► mean and log-variance
     loa_λ     waveform ─► fbank ─► AudioMAE, pooled by λ
     clap      caption ─► CLAP's text embedding
     t5        caption ─► T5's states

@@ -12,7 +12,7 @@ from audioldm2_jax.stages.base import Objective, Stage, module_fields
 
 
 class VAEStage(Stage):
-    """The KL autoencoder of log-mels [TF latent_encoder/autoencoder.py and modules/losses/contperceptual.py].
+    """The KL autoencoder of mels [TF latent_encoder/autoencoder.py and modules/losses/contperceptual.py].
 
     The paper's losses without the code's LPIPS, which needs ImageNet weights. Norms of the released code: the L1 is
     summed over elements and averaged over examples; the KL is a mean over elements, times `kl_weight`.

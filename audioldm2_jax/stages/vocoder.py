@@ -1,4 +1,4 @@
-"""HiFi-GAN: waveforms from log-mels, against multi-period and multi-scale discriminators."""
+"""HiFi-GAN: waveforms from mels, against multi-period and multi-scale discriminators."""
 
 from __future__ import annotations
 
