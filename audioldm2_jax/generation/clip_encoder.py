@@ -93,7 +93,7 @@ def mel_settings(vocoder: Mapping[str, Any]) -> MelSettings:
     """The mel that a vocoder plays, from its config.json.
 
     Raises:
-      FolderError: where neither that nor the sampling rate says which.
+      FolderError: where neither that nor the sampling rate says which, or what it says is no mel.
     """
     rate = vocoder["sampling_rate"]
     known = _AUTHORS_MEL.get(rate)
@@ -104,7 +104,10 @@ def mel_settings(vocoder: Mapping[str, Any]) -> MelSettings:
         )
     n_fft, fmin, fmax = (vocoder.get(key, known and known[i]) for i, key in enumerate(("n_fft", "fmin", "fmax")))
     hop, compression = math.prod(vocoder["upsample_rates"]), vocoder.get("compression", 0.0)
-    return MelSettings(rate, n_fft, hop, vocoder["model_in_dim"], fmin, fmax, compression)
+    try:
+        return MelSettings(rate, n_fft, hop, vocoder["model_in_dim"], fmin, fmax, compression)
+    except (TypeError, ValueError) as error:
+        raise FolderError(f"vocoder/config.json describes no mel: {error}") from error
 
 
 def _clip(waveform: np.ndarray, samples: int) -> np.ndarray:

@@ -149,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Log-mel to a diagonal Gaussian over latents, and latents to log-mel.
+    """Mel to a diagonal Gaussian over latents, and latents to mel.
 
     block_out_channels has one entry a level, each but the last followed by a halving of both axes;
     layers_per_block counts the ResNet blocks of an encoder level (the decoder has one more). `dtype` is the

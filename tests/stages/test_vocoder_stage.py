@@ -11,6 +11,7 @@ from smallest import batch, build, get_config
 
 from audioldm2_jax.audio.mel import MelSettings, log_mel
 from audioldm2_jax.audio.sinusoids import frame_locked
+from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.rngs import Rngs
 
@@ -143,4 +144,8 @@ def test_segment_that_is_all_ends():
 
 def test_what_it_publishes_says_which_mel_it_plays(made):
     stage, params, state, *_ = made
-    assert mel_settings(stage.results(params, state, {}, {})["vocoder"].config) == stage.ends.mel
+    config = stage.results(params, state, {}, {})["vocoder"].config
+    assert mel_settings(config) == stage.ends.mel
+    for wrong in ("log", 1.5):
+        with pytest.raises(FolderError, match=r"vocoder/config\.json describes no mel"):
+            mel_settings(config | {"compression": wrong})
