@@ -21,6 +21,7 @@ from audioldm2_jax.checkpoints import buffers
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
+from audioldm2_jax.conditioning.conditions import second_kind, second_width
 from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
 from audioldm2_jax.models.clap import Clap, ClapText
@@ -401,14 +402,26 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
     raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
 
 
+def recipe_spec(config: ConfigDict, name: str) -> ComponentSpec:
+    """The spec of component `name` as a recipe has it.
+
+    Raises:
+      FolderError: where its `model_type` is of none of our networks.
+    """
+    return spec_of(name, recipe_fields(config, name))
+
+
 def recipe_fields(config: ConfigDict, name: str) -> dict[str, Any]:
     """The config of component `name` as a recipe has it: its section of `models`, and what follows from others."""
     models, audio = config.models, config.audio
     if name == "projection_model":
+        phonemes = second_kind(config) == "phoneme"
         return {
             "text_encoder_dim": models.text_encoder.projection_dim,
-            "text_encoder_1_dim": models.text_encoder_2.d_model,
+            "text_encoder_1_dim": second_width(config),
             "langauge_model_dim": models.language_model.n_embd,
+            "use_learned_position_embedding": phonemes or None,
+            "max_seq_length": config.text.phoneme_length if phonemes else None,
         }
     mel = {"model_in_dim": audio.mel.n_mels, "sampling_rate": audio.sampling_rate} if name == "vocoder" else {}
     return models[name].to_dict() | mel
@@ -432,7 +445,8 @@ def latent_frames(config: ConfigDict, vae: Config) -> int:
 
 def build_from_recipe(config: ConfigDict, name: str) -> nn.Module:
     """The Linen module of component `name` as a recipe describes it, in the recipe's precision."""
-    network = SPECS[name].network
+    network = recipe_spec(config, name).network
     settings = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
     known = {field.name for field in dataclasses.fields(network)}
-    return network(**recipe_fields(config, name), **{key: settings[key] for key in settings if key in known})
+    fields = {key: value for key, value in recipe_fields(config, name).items() if key != "model_type"}
+    return network(**fields, **{key: settings[key] for key in settings if key in known})

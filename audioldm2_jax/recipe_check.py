@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import mel
+from audioldm2_jax.conditioning.conditions import second_kind, second_width
 from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.runtime.storage import local_path
 
@@ -49,7 +50,10 @@ def resolve_paths(config: ConfigDict) -> ConfigDict:
     """
     made = ConfigDict(config.to_dict())
     made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
-    for section, keys in (("init_from", config.init_from), ("text", ("clap_tokenizer", "t5_tokenizer"))):
+    for section, keys in (
+        ("init_from", config.init_from),
+        ("text", ("clap_tokenizer", "t5_tokenizer", "phoneme_tokenizer")),
+    ):
         for key in keys:
             typed = config[section][key]
             if typed.strip():
@@ -154,12 +158,11 @@ def _at(config: ConfigDict, key: str) -> object:
 
 
 def _tables(config: ConfigDict) -> tuple[tuple[str, str, ConfigDict], ...]:
-    """Each text encoder: its component, its tokenizer's key, and the section with the rows of its table."""
+    """Each text encoder of captions: its component, its tokenizer's key, and the section with the rows of its table."""
     models = config.models
-    return (
-        ("text_encoder", "clap_tokenizer", models.text_encoder.text_config),
-        ("text_encoder_2", "t5_tokenizer", models.text_encoder_2),
-    )
+    clap = ("text_encoder", "clap_tokenizer", models.text_encoder.text_config)
+    t5 = ("text_encoder_2", "t5_tokenizer", models.text_encoder_2)
+    return (clap, t5) if second_kind(config) == "t5" else (clap,)
 
 
 def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
@@ -334,14 +337,20 @@ def _unet_contexts(config: ConfigDict) -> Iterator[str]:
     models = config.models
     widths = (
         ("models.audiomae.embed_dim", models.audiomae.embed_dim),
-        ("models.text_encoder_2.d_model", models.text_encoder_2.d_model),
+        ("models.text_encoder_2.d_model", second_width(config)),
     )
     try:
         levels = contexts_per_level(models.unet.cross_attention_dim, len(models.unet.block_out_channels))
     except ValueError as error:
         yield f"models.unet: {error}"
         return
+    speech = second_kind(config) == "phoneme"
     for contexts in levels:
+        if speech and len(contexts) > _LOA_CONTEXTS:
+            yield (
+                f"models.unet.cross_attention_dim={models.unet.cross_attention_dim} has contexts for text states, and "
+                "the UNet of a model of speech sees the LOA alone: leave them out"
+            )
         for place, dim in enumerate(contexts):
             key, width = widths[place >= _LOA_CONTEXTS]
             if dim is not None and dim != width:
@@ -361,10 +370,11 @@ def _language(config: ConfigDict) -> Iterator[str]:
         )
     time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
     tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))
-    places = config.text.t5_length + _AROUND_TEXT + tokens
+    key = f"{second_kind(config)}_length"
+    places = config.text[key] + _AROUND_TEXT + tokens
     if places - 1 > models.language_model.n_positions:
         yield (
-            f"GPT-2 reads text.t5_length={config.text.t5_length} tokens and writes {tokens} of the LOA (loa.pooling="
+            f"GPT-2 reads text.{key}={config.text[key]} tokens and writes {tokens} of the LOA (loa.pooling="
             f"{loa.pooling}), {places} places with those around them, and models.language_model.n_positions is "
             f"{models.language_model.n_positions}: enlarge it to {places}, shorten the captions or pool more"
         )

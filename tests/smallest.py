@@ -1,6 +1,6 @@
 """The recipe `tiny`, shrunk until a stage compiles in seconds; its networks are those of `tiny_folder`.
 
-Also a config file: `--config tests/smallest.py`.
+Also a config file: `--config tests/smallest.py`, and `tests/smallest.py:speech` for speech.
 """
 
 from collections.abc import Iterator
@@ -8,15 +8,17 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tiny_folder import CONFIGS, VOCABULARY, random_variables
+from tiny_folder import CONFIGS, SPEECH_CONFIGS, VOCABULARY, random_variables
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.components import recipe_fields
 from audioldm2_jax.stages import STAGES, Stage
 from audioldm2_jax.training import stage_settings
 
 SAMPLES = 10240
 TOKENS = 12
+PHONEMES = 60
 STEPS = 4
 # Components that `config.models` describes.
 NETWORKS = ("audiomae", "text_encoder", "text_encoder_2", "language_model", "vae", "unet", "vocoder")
@@ -29,24 +31,26 @@ EMPTY_TEXT = {
 }
 
 
-def get_config() -> ConfigDict:
+def get_config(kind: str = "music") -> ConfigDict:
     """Every stage in four steps of two clips of 0.64 s; the discriminators start in the middle."""
-    config = recipes.get("tiny")
+    speech = kind == "speech"
+    config = recipes.get("speech-tiny" if speech else "tiny")
     config.side_by_side = 1
     config.compilation_cache = "off"
-    config.data.update(source="builtin:music", threads=1, prefetch=1, examples=64)
+    config.data.update(source=f"builtin:{kind}", threads=1, prefetch=1, examples=64)
     config.audio.seconds = SAMPLES / 16000
     config.audio.mel.update(hop_length=160, n_mels=16)
     config.audio.fbank.update(frames=64, n_mels=32)
     config.audio.clap.update(seconds=0.63, n_mels=16)
-    config.text.update(clap_length=TOKENS, t5_length=TOKENS, vocabulary=VOCABULARY)
-    config.loa.update(pooling=2, training_poolings=(1, 2))
+    config.text.update(clap_length=TOKENS, t5_length=TOKENS, phoneme_length=PHONEMES, vocabulary=VOCABULARY)
+    config.loa.update(pooling=1 if speech else 2, training_poolings=(1,) if speech else (1, 2))
     for name in NETWORKS:
         fields = config.models[name]
-        fields.update({key: value for key, value in CONFIGS[name].items() if key in fields})
+        wanted = (SPEECH_CONFIGS if speech else CONFIGS)[name]
+        fields.update({key: value for key, value in wanted.items() if key in fields})
     # Attention in the middle alone: the UNet is what takes longest to compile.
     config.models.unet.update(
-        cross_attention_dim=(None, 24, 16),
+        cross_attention_dim=(None, 24) if speech else (None, 24, 16),
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )
@@ -69,8 +73,8 @@ def components(stage: type[Stage], config: ConfigDict) -> dict[str, model_folder
     """What `stage` reads, with random weights."""
     found = {}
     for number, name in enumerate((*stage.needs(config), *stage.continues(config))):
-        own = config.models[name].to_dict() if name in NETWORKS else {}
-        fields = CONFIGS[name] | own
+        own = recipe_fields(config, name)
+        fields = own if "model_type" in own else CONFIGS[name] | own
         found[name] = model_folder.Component(
             model_folder.build(name, fields), random_variables(name, fields, number), fields
         )

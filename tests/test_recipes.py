@@ -12,11 +12,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
-from audioldm2_jax.components import SPECS, build_from_recipe
+from audioldm2_jax.components import build_from_recipe, recipe_spec
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import optim
 
-NAMES = ("tiny", "small", "base", "large", "48k")
+NAMES = ("tiny", "small", "base", "large", "48k", "speech-tiny", "speech-base", "speech-large")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,7 +32,7 @@ def test_locked_with_the_nearest_name(name):
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k"):
+    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k, speech-tiny"):
         recipes.get("huge")
 
 
@@ -45,7 +45,16 @@ def keys(config: ConfigDict, path: tuple = ()) -> set:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_recipes_have_the_same_knobs(name):
-    assert keys(recipes.get(name)) == keys(recipes.get("base"))
+    """But for the second text encoder, which is another network in the recipes of speech."""
+    second = ("models", "text_encoder_2")
+
+    def others(config: ConfigDict) -> set:
+        return {key for key in keys(config) if key[:2] != second}
+
+    config = recipes.get(name)
+    assert others(config) == others(recipes.get("base"))
+    like = recipes.get("speech-base" if name.startswith("speech-") else "base")
+    assert keys(config.models.text_encoder_2) == keys(like.models.text_encoder_2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,12 +70,14 @@ def test_hyperparameters_make_sense(name):
     assert config.audio.clap.seconds == int(config.audio.clap.seconds)
     assert config.models.vae.latent_channels == config.models.unet.in_channels == config.models.unet.out_channels
     widths = jax.tree.leaves(config.models.unet.cross_attention_dim)
-    assert set(widths) == {config.models.language_model.n_embd, config.models.text_encoder_2.d_model}
+    speech = name.startswith("speech-")
+    text_width = set() if speech else {config.models.text_encoder_2.d_model}
+    assert set(widths) == {config.models.language_model.n_embd} | text_width
     assert config.models.language_model.n_embd == config.models.audiomae.embed_dim
     assert config.loa.pooling in config.loa.training_poolings
     grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
     tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))
-    assert config.text.t5_length + 5 + tokens <= config.models.language_model.n_positions
+    assert config.text["phoneme_length" if speech else "t5_length"] + 5 + tokens <= config.models.language_model.n_positions
     for stage in config.train.values():
         rate = optim.learning_rate(stage)
         assert 0 <= float(rate(stage.steps)) <= stage.learning_rate * 1.001
@@ -80,7 +91,8 @@ def count(tree) -> int:
 def shape(config: ConfigDict, name: str) -> dict:
     """Shapes of a network as the recipe trains it from nothing."""
     module = build_from_recipe(config, name)
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *SPECS[name].dummy_inputs(module)))["params"]
+    inputs = recipe_spec(config, name).dummy_inputs(module)
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,7 @@ def shape(config: ConfigDict, name: str) -> dict:
         ("base", {"vae": 55_376_873, "unet": 346_943_496, "vocoder": 55_264_897}),
         ("large", {"vae": 55_376_873, "unet": 718_012_296, "vocoder": 55_264_897}),
         ("48k", {"vae": 223_535_569, "vocoder": 190_281_889}),
+        ("speech-base", {"vae": 55_376_873, "unet": 261_926_536, "vocoder": 55_264_897}),
     ],
 )
 def test_sizes_are_the_papers(name, wanted):
@@ -102,6 +115,14 @@ def test_language_model_of_base_is_gpt2_without_its_words():
     assert count(shape(config, "language_model")) == 124_439_808 - 50_257 * 768
     assert count(shape(config, "projection_model")) == 1_184_256
     assert count(shape(config, "text_encoder_2")) == 341_231_104
+
+
+def test_the_phonemes_of_speech():
+    """Positions of 310 phonemes, 192 wide, beside the projections of both texts and their ends; 6.3M in the encoder."""
+    config = recipes.get("speech-base")
+    projections = (512 + 1) * 768 + (192 + 1) * 768 + 4 * 768
+    assert count(shape(config, "projection_model")) == projections + 192 * 310
+    assert round(count(shape(config, "text_encoder_2")) / 1e6, 1) == 6.3
 
 
 def config_file(name: str):
@@ -120,3 +141,11 @@ def test_music(recipe, source):
     config = music.get_config(recipe)
     assert config.recipe == recipe and config.data.source == source and config.is_locked
     assert music.get_config().recipe == "tiny"
+
+
+@pytest.mark.parametrize("recipe, source", [("tiny", "builtin:speech"), ("base", ""), ("large", "")])
+def test_speech(recipe, source):
+    speech = config_file("speech.py")
+    config = speech.get_config(recipe)
+    assert config.recipe == f"speech-{recipe}" and config.data.source == source and config.is_locked
+    assert speech.get_config().recipe == "speech-tiny"

@@ -200,7 +200,8 @@ def write_speech_model(path: Path) -> Path:
     """Writes a whole model folder of the speech variant; a transcription has 60 phonemes at most."""
     write_networks(path, SPEECH_CONFIGS)
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
-    phonemes.write_tokenizer(path / "tokenizer_2", length=SPEECH_CONFIGS["projection_model"]["max_seq_length"])
+    length = SPEECH_CONFIGS["projection_model"]["max_seq_length"]
+    phonemes.write_tokenizer(path / "tokenizer_2", phonemes.AUTHORS._replace(length=length))
     model_folder.write_index(path)
     return path
 

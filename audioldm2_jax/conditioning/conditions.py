@@ -5,10 +5,34 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 Text = Mapping[str, jax.Array]
-TEXT_FIELDS = ("clap_ids", "clap_mask", "t5_ids", "t5_mask")
-"""The fields of the batch that hold captions."""
+SECOND_KINDS = {"t5": "t5", "vits": "phoneme"}
+"""What the second text encoder reads, by its `model_type`: captions (T5) or transcriptions (speech)."""
+
+
+def second_kind(config: ConfigDict) -> str:
+    """Returns what a recipe's second text encoder reads, a value of `SECOND_KINDS`: its fields begin with that.
+
+    Raises:
+      ValueError: `models.text_encoder_2.model_type` is none of its keys.
+    """
+    found = config.models.text_encoder_2.model_type
+    if found not in SECOND_KINDS:
+        raise ValueError(f"models.text_encoder_2.model_type={found!r}: choose from {', '.join(SECOND_KINDS)}")
+    return SECOND_KINDS[found]
+
+
+def second_width(config: ConfigDict) -> int:
+    """Returns the width of the states of a recipe's second text encoder."""
+    section = config.models.text_encoder_2
+    return section.d_model if second_kind(config) == "t5" else section.hidden_size
+
+
+def text_fields(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the fields of the batch that hold what the text encoders of a recipe read."""
+    return tuple(f"{kind}_{part}" for kind in ("clap", second_kind(config)) for part in ("ids", "mask"))
 
 
 class Conditions(NamedTuple):

@@ -9,8 +9,8 @@ Captions come as token ids with the fields of the batch (data/encoders.py): `cla
 A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
 positions: a token has the position that it would have if its prompt were alone. The one exception is what
 diffusers does on purpose, padding the negative prompt to the length of the positive one, and phonemes to the most that
-there can be: an optional field `t5_slots` or `phoneme_slots` [b, m] marks those of the places that count though nothing
-is in them. Without it, the mask says which places count.
+there can be: of phonemes all places count, and of T5 those of an optional field `t5_slots` [b, m]; without it, those of
+the mask.
 """
 
 from typing import NamedTuple
@@ -112,8 +112,8 @@ def encode_prompt(
         text_states = second(text[f"{name}_ids"], text_mask, **dropout_arguments(dropout_key))
     ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
     embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
-    slots = _wrap_text(text.get(f"{name}_slots", text_mask))
-    return Prefix(embeddings, mask, _positions(slots)), text_states, text_mask
+    slots = jnp.ones_like(text_mask) if name == "phoneme" else text.get("t5_slots", text_mask)
+    return Prefix(embeddings, mask, _positions(_wrap_text(slots))), text_states, text_mask
 
 
 def generate_loa(
@@ -235,5 +235,5 @@ def _check_length(gpt2: Network, length: int) -> None:
     if length > gpt2.module.n_positions:
         raise ValueError(
             f"The language model reads {length} places, more than its {gpt2.module.n_positions} positions; "
-            "shorten the captions (text.t5_length) or use fewer LOA tokens (a larger pooling)."
+            "shorten the texts (text.t5_length, text.phoneme_length) or use fewer LOA tokens (a larger pooling)."
         )

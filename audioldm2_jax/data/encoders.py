@@ -5,7 +5,9 @@ A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m t
     waveform              [b, samples] float32  −1..1: mean zero, peak 0.5, normalised after cropping, zeros at the end
     clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
     t5_ids, t5_mask       [b, m] int32          the caption for T5
-    captioned             [b] bool              False: there is no caption, and the ids are those of ""
+    phoneme_ids, …_mask   [b, m] int32          in models of speech, in T5's place: the transcription
+    captioned             [b] bool              False: there is no caption, in models of speech no transcription, and
+                                                the ids are those of none
 
 Where features are cached (data/cache.py) their fields take the place of what they were made from.
 
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from audioldm2_jax.audio.files import normalise, segment
-from audioldm2_jax.data.example import Example
+from audioldm2_jax.data.example import Example, UnreadableRecord
+from audioldm2_jax.data.phonemes import PhonemeTokenizer
 from audioldm2_jax.data.text import Tokenizer, Tokenizers
 
 Fields = Mapping[str, np.ndarray]
@@ -58,28 +61,54 @@ class Caption(Encoder):
     """
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PhonemeTokenizer
 
     @property
     def fields(self) -> tuple[str, ...]:
         return (f"{self.name}_ids", f"{self.name}_mask")
 
     def __call__(self, example: Example) -> Fields:
-        return self.encode(example.text or "")
+        return self._encode(example.text or "")
 
-    def encode(self, text: str) -> Fields:
-        """Returns the fields of a text."""
+    def empty(self) -> Fields:
+        """Returns the fields of no caption."""
+        return self._encode("")
+
+    def _encode(self, text: str | None) -> Fields:
         return {field: rows[0] for field, rows in zip(self.fields, self.tokenizer([text]))}
+
+
+class Transcription(Caption):
+    """The transcription as phoneme ids, all padding where there is none.
+
+    Raises:
+        UnreadableRecord: it cannot be said, or is too long; the pipeline draws another record.
+    """
+
+    def __call__(self, example: Example) -> Fields:
+        try:
+            return self._encode(example.transcription)
+        except ValueError as error:
+            raise UnreadableRecord(str(error)) from error
+
+    def empty(self) -> Fields:
+        """Returns the fields of no transcription."""
+        return self._encode(None)
 
 
 @dataclass(frozen=True)
 class Captioned(Encoder):
-    """Whether there is a caption."""
+    """Whether there is what the language model learns from.
 
+    Attributes:
+        spoken: that is a transcription, and else a caption.
+    """
+
+    spoken: bool = False
     fields = ("captioned",)
 
     def __call__(self, example: Example) -> Fields:
-        return {"captioned": np.bool_(bool(example.text))}
+        return {"captioned": np.bool_(bool(example.transcription if self.spoken else example.text))}
 
 
 @dataclass(frozen=True)
@@ -94,8 +123,11 @@ class Features(Encoder):
 
 def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encoder, ...]:
     """Returns all encoders of a recipe: clips of `samples` samples, and captions where there are tokenizers."""
-    texts = (Caption("clap", tokenizers.clap), Caption("t5", tokenizers.t5)) if tokenizers else ()
-    return (Waveform(samples), *texts, Captioned())
+    if not tokenizers:
+        return (Waveform(samples), Captioned())
+    kind = tokenizers.second_kind
+    second = {"t5": Caption, "phoneme": Transcription}[kind](kind, tokenizers.second)
+    return (Waveform(samples), Caption("clap", tokenizers.clap), second, Captioned(kind == "phoneme"))
 
 
 def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder, ...]:
@@ -113,6 +145,6 @@ def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder,
 
 
 def empty_text(encoders: Iterable[Encoder]) -> dict[str, np.ndarray]:
-    """Returns the fields of the empty caption, each [1, length]; {} where no encoder reads captions."""
-    captions = (encoder for encoder in encoders if isinstance(encoder, Caption))
-    return {field: row[None] for encoder in captions for field, row in encoder.encode("").items()}
+    """Returns the fields of no text, each [1, length]; {} where no encoder reads texts."""
+    texts = (encoder for encoder in encoders if isinstance(encoder, Caption))
+    return {field: row[None] for encoder in texts for field, row in encoder.empty().items()}

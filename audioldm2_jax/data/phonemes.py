@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -125,23 +125,57 @@ def encode(transcription: str, table: PhonemeTable = AUTHORS) -> np.ndarray:
     return np.array([*ids, END], np.int32)
 
 
-def write_tokenizer(folder: str | Path, length: int = LENGTH) -> None:
-    """Writes the folder that transformers' VitsTokenizer reads: the authors' table, and sentences of `length` ids."""
+class PhonemeTokenizer:
+    """Transcriptions to rows of ids, as the tokenizers of captions (data/text.py) make them of those.
+
+    Args:
+      table: symbols, and the length of every row.
+    """
+
+    def __init__(self, table: PhonemeTable) -> None:
+        self.table = table
+
+    def __call__(self, transcriptions: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask (1: an id, 0: padding), [transcriptions, length] int32 each; where there is none, padding.
+
+        Raises:
+          ValueError: as `encode`.
+        """
+        ids = np.full((len(transcriptions), self.table.length), PADDING, np.int32)
+        mask = np.zeros_like(ids)
+        for row, text in enumerate(transcriptions):
+            if text is not None:
+                own = encode(text, self.table)
+                ids[row, : len(own)], mask[row, : len(own)] = own, 1
+        return ids, mask
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids: one more than the highest."""
+        return max(self.table.ids.values()) + 1
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the folder of transformers' VitsTokenizer."""
+        write_tokenizer(folder, self.table)
+
+
+def write_tokenizer(folder: str | Path, table: PhonemeTable = AUTHORS) -> None:
+    """Writes the folder that transformers' VitsTokenizer reads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # What is not in the table becomes padding, as in the authors' tool.
     tokens = {"pad_token": "_", "unk_token": "_"}
     config = {
         "tokenizer_class": _TOKENIZER,
-        "model_max_length": length,
+        "model_max_length": table.length,
         "add_blank": False,
         "normalize": True,
-        "phonemize": True,
+        "phonemize": table.phonemize,
         "is_uroman": False,
         "language": "en",
         **tokens,
     }
-    files = {_TABLE_FILE: AUTHORS.ids, _CONFIG_FILE: config, "special_tokens_map.json": tokens}
+    files = {_TABLE_FILE: table.ids, _CONFIG_FILE: config, "special_tokens_map.json": tokens}
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

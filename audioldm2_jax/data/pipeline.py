@@ -66,11 +66,18 @@ class ExampleIndex:
         Raises:
             UnreadableRecord: 20 records in a row could not be read.
         """
-        example, replaced = self._draw(step * self.batch_size + slot)
-        made = {"replaced": np.int32(replaced)}
-        for encoder in self.encoders:
-            made.update(encoder(example))
-        return made
+        number = step * self.batch_size + slot
+        position = Draw(self.seed, "crop", number).random()
+        index = self.record(number)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._encode(self.source.excerpt(index, self.samples, position)) | {
+                    "replaced": np.int32(attempt)
+                }
+            except UnreadableRecord as error:
+                reason = error
+                index = Draw(self.seed, "again", number, attempt).below(len(self.source))
+        raise UnreadableRecord(f"{_ATTEMPTS} records drawn one after the other cannot be read; the last: {reason}")
 
     def record(self, number: int) -> int:
         """Which record is the `number`th of the run: every epoch is a permutation of its own, computed, not stored."""
@@ -80,16 +87,8 @@ class ExampleIndex:
         seed = digest(self.seed, "epoch", epoch) % 2**32
         return index_shuffle(position, max_index=len(self.source) - 1, seed=seed, rounds=4)
 
-    def _draw(self, number: int) -> tuple[Example, int]:
-        position = Draw(self.seed, "crop", number).random()
-        index = self.record(number)
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self.source.excerpt(index, self.samples, position), attempt
-            except UnreadableRecord as error:
-                reason = error
-                index = Draw(self.seed, "again", number, attempt).below(len(self.source))
-        raise UnreadableRecord(f"{_ATTEMPTS} records drawn one after the other cannot be read; the last: {reason}")
+    def _encode(self, example: Example) -> dict[str, np.ndarray]:
+        return {field: array for encoder in self.encoders for field, array in encoder(example).items()}
 
 
 def batches(

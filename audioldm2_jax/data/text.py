@@ -15,7 +15,7 @@ import re
 import string
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
+from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTokenizer, read_tokenizer
 from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
-CLAP_FOLDER, T5_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
+CLAP_FOLDER, SECOND_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
+_NAMES = {"t5": "T5", "phoneme": "phonemes"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _CAPTIONS = 5000  # enough to train on
 _UNKNOWN = 0.01  # of the captions' characters: the most that a tokenizer trained here may not know
@@ -89,18 +91,24 @@ class Tokenizer:
 
 
 class Tokenizers:
-    """The two tokenizers of AudioLDM 2: `clap(texts)` and `t5(texts)`, each (ids, mask), [texts, length] int32."""
+    """The two tokenizers of AudioLDM 2: `clap(texts)` and `second(texts)`, each (ids, mask), [texts, length] int32.
 
-    def __init__(self, clap: Tokenizer, t5: Tokenizer) -> None:
-        self.clap, self.t5 = clap, t5
+    Args:
+        clap: of captions.
+        second: of captions for T5, or in models of speech of transcriptions.
+        second_kind: which of these, "t5" or "phoneme".
+    """
+
+    def __init__(self, clap: Tokenizer, second: Tokenizer | PhonemeTokenizer, second_kind: str = "t5") -> None:
+        self.clap, self.second, self.second_kind = clap, second, second_kind
 
     def save(self, folder: str | Path) -> None:
         """Writes `tokenizer/` and `tokenizer_2/` of a model folder."""
         self.clap.save(Path(folder) / CLAP_FOLDER)
-        self.t5.save(Path(folder) / T5_FOLDER)
+        self.second.save(Path(folder) / SECOND_FOLDER)
 
 
-def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | None) -> None:
+def check_tables(tokenizers: Tokenizers, clap_rows: int | None, second_rows: int | None) -> None:
     """Compares the tokenizers' ids with the rows of the networks' tables of words (None: there is no such network).
 
     Raises:
@@ -108,7 +116,7 @@ def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | N
     """
     for name, tokenizer, rows, key in (
         ("CLAP", tokenizers.clap, clap_rows, "models.text_encoder.text_config.vocab_size"),
-        ("T5", tokenizers.t5, t5_rows, "models.text_encoder_2.vocab_size"),
+        (_NAMES[tokenizers.second_kind], tokenizers.second, second_rows, "models.text_encoder_2.vocab_size"),
     ):
         if rows is not None and tokenizer.vocabulary > rows:
             raise ValueError(
@@ -118,19 +126,21 @@ def check_tables(tokenizers: Tokenizers, clap_rows: int | None, t5_rows: int | N
             )
 
 
-def open_tokenizers(text: ConfigDict, source: Source | None = None) -> Tokenizers:
+def open_tokenizers(text: ConfigDict, source: Source | None = None, second_kind: str = "t5") -> Tokenizers:
     """The tokenizers of a recipe: pretrained where it names them, else trained on the captions of `source`.
 
     A source without captions gets tokenizers of the embedded corpus, so that prompts can still be written.
 
     Args:
         text: that section of the recipe.
+        source: the data.
+        second_kind: see `Tokenizers`. Phonemes are not learnt: where the recipe names no table it is the authors'.
 
     Raises:
         ValueError: a tokenizer is to be trained and there is no source, or a named one cannot be loaded.
     """
     texts = []
-    if not text.clap_tokenizer or not text.t5_tokenizer:
+    if not text.clap_tokenizer or (second_kind == "t5" and not text.t5_tokenizer):
         if source is None:
             raise ValueError("there is no source to train tokenizers on; name pretrained ones in config.text")
         texts = captions(source)
@@ -141,25 +151,38 @@ def open_tokenizers(text: ConfigDict, source: Source | None = None) -> Tokenizer
         clap = load(text.clap_tokenizer, "clap", text.clap_length)
     else:
         clap = train_clap(texts, text.vocabulary, text.clap_length)
+    if second_kind == "phoneme":
+        table = read_tokenizer(text.phoneme_tokenizer) if text.phoneme_tokenizer else AUTHORS
+        return Tokenizers(clap, PhonemeTokenizer(table._replace(length=text.phoneme_length)), second_kind)
     if text.t5_tokenizer:
         return Tokenizers(clap, load(text.t5_tokenizer, "t5", text.t5_length))
     return Tokenizers(clap, train_t5(texts, text.vocabulary, text.t5_length))
 
 
-def load_tokenizers(folder: str | Path, clap_length: int, t5_length: int) -> Tokenizers:
-    """Those of a run folder, as `Tokenizers.save` wrote them.
+def load_tokenizers(folder: str | Path, clap_length: int, second_length: int, second_kind: str = "t5") -> Tokenizers:
+    """Those of a run folder, as `Tokenizers.save` wrote them; `second_kind` as of `Tokenizers`.
 
     Raises:
         ValueError: one is damaged; the message says how to have both made again.
     """
-    places = Path(folder) / CLAP_FOLDER, Path(folder) / T5_FOLDER
+    places = Path(folder) / CLAP_FOLDER, Path(folder) / SECOND_FOLDER
     try:
-        return Tokenizers(load(str(places[0]), "clap", clap_length), load(str(places[1]), "t5", t5_length))
+        clap = load(str(places[0]), "clap", clap_length)
+        if second_kind == "phoneme":
+            second = PhonemeTokenizer(read_tokenizer(places[1])._replace(length=second_length))
+        else:
+            second = load(str(places[1]), "t5", second_length)
     except ValueError as error:
         raise ValueError(
             f"{error}; delete {places[0]} and {places[1]}: the same command makes both again, alike of the same "
             "captions"
         ) from error
+    return Tokenizers(clap, second, second_kind)
+
+
+def folder_of(kind: str) -> str:
+    """Returns which folder of a run the tokenizer of "clap", "t5" or "phoneme" lies in."""
+    return CLAP_FOLDER if kind == "clap" else SECOND_FOLDER
 
 
 def words_digest(folder: str | Path) -> str:
@@ -168,9 +191,12 @@ def words_digest(folder: str | Path) -> str:
     Other versions of the library may write the same words as other bytes.
 
     Raises:
-        OSError, ValueError: tokenizer.json is missing or damaged.
+        OSError, ValueError: its file is missing or damaged.
     """
-    content = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+    file = Path(folder) / "tokenizer.json"
+    if not file.exists():
+        return hashlib.sha256(json.dumps(read_tokenizer(folder)._asdict(), sort_keys=True).encode()).hexdigest()
+    content = json.loads(file.read_text(encoding="utf-8"))
     try:
         words = [content["model"]["vocab"], [[one["content"], one["id"]] for one in content["added_tokens"]]]
     except (KeyError, TypeError) as error:
@@ -180,10 +206,19 @@ def words_digest(folder: str | Path) -> str:
 
 def captions(source: Source, n: int = _CAPTIONS) -> list[str]:
     """Up to `n` captions of a source, evenly spaced over it; fewer, or none, where records have none."""
+    return _some(source, source.text, n)
+
+
+def transcriptions(source: Source, n: int = _CAPTIONS) -> list[str]:
+    """As `captions`, of what is said."""
+    return _some(source, source.transcription, n)
+
+
+def _some(source: Source, read: Callable[[int], str | None], n: int) -> list[str]:
     texts = []
     for index in range(0, len(source), max(len(source) // n, 1)):
         try:
-            texts.append(source.text(index))
+            texts.append(read(index))
         except UnreadableRecord:
             continue
     return [text for text in texts if text][:n]

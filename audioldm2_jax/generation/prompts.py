@@ -12,7 +12,7 @@ import numpy as np
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, check_manifest
 from audioldm2_jax.checkpoints.model_folder import read_index
 from audioldm2_jax.data import phonemes
-from audioldm2_jax.data.phonemes import PhonemeTable
+from audioldm2_jax.data.phonemes import PhonemeTable, PhonemeTokenizer
 
 _LOG = logging.getLogger(__name__)
 # Lengths are padded to a multiple of this, so that not every other prompt compiles anew; padding changes nothing.
@@ -109,9 +109,8 @@ class Prompts:
           emptied: adds the empty text, once a prompt and of its length, as a third part.
 
         Returns:
-          `clap_ids`, `clap_mask`, and `t5_ids`, `t5_mask` and `t5_slots` or the same of `phoneme`
-          (conditioning/loa.py),
-          [2 or 3 * prompts, n] int32.
+          `clap_ids`, `clap_mask`, and `t5_ids`, `t5_mask` and `t5_slots`, or `phoneme_ids` and `phoneme_mask`
+          (conditioning/loa.py), [2 or 3 * prompts, n] int32.
 
         Raises:
           ValueError: for a transcription that cannot be said (data/phonemes.py).
@@ -135,12 +134,8 @@ class Prompts:
 
     def _encode_phonemes(self, transcriptions: Sequence[str], rows: int) -> dict[str, np.ndarray]:
         """As diffusers: all the places count, and those of the negative prompts are empty."""
-        ids = np.zeros((rows, self.speech.length), np.int32)
-        mask = np.zeros_like(ids)
-        for row, text in enumerate(transcriptions):
-            own = phonemes.encode(text, self.speech)
-            ids[row, : len(own)], mask[row, : len(own)] = own, 1
-        return {"phoneme_ids": ids, "phoneme_mask": mask, "phoneme_slots": np.ones_like(ids)}
+        ids, mask = PhonemeTokenizer(self.speech)([*transcriptions, *[None] * (rows - len(transcriptions))])
+        return {"phoneme_ids": ids, "phoneme_mask": mask}
 
     def _tokens(self, tokenizer: Any, text: str, limit: int, name: str) -> list[int]:
         ids = tokenizer(text, verbose=False).input_ids

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from audioldm2_jax.recipes import paper, small, tiny
+from audioldm2_jax.recipes import paper, small, tiny, tiny_speech
 
-TINY, SMALL, PAPER = "tiny", "small", ("base", "large", "48k")
+_RECIPES = {
+    "tiny": tiny.recipe,
+    "small": small.recipe,
+    "base": paper.base,
+    "large": paper.large,
+    "48k": paper.fullband,
+    "speech-tiny": tiny_speech.recipe,
+    "speech-base": lambda: paper.speech(paper.base()),
+    "speech-large": lambda: paper.speech(paper.large()),
+}
+TINY, SMALL = "tiny", "small"
+PAPER = ("base", "large", "48k", "speech-base", "speech-large")
 
 
 def get(name: str) -> ConfigDict:
-    """Returns the recipe `name`: tiny, small, base, large or 48k.
+    """Returns the recipe `name`.
 
     Raises:
         ValueError: `name` is no recipe; the message lists those there are.
     """
-    recipes = {
-        TINY: tiny.recipe,
-        SMALL: small.recipe,
-        "base": paper.base,
-        "large": paper.large,
-        "48k": paper.fullband,
-    }
-    if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(recipes)}")
-    config = recipes[name]()
+    if name not in _RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(_RECIPES)}")
+    config = _RECIPES[name]()
     config.recipe = name
     return config.lock()

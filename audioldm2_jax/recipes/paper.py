@@ -72,8 +72,10 @@ def base() -> ConfigDict:
             "text": {
                 "clap_tokenizer": "roberta-base",  # hub id or folder; empty: trained on the captions
                 "t5_tokenizer": "google/flan-t5-large",
+                "phoneme_tokenizer": "",  # of speech: a folder; empty: the authors' table of symbols
                 "clap_length": 77,  # tokens [TF]
                 "t5_length": 128,
+                "phoneme_length": 310,  # of speech, the end among them [A2]
                 "vocabulary": 0,  # of tokenizers that are trained here
             },
             # Where a component starts from instead of from scratch: a model folder, a component folder or a hub id.
@@ -143,6 +145,7 @@ def base() -> ConfigDict:
                     },
                 },
                 "text_encoder_2": {
+                    "model_type": "t5",  # reads captions; of speech vits, which reads phonemes
                     "vocab_size": 32128,
                     "d_model": 1024,
                     "d_kv": 64,
@@ -271,7 +274,7 @@ def base() -> ConfigDict:
                     warmup=1_000,
                     loss="mse",  # mse [paper eq. 5] or l1 (see `loa_distance` in conditioning/loa.py)
                     guidance_dropout=0.1,
-                    train_t5=False,
+                    train_text_encoder_2=False,
                 ),
                 "joint": _training(
                     steps=200_000,
@@ -285,13 +288,48 @@ def base() -> ConfigDict:
                     unconditional="language_model",  # or zeros [A2 ddpm.py]
                     loss="mse",
                     language_weight=1.0,
-                    train_t5=False,
+                    train_text_encoder_2=False,
                 ),
             },
             # Clips that are shown when the run ends, and how they, and a stage's samples, are denoised.
             "samples": {"clips": 6, "steps": 200, "guidance_scale": 3.5},
         }
     )
+
+
+def speech(config: ConfigDict) -> ConfigDict:
+    """Makes a recipe of captions one of speech: GPT-2 reads CLAP's embedding and phonemes, the UNet sees the LOA alone.
+
+    Its LOA is not pooled (λ = 1: of 10.24 s 512 tokens), and the UNet is fine-tuned with that of the clips, so that no
+    gradient goes back through the tokens that GPT-2 writes [A2 utils.py, its configs of speech].
+    """
+    config.text.update(t5_tokenizer="", t5_length=0)
+    config.init_from.text_encoder_2 = ""
+    config.loa.update(pooling=1, training_poolings=(1,))
+    with config.unlocked():
+        # [arXiv 2106.06103; A2 latent_diffusion/modules/phoneme_encoder]
+        config.models.text_encoder_2 = ConfigDict(
+            {
+                "model_type": "vits",
+                "vocab_size": 183,
+                "hidden_size": 192,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 2,
+                "window_size": 4,
+                "use_bias": True,
+                "ffn_dim": 768,
+                "ffn_kernel_size": 3,
+                "hidden_dropout": 0.1,
+                "attention_dropout": 0.1,
+                "activation_dropout": 0.1,
+                "layer_norm_eps": 1e-5,
+            }
+        )
+    config.models.unet.cross_attention_dim = (None, config.models.audiomae.embed_dim)
+    config.train.diffusion.text = "none"
+    config.train.language_model.train_text_encoder_2 = True
+    config.train.joint.update(train_text_encoder_2=True, true_loa_share=1.0)
+    return config
 
 
 def large() -> ConfigDict:

@@ -138,7 +138,9 @@ def recipe() -> ConfigDict:
         text="none",
     )
     # The mean of the LOA is most of it, and a bias has to walk there: hence the large steps.
-    train.language_model.update(steps=600, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_t5=True)
+    train.language_model.update(
+        steps=600, batch_size=32, learning_rate=4e-3, warmup=30, decay="cosine", train_text_encoder_2=True
+    )
     # Most of the UNet's steps: with the LOA of the captions, which is not as sharp as that of the clips.
     # Not by Muon: the same loss after as many steps, each of twice the time.
     train.joint.update(
@@ -148,7 +150,7 @@ def recipe() -> ConfigDict:
         learning_rate=5e-4,
         warmup=20,
         decay="cosine",
-        train_t5=True,
+        train_text_encoder_2=True,
     )
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99, heldout_clips=16)

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.components import SPECS, build_from_recipe, recipe_config
+from audioldm2_jax.components import build_from_recipe, recipe_config, recipe_spec
+from audioldm2_jax.conditioning.conditions import SECOND_KINDS
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import Rngs, named
 from audioldm2_jax.stages import features
@@ -44,8 +45,6 @@ class Stage:
 
     name: str
     """As in the recipe's `train` section."""
-    batch_fields: tuple[str, ...] = ("waveform",)
-    """Fields of the batch that the stage reads (data/encoders.py), where no features are cached."""
     reads: tuple[str, ...] = ()
     """Sections of the recipe that decide what the stage computes, beside its own of `train`, those of `models` that
     describe what it makes, and what every stage reads (training/stage_settings.py)."""
@@ -84,14 +83,25 @@ class Stage:
         raise NotImplementedError
 
     @classmethod
+    def reads_fields(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns the fields of the batch that the stage reads (data/encoders.py), where no features are cached."""
+        return ("waveform",)
+
+    @classmethod
     def text_kinds(cls, config: ConfigDict) -> tuple[str, ...]:
-        """Returns whose tokens the stage reads, of "clap" and "t5"; () for a stage without text."""
-        return tuple(kind for kind in ("clap", "t5") if f"{kind}_ids" in cls.batch_fields)
+        """Returns whose tokens the stage reads, of "clap", "t5" and "phoneme"; () for a stage without text."""
+        fields = cls.reads_fields(config)
+        return tuple(kind for kind in ("clap", *SECOND_KINDS.values()) if f"{kind}_ids" in fields)
 
     @classmethod
     def reads_features(cls, config: ConfigDict) -> tuple[str, ...]:
         """Returns what the stage reads of frozen networks that may be cached, by name (stages/features.py)."""
         return ()
+
+    @property
+    def batch_fields(self) -> tuple[str, ...]:
+        """The fields of the batch that the stage reads, where no features are cached."""
+        return self.reads_fields(self.config)
 
     def cached_fields(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Returns the fields of a training batch where features are cached: of the example, and of the cache."""
@@ -162,7 +172,7 @@ class Stage:
         """
         params, state = {}, {}
         for name, module in self.modules.items():
-            variables = dict(module.init(named(key, name), *SPECS[name].dummy_inputs(module)))
+            variables = dict(module.init(named(key, name), *recipe_spec(self.config, name).dummy_inputs(module)))
             params[name] = variables.pop("params")
             if variables:
                 state[name] = variables

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import Conditions, drop_captions
+from audioldm2_jax.conditioning.conditions import Conditions, drop_captions, second_kind, second_width
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
@@ -22,7 +22,7 @@ class DiffusionStage(Stage):
     """
 
     name = "diffusion"
-    reads = ("audio.mel", "audio.fbank", "loa.training_poolings", "scheduler", "models.text_encoder_2.d_model")
+    reads = ("audio.mel", "audio.fbank", "loa.training_poolings", "scheduler", "models.text_encoder_2")
     reads_to_evaluate = ("loa.pooling", "samples")
 
     @classmethod
@@ -34,8 +34,8 @@ class DiffusionStage(Stage):
         return ("unet",)
 
     @classmethod
-    def text_kinds(cls, config):
-        return ("t5",) if reads_text(config) else ()
+    def reads_fields(cls, config):
+        return ("waveform", "t5_ids", "t5_mask") if reads_text(config) else ("waveform",)
 
     @classmethod
     def reads_features(cls, config):
@@ -49,7 +49,6 @@ class DiffusionStage(Stage):
     def setup(self):
         self.schedule = NoiseSchedule.from_config(self.config.scheduler.to_dict())
         self.scale = self.components["vae"].config["scaling_factor"]
-        self.batch_fields = ("waveform", "t5_ids", "t5_mask") if reads_text(self.config) else ("waveform",)
 
     def variant(self, step):
         poolings = self.config.loa.training_poolings
@@ -72,7 +71,7 @@ class DiffusionStage(Stage):
     def _conditions(self, loa, frozen, batch, uniforms):
         """Returns the LOA and T5's states, dropped where a draw is below the rate of guidance dropout.
 
-        Without T5 there is one zero vector in the place of the text.
+        Without T5 there is one zero vector in the place of the text, of which a UNet without text has no use.
         """
         text, dropped = drop_captions(batch, uniforms, self.hparams.guidance_dropout, self.empty_text or {})
         loa = jnp.where(dropped[:, None, None], 0.0, loa)
@@ -106,13 +105,16 @@ def reads_text(config) -> bool:
     """Returns whether the UNet sees T5's states before the joint stage.
 
     Raises:
-        ValueError: `train.diffusion.text` is neither captions nor none.
+        ValueError: `train.diffusion.text` is neither captions nor none, or captions in a model of speech.
     """
-    if config.train.diffusion.text not in ("captions", "none"):
-        raise ValueError(f"train.diffusion.text={config.train.diffusion.text!r}: choose captions or none")
-    return config.train.diffusion.text == "captions"
+    text = config.train.diffusion.text
+    if text not in ("captions", "none"):
+        raise ValueError(f"train.diffusion.text={text!r}: choose captions or none")
+    if text == "captions" and second_kind(config) != "t5":
+        raise ValueError("train.diffusion.text=captions: the UNet of a model of speech sees no text; choose none")
+    return text == "captions"
 
 
 def no_text(config, batch: int) -> tuple[jax.Array, jax.Array]:
     """Returns the text context of a UNet that reads no text: one zero vector, [batch, 1, d], and its mask."""
-    return jnp.zeros((batch, 1, config.models.text_encoder_2.d_model)), jnp.ones((batch, 1), jnp.int32)
+    return jnp.zeros((batch, 1, second_width(config))), jnp.ones((batch, 1), jnp.int32)

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
+from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.conditioning.loa import audiomae_loa
 from audioldm2_jax.models.network import Network
 
@@ -57,6 +59,14 @@ def get(name: str) -> Feature:
     """
     kind, _, pooling = name.partition("_")
     return _loa(int(pooling)) if kind == "loa" else _FEATURES[name]
+
+
+def of_texts(config: ConfigDict, trains_second: bool) -> tuple[str, ...]:
+    """Returns the features that frozen networks make of texts, where the second text encoder is trained or not.
+
+    Phonemes are not among them: their encoder is small.
+    """
+    return ("clap",) if trains_second or second_kind(config) != "t5" else ("clap", "t5")
 
 
 def _latents(ends: FrontEnds, vae: Network, batch: Batch) -> tuple[jax.Array, ...]:

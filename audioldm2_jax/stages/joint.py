@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, Conditions, caption_weight, drop_captions
+from audioldm2_jax.conditioning.conditions import Conditions, caption_weight, drop_captions, text_fields
 from audioldm2_jax.conditioning.loa import (
     encode_prompt,
     generate_loa,
@@ -17,6 +17,7 @@ from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.stages import features
 from audioldm2_jax.stages.base import Objective, Stage
 
 
@@ -37,14 +38,18 @@ class JointStage(Stage):
         "models.audiomae",
         "models.text_encoder.projection_dim",
         "models.text_encoder_2",
+        "text.phoneme_length",
     )
     reads_to_evaluate = ("samples",)
-    batch_fields = ("waveform", *TEXT_FIELDS, "captioned")
+
+    @classmethod
+    def reads_fields(cls, config):
+        return ("waveform", *text_fields(config), "captioned")
 
     @classmethod
     def needs(cls, config):
-        trains_t5 = config.train.joint.train_t5
-        return ("audiomae", "text_encoder", "vae") + (() if trains_t5 else ("text_encoder_2",))
+        second = () if config.train.joint.train_text_encoder_2 else ("text_encoder_2",)
+        return ("audiomae", "text_encoder", "vae", *second)
 
     @classmethod
     def continues(cls, config):
@@ -52,13 +57,13 @@ class JointStage(Stage):
 
     @classmethod
     def makes(cls, config):
-        language = ("language_model", "projection_model") + (("text_encoder_2",) if config.train.joint.train_t5 else ())
-        return ("unet", *language)
+        second = ("text_encoder_2",) if config.train.joint.train_text_encoder_2 else ()
+        return ("unet", "language_model", "projection_model", *second)
 
     @classmethod
     def reads_features(cls, config):
-        text = ("clap", *(() if config.train.joint.train_t5 else ("t5",)))
-        return ("latents", f"loa_{config.loa.pooling}", *text)
+        texts = features.of_texts(config, config.train.joint.train_text_encoder_2)
+        return ("latents", f"loa_{config.loa.pooling}", *texts)
 
     def setup(self):
         if self.hparams.unconditional not in ("language_model", "zeros"):
@@ -99,7 +104,7 @@ class JointStage(Stage):
         return loss, ({"denoising": denoising, "loa": language}, state)
 
     def _encode(self, params, frozen, text, dropout_key=None):
-        """Returns GPT-2's prefix, T5's states and their mask, of captions."""
+        """Returns GPT-2's prefix, and the states of the second text encoder with their mask."""
         return encode_prompt(
             self.network("text_encoder", frozen),
             self.network("text_encoder_2", frozen, params),

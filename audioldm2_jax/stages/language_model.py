@@ -1,17 +1,18 @@
-"""The language model: GPT-2 learns to write the language of audio of a clip from its caption."""
+"""The language model: GPT-2 learns to write the language of audio of a clip from its caption, or from what is said."""
 
 from __future__ import annotations
 
-from audioldm2_jax.conditioning.conditions import TEXT_FIELDS, caption_weight, drop_captions
+from audioldm2_jax.conditioning.conditions import caption_weight, drop_captions, text_fields
 from audioldm2_jax.conditioning.loa import encode_prompt, loa_distance, teacher_forced_loa
 from audioldm2_jax.rngs import Rngs
+from audioldm2_jax.stages import features
 from audioldm2_jax.stages.base import Objective, Stage
 
 
 class LanguageModelStage(Stage):
     """Regression of the true LOA, token after token, teacher-forced [arXiv 2308.05734, section 3.2].
 
-    Where T5 does not come pretrained (`train_t5`) it is trained along.
+    Where the second text encoder does not come pretrained (`train_text_encoder_2`) it is trained along.
     """
 
     name = "language_model"
@@ -21,20 +22,27 @@ class LanguageModelStage(Stage):
         "models.audiomae",
         "models.text_encoder.projection_dim",
         "models.text_encoder_2",
+        "text.phoneme_length",
     )
-    batch_fields = ("waveform", *TEXT_FIELDS, "captioned")
+
+    @classmethod
+    def reads_fields(cls, config):
+        return ("waveform", *text_fields(config), "captioned")
 
     @classmethod
     def needs(cls, config):
-        return ("audiomae", "text_encoder") + (() if config.train[cls.name].train_t5 else ("text_encoder_2",))
+        return ("audiomae", "text_encoder") + (
+            () if config.train[cls.name].train_text_encoder_2 else ("text_encoder_2",)
+        )
 
     @classmethod
     def makes(cls, config):
-        return ("language_model", "projection_model") + (("text_encoder_2",) if config.train[cls.name].train_t5 else ())
+        second = ("text_encoder_2",) if config.train[cls.name].train_text_encoder_2 else ()
+        return ("language_model", "projection_model", *second)
 
     @classmethod
     def reads_features(cls, config):
-        return (f"loa_{config.loa.pooling}", "clap", *(() if config.train[cls.name].train_t5 else ("t5",)))
+        return (f"loa_{config.loa.pooling}", *features.of_texts(config, config.train[cls.name].train_text_encoder_2))
 
     def weigh(self, batch):
         return {**batch, "caption_weight": caption_weight(batch["captioned"])}

@@ -136,9 +136,8 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     """Returns what decides a feature beside the data: its network and its settings."""
     made = {feature.component: digest, "dtype": config.dtype}
     if feature.of_text:  # named as its tokenizer is
-        tokenizer = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}[feature.name]
         made["length"] = config.text[f"{feature.name}_length"]
-        made["tokenizer"] = text.words_digest(Path(config.run_dir) / tokenizer)
+        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folder_of(feature.name))
     else:
         made |= {"seconds": config.audio.seconds, "sampling_rate": config.audio.sampling_rate}
     for section in feature.reads:

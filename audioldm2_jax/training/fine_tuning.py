@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
-from audioldm2_jax.components import LOA_TOKENS, SPECS, spec_of
+from audioldm2_jax.components import LOA_TOKENS, recipe_spec, spec_of
+from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.conditioning.loa import pooling_of
-from audioldm2_jax.data.text import CLAP_FOLDER, T5_FOLDER
+from audioldm2_jax.data.text import folder_of
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.runtime.storage import local_path
 
@@ -54,8 +55,8 @@ def _take_model(config: ConfigDict, path: Path) -> None:
         elif name in model_folder.parts(path):
             _take_component(config, name, path / name)
             config.init_from[name] = model
-    tokenizers = {kind: f"{model.rstrip('/')}/{folder}" for kind, folder in (("clap", CLAP_FOLDER), ("t5", T5_FOLDER))}
-    config.text.update({f"{kind}_tokenizer": place for kind, place in tokenizers.items()})
+    for kind in ("clap", second_kind(config)):
+        config.text[f"{kind}_tokenizer"] = f"{model.rstrip('/')}/{folder_of(kind)}"
     schedule, scheduler_class = model_folder.read_scheduler(path)
     known = schedule.to_config(scheduler_class)
     config.scheduler.update({key: known[key] for key in config.scheduler if key in known})
@@ -66,8 +67,13 @@ def _take_model(config: ConfigDict, path: Path) -> None:
 def _take_component(config: ConfigDict, name: str, path: Path) -> None:
     fields = read_json(path / "config.json")
     spec = spec_of(name, fields)
-    if spec is not SPECS[name]:
-        raise FolderError(f"{path} is a {spec.class_name}: such a model can generate, but no stage trains it.")
+    wanted = recipe_spec(config, name)
+    if spec is not wanted:
+        raise FolderError(
+            f"{path} is a {spec.class_name}, and the recipe {config.recipe} trains a {wanted.class_name}: a model of "
+            "speech is gone on from with the recipes of speech, others with those of music; what no recipe has can "
+            "generate, but is not trained."
+        )
     if name in config.models:
         _fill(config.models[name], vars(model_folder.build(name, fields)))
 

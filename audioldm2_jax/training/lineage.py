@@ -199,8 +199,8 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
             root = Path(config.run_dir)
             return (
                 f"was trained with other words than those of {root / folder} (if captions have changed since, put the "
-                f"earlier ones back and delete {root / text.CLAP_FOLDER} and {root / text.T5_FOLDER}: the same command "
-                "makes them again)"
+                f"earlier ones back and delete {root / text.CLAP_FOLDER} and {root / text.SECOND_FOLDER}: the same "
+                "command makes them again)"
             )
     for part in before.keys() - now.keys():
         return f"was begun with the {part} of {before[part]['from']}, which is no longer named"
@@ -209,10 +209,11 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
 
 def _tokenizers(config: ConfigDict, name: str) -> dict[str, str]:
     """Returns {folder: digest} of the run's tokenizers that stage `name` reads, those that are there and whole."""
-    folders, found = {"clap": text.CLAP_FOLDER, "t5": text.T5_FOLDER}, {}
+    found = {}
     for kind in STAGES[name].text_kinds(config):
+        folder = text.folder_of(kind)
         with contextlib.suppress(OSError, ValueError):  # whoever loads it says what is wrong
-            found[folders[kind]] = text.words_digest(Path(config.run_dir) / folders[kind])
+            found[folder] = text.words_digest(Path(config.run_dir) / folder)
     return found
 
 

@@ -18,6 +18,7 @@ from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.audio.mel import log_mel
+from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
@@ -168,11 +169,12 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
     screen.say(
         f"{len(devices)} × {devices[0].device_kind} in {jax.process_count()} process(es); run folder {config.run_dir}"
     )
-    if config.recipe in (recipes.TINY, recipes.SMALL):
+    if config.recipe not in recipes.PAPER:
+        kind = "speech" if _is_speech(config) else "music"
         screen.say(
             f"This is the {config.recipe} recipe: every network of the paper in its own topology, at a fraction of the "
             f"size, on {config.audio.seconds} s clips. The paper's model:\n"
-            f"  {command_line('train', '--config music:base --config.data.source=/your/recordings')}"
+            f"  {command_line('train', f'--config {kind}:base --config.data.source=/your/recordings')}"
         )
 
 
@@ -210,10 +212,12 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     if hosts.is_first() and not done.exists():
         with _said(screen, "no held-out captions to show"):
             chosen = _heldout_examples(config)
-    captions = hosts.broadcast([example.text for example in chosen], "captions")
-    if captions:
+    texts = hosts.broadcast([(example.text or "", example.transcription) for example in chosen], "captions")
+    if texts:
+        captions, transcriptions = map(list, zip(*texts))
         result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config.mesh))(
             captions,
+            transcription=transcriptions if _is_speech(config) else None,
             num_inference_steps=hparams.steps,
             guidance_scale=hparams.guidance_scale,
             audio_length_in_s=config.audio.seconds,
@@ -225,8 +229,15 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     if done.exists():
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")
-    more = command_line("generate", f'--model {config.run_dir} -t "a slow melody on a violin in a minor key"')
+    words = '-t "a slow melody on a violin in a minor key"'
+    if _is_speech(config):
+        words = '-t "a woman speaks slowly" --transcription "the words to be said"'
+    more = command_line("generate", f"--model {config.run_dir} {words}")
     screen.say(f"More:\n  {more}")
+
+
+def _is_speech(config: ConfigDict) -> bool:
+    return second_kind(config) == "phoneme"
 
 
 @contextlib.contextmanager
@@ -239,7 +250,8 @@ def _said(screen: Progress, what: str) -> Iterator[None]:
 
 
 def _heldout_examples(config: ConfigDict) -> list[Example]:
-    """Returns the beginnings of the first held-out records that have a caption and can be read.
+    """Returns the beginnings of the first held-out records that have a caption, of speech a transcription, and can be
+    read.
 
     Captions are looked at first, and of a record no more is decoded than a clip.
     """
@@ -249,7 +261,7 @@ def _heldout_examples(config: ConfigDict) -> list[Example]:
         if len(chosen) == config.samples.clips:
             break
         with contextlib.suppress(UnreadableRecord):
-            if heldout.text(index):
+            if (heldout.transcription if _is_speech(config) else heldout.text)(index):
                 chosen.append(heldout.excerpt(index, samples, 0.0))
     return chosen
 
@@ -257,7 +269,7 @@ def _heldout_examples(config: ConfigDict) -> list[Example]:
 def _write_clips(config: ConfigDict, target: Path, chosen: Sequence[Example], audios: np.ndarray) -> None:
     """Writes generated clips [clips, samples], their captions, and their mels below those of the real clips."""
     target.mkdir(parents=True, exist_ok=True)
-    captions = [example.text for example in chosen]
+    captions = [": ".join(filter(None, (example.text, example.transcription))) for example in chosen]
     samples = round(config.audio.seconds * config.audio.sampling_rate)
     real = np.stack([files.normalise(files.segment(example.waveform, samples)) for example in chosen])
     for number, waveform in enumerate(audios):

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Source
@@ -106,7 +107,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
-        hosts.wait_for_file(root / text.T5_FOLDER, "tokenizers written")
+        hosts.wait_for_file(root / text.SECOND_FOLDER, "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
     hosts.wait_for_hosts("run folder checked")
     if hosts.is_first():
@@ -128,27 +129,28 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
             place = config.init_from[part]
             if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
                 raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
-    learning = [name for name in names if "captioned" in STAGES[name].batch_fields]
+    learning = [name for name in names if "captioned" in STAGES[name].reads_fields(config)]
     if learning:
-        source = sources.open_source(config, "train")
-        if not text.captions(source):
+        source, spoken = sources.open_source(config, "train"), second_kind(config) == "phoneme"
+        if not (text.transcriptions if spoken else text.captions)(source):
             raise RunError(
-                f"{', '.join(learning)} learn from captions, and of the {len(source)} records of {config.data.source} "
-                "none has one: write them into a metadata.jsonl, or leave these stages out with --config.stages="
+                f"{', '.join(learning)} learn from {'transcriptions' if spoken else 'captions'}, and of the "
+                f"{len(source)} records of {config.data.source} none has one: write them into a metadata.jsonl"
+                f"{' as transcription' if spoken else ''}, or leave these stages out with --config.stages="
             )
 
 
 def write_tokenizers(config: ConfigDict) -> None:
     """Writes the run's tokenizers, both or none, unless they are there."""
     root = Path(config.run_dir)
-    if (root / text.T5_FOLDER).is_dir():
+    if (root / text.SECOND_FOLDER).is_dir():
         return
     partial = root / ".tokenizers.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"))
+    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"), second_kind(config))
     text.check_tables(tokenizers, **word_tables(config, {}))
     tokenizers.save(partial)
-    for name in (text.CLAP_FOLDER, text.T5_FOLDER):  # the last is the one that is looked for
+    for name in (text.CLAP_FOLDER, text.SECOND_FOLDER):  # the last is the one that is looked for
         shutil.rmtree(root / name, ignore_errors=True)
         os.replace(partial / name, root / name)
     partial.rmdir()
@@ -187,6 +189,11 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
     return found
 
 
+def _load_tokenizers(config: ConfigDict) -> text.Tokenizers:
+    kind = second_kind(config)
+    return text.load_tokenizers(config.run_dir, config.text.clap_length, config.text[f"{kind}_length"], kind)
+
+
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
     """Returns the rows of the text encoders' tables of words; None where only weights that are not read yet know.
 
@@ -196,7 +203,7 @@ def word_tables(config: ConfigDict, components: dict[str, model_folder.Component
     found: dict[str, int | None] = {}
     for name, part, section in (
         ("clap_rows", "text_encoder", config.models.text_encoder.text_config),
-        ("t5_rows", "text_encoder_2", config.models.text_encoder_2),
+        ("second_rows", "text_encoder_2", config.models.text_encoder_2),
     ):
         known = components[part].config if part in components else {}
         of_weights = (known.get("text_config") or known).get("vocab_size")
@@ -224,7 +231,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     """
     where, tokenizers = stage_folder(config, name), None
     if STAGES[name].text_kinds(config):
-        tokenizers = text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
+        tokenizers = _load_tokenizers(config)
     clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
     available = encoders.recipe_encoders(clip_samples, tokenizers)
     components = load_components(config, name)

@@ -7,12 +7,14 @@ stages read is declared by the stage (`Stage.reads`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
+from audioldm2_jax.data import text
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, lineage
 from audioldm2_jax.training.lineage import RunError, begun, finished, hub_name, inputs, stage_folder, write_json
@@ -28,12 +30,13 @@ _ALL = (
     "data.audio_feature",
     "data.examples",
 )
-# Sections of `models` that had names of their own.
+# Sections of `models` that had names of their own, and a key.
 _RENAMED = {
     "models.clap.": "models.text_encoder.",
     "models.t5.": "models.text_encoder_2.",
     "models.gpt2.": "models.language_model.",
 }
+_T5 = re.compile(r"(train\.\w+\.)train_t5$")
 # How, not what, every stage computes.
 _HOW = ("remat",)
 # Of `train.STAGE`: what may change on the way.
@@ -43,9 +46,9 @@ _FREE = ("log_every", "save_every", "keep", "sample_every", "heldout_every", "he
 def settings(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns {dotted key: value} of all that decides what stage `name` computes, beside the components it reads."""
     kinds = STAGES[name].text_kinds(config)
-    text = [f"text.{kind}_{key}" for kind in kinds for key in ("tokenizer", "length")]
-    text += ["text.vocabulary", "data.text_feature"] if kinds else []
-    wanted = (*_sections(config, name), *text)
+    of_text = [f"text.{kind}_{key}" for kind in kinds for key in ("tokenizer", "length")]
+    of_text += ["text.vocabulary", "data.text_feature"] if kinds else []
+    wanted = (*_sections(config, name), *of_text)
     free = {f"train.{name}.{key}" for key in _FREE}
     found = {key: value for key, value in flat(config).items() if _below(key, wanted) and key not in free}
     return found | _cache(config, name)
@@ -144,7 +147,7 @@ def _renamed(key: str) -> str:
     for old, new in _RENAMED.items():
         if key.startswith(old):
             return new + key.removeprefix(old)
-    return key
+    return _T5.sub(r"\1train_text_encoder_2", key)
 
 
 def _go_on(config: ConfigDict, name: str) -> str:
@@ -153,9 +156,8 @@ def _go_on(config: ConfigDict, name: str) -> str:
     sources |= {part: str(stage_folder(config, name) / "result") for part in STAGES[name].makes(config)}
     flags = [f"--config.init_from.{part}={place}" for part, place in sources.items()]
     root = stage_folder(config, name).parents[1]
-    for kind, folder in zip(("clap", "t5"), ("tokenizer", "tokenizer_2")):
-        if kind in STAGES[name].text_kinds(config):
-            flags.append(f"--config.text.{kind}_tokenizer={root / folder}")
+    for kind in STAGES[name].text_kinds(config):
+        flags.append(f"--config.text.{kind}_tokenizer={root / text.folder_of(kind)}")
     return (
         f"\n{name} is finished; to go on from its result, give the same command with "
         f"--config.run_dir=ANOTHER_FOLDER --config.stages={name} {' '.join(flags)}"

@@ -132,7 +132,7 @@ def test_the_folder_decides(written, tmp_path):
     theirs = VitsTokenizer.from_pretrained(written)
     theirs.save_pretrained(tmp_path / "theirs")
     assert read_tokenizer(tmp_path / "theirs") == AUTHORS
-    write_tokenizer(tmp_path, length=8)
+    write_tokenizer(tmp_path, AUTHORS._replace(length=8))
     vocabulary = {**AUTHORS.ids, "h": 7}
     del vocabulary["!"]
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))

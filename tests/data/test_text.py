@@ -27,7 +27,7 @@ def tokenizers():
 
 
 def test_shapes_padding_and_the_empty_caption(tokenizers):
-    for tokenizer, empty, pad in ((tokenizers.clap, [0, 2], 1), (tokenizers.t5, [1], 0)):
+    for tokenizer, empty, pad in ((tokenizers.clap, [0, 2], 1), (tokenizers.second, [1], 0)):
         ids, mask = tokenizer(TEXTS)
         assert ids.shape == mask.shape == (len(TEXTS), 40) and ids.dtype == mask.dtype == np.int32
         assert ids[0, : len(empty)].tolist() == empty and mask[0].sum() == len(empty)
@@ -39,7 +39,7 @@ def test_shapes_padding_and_the_empty_caption(tokenizers):
 def test_captions_stay_short_and_known(tokenizers):
     """Held-out captions too: no unknown token, nothing cut, words in few pieces."""
     captions = [*CAPTIONS, *(caption for caption, _ in heldout_captions(64))]
-    for tokenizer, unknown in ((tokenizers.clap, 3), (tokenizers.t5, 2)):
+    for tokenizer, unknown in ((tokenizers.clap, 3), (tokenizers.second, 2)):
         ids, mask = tokenizer(captions)
         assert not (ids == unknown).any() and tokenizer.truncated == 0
         assert mask.sum(1).mean() < 20
@@ -47,7 +47,7 @@ def test_captions_stay_short_and_known(tokenizers):
 
 def test_too_long_captions_are_cut_counted_and_quoted(tokenizers, caplog):
     long = "a violin " * 30 + "and a kazoo"
-    for kind in (tokenizers.clap, tokenizers.t5):
+    for kind in (tokenizers.clap, tokenizers.second):
         tokenizer = pickle.loads(pickle.dumps(kind))
         with caplog.at_level(logging.WARNING):
             ids, mask = tokenizer([long] * 5)
@@ -63,7 +63,7 @@ def test_transformers_reads_the_folders_alike(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
     for ours, folder, name in (
         (tokenizers.clap, "tokenizer", "RobertaTokenizerFast"),
-        (tokenizers.t5, "tokenizer_2", "T5TokenizerFast"),
+        (tokenizers.second, "tokenizer_2", "T5TokenizerFast"),
     ):
         ids, mask = ours(TEXTS)
         for theirs in (getattr(transformers, name), transformers.AutoTokenizer):
@@ -89,17 +89,17 @@ def test_saved_and_loaded_again(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
     loaded = text.load_tokenizers(tmp_path, 40, 32)
     np.testing.assert_array_equal(loaded.clap(TEXTS)[0], tokenizers.clap(TEXTS)[0])
-    np.testing.assert_array_equal(loaded.t5(TEXTS)[0], tokenizers.t5(TEXTS)[0][:, :32])
+    np.testing.assert_array_equal(loaded.second(TEXTS)[0], tokenizers.second(TEXTS)[0][:, :32])
     loaded.save(tmp_path / "again")
     again = text.load_tokenizers(tmp_path / "again", 40, 40)
-    for before, after in ((tokenizers.clap, again.clap), (tokenizers.t5, again.t5)):
+    for before, after in ((tokenizers.clap, again.clap), (tokenizers.second, again.second)):
         for one, other in zip(before(TEXTS), after(TEXTS), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_a_damaged_one_of_the_run_can_be_made_again(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
-    damaged = tmp_path / text.T5_FOLDER / "tokenizer.json"
+    damaged = tmp_path / text.SECOND_FOLDER / "tokenizer.json"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     with pytest.raises(ValueError, match=rf"delete {tmp_path}/tokenizer and {tmp_path}/tokenizer_2: the same command"):
         text.load_tokenizers(tmp_path, 40, 40)
@@ -107,7 +107,7 @@ def test_a_damaged_one_of_the_run_can_be_made_again(tokenizers, tmp_path):
 
 def test_training_is_deterministic(tokenizers):
     assert text.train_clap(CAPTIONS, 512, 40).files == tokenizers.clap.files
-    assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.t5.files
+    assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.second.files
 
 
 def test_recipe_trains_or_loads(tokenizers, tmp_path):
@@ -118,7 +118,7 @@ def test_recipe_trains_or_loads(tokenizers, tmp_path):
     recipe.text.update({"clap_tokenizer": str(tmp_path / "tokenizer"), "t5_tokenizer": str(tmp_path / "tokenizer_2")})
     loaded = text.open_tokenizers(recipe.text)
     length = recipe.text.t5_length
-    np.testing.assert_array_equal(loaded.t5(TEXTS[:2])[0], tokenizers.t5(TEXTS[:2])[0][:, :length])
+    np.testing.assert_array_equal(loaded.second(TEXTS[:2])[0], tokenizers.second(TEXTS[:2])[0][:, :length])
 
 
 def test_recordings_without_captions_get_the_corpus_words(caplog):
@@ -131,7 +131,7 @@ def test_recordings_without_captions_get_the_corpus_words(caplog):
 
     tokenizers = text.open_tokenizers(recipes.get("tiny").text, Silent())
     assert "no record has a caption" in caplog.text
-    assert tokenizers.t5(["a slow melody on a violin"])[1].sum() == 7
+    assert tokenizers.second(["a slow melody on a violin"])[1].sum() == 7
 
 
 def test_errors(tmp_path):
@@ -165,7 +165,7 @@ def test_ids_stay_within_the_table_whatever_is_written_in(tmp_path):
         assert clap.vocabulary <= size and not (clap(strange(720))[0] == 3).any()
     text.Tokenizers(text.train_clap(CAPTIONS, 512, 40), rare).save(tmp_path)
     loaded = text.load_tokenizers(tmp_path, 40, 40)
-    np.testing.assert_array_equal(loaded.t5(strange(500))[0], rare(strange(500))[0])
+    np.testing.assert_array_equal(loaded.second(strange(500))[0], rare(strange(500))[0])
 
 
 def test_tokenizers_and_tables_are_compared(tokenizers):
@@ -230,6 +230,6 @@ def test_a_folder_of_a_repository(kind, tokenizers, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = {"clap": "tokenizer", "t5": "tokenizer_2"}[kind]
-    loaded, wanted = text.load(f"someone/music/{folder}", kind, 40), getattr(tokenizers, kind)
+    loaded, wanted = text.load(f"someone/music/{folder}", kind, 40), {"clap": tokenizers.clap, "t5": tokenizers.second}[kind]
     for one, other in zip(loaded(TEXTS[:2]), wanted(TEXTS[:2]), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -33,7 +33,7 @@ def test_a_pretrained_t5_stays_frozen():
     config = get_config()
     assert LanguageModelStage.needs(config) == ("audiomae", "text_encoder")
     assert LanguageModelStage.makes(config) == ("language_model", "projection_model", "text_encoder_2")
-    config.train.language_model.train_t5 = False
+    config.train.language_model.train_text_encoder_2 = False
     assert LanguageModelStage.needs(config) == ("audiomae", "text_encoder", "text_encoder_2")
     assert LanguageModelStage.makes(config) == ("language_model", "projection_model")
 

@@ -113,7 +113,7 @@ def test_dropout_is_where_training_is(name, monkeypatch):
     """None in a frozen network (the authors call `eval()` on theirs), and on in a trained one that has it."""
     config = get_config()
     config.train.diffusion.text = "captions"
-    config.train.language_model.train_t5 = config.train.joint.train_t5 = False
+    config.train.language_model.train_text_encoder_2 = config.train.joint.train_text_encoder_2 = False
     stage = build(name, config)
     call, dropout = Network.__call__, nn.Dropout.__call__
     frozen, active = [False], {True: 0, False: 0}

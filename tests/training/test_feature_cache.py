@@ -46,7 +46,7 @@ def parts(tmp_path_factory):
     """A folder with all components that stages read, of random weights."""
     folder, config = tmp_path_factory.mktemp("parts"), get_config()
     config.train.diffusion.text = "captions"
-    config.train.language_model.train_t5 = config.train.joint.train_t5 = False
+    config.train.language_model.train_text_encoder_2 = config.train.joint.train_text_encoder_2 = False
     for name in ("diffusion", "language_model", "joint"):
         for part, component in components(STAGES[name], config).items():
             model_folder.write_component(folder, part, component.config, component.variables)
@@ -111,7 +111,7 @@ def test_training_from_the_cache_is_training_from_sound(config, tmp_path, name, 
     config.train[name].update(guidance_dropout=0.5, steps=3, heldout_every=3, heldout_clips=3)
     config.loa.training_poolings = (2,)  # one executable
     if name != "diffusion":
-        config.train[name].train_t5 = train_t5
+        config.train[name].train_text_encoder_2 = train_t5
     cached = losses(config, name)
     made = {path.name for path in (tmp_path / "cache").iterdir()}
     assert made == set(STAGES[name].reads_features(config))

@@ -1,0 +1,27 @@
+"""The recipe `speech-tiny`: tiny, of speech."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax.recipes import paper, tiny
+
+
+def recipe() -> ConfigDict:
+    """The recipe `tiny` made one of speech: finer mels, phonemes for captions, an unpooled LOA."""
+    config = paper.speech(tiny.recipe())
+    config.audio.mel.hop_length = 256  # 16 ms: consonants are short
+    config.text.phoneme_length = 64
+    config.models.text_encoder_2.update(
+        hidden_size=128,
+        num_hidden_layers=2,
+        ffn_dim=256,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+    )
+    config.models.language_model.n_positions = 256
+    config.models.vocoder.update(upsample_rates=(8, 8, 4), upsample_kernel_sizes=(32, 32, 16))
+    config.train.vae.crop_frames = 160  # the whole clip
+    config.train.vocoder.segment_samples = 7680
+    return config
