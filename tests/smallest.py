@@ -28,6 +28,8 @@ EMPTY_TEXT = {
     "clap_mask": np.array([[1, 1] + [0] * (TOKENS - 2)], np.int32),
     "t5_ids": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
     "t5_mask": np.array([[1] + [0] * (TOKENS - 1)], np.int32),
+    "phoneme_ids": np.zeros((1, PHONEMES), np.int32),
+    "phoneme_mask": np.zeros((1, PHONEMES), np.int32),
 }
 
 
@@ -98,6 +100,8 @@ def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
         "clap_mask": masks[0],
         "t5_ids": ids[1],
         "t5_mask": masks[1],
+        "phoneme_ids": np.pad(ids[1], ((0, 0), (0, PHONEMES - TOKENS))),
+        "phoneme_mask": np.pad(masks[1], ((0, 0), (0, PHONEMES - TOKENS))),
         "captioned": np.arange(size) % 4 != 3,
     }
 

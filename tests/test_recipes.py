@@ -32,7 +32,9 @@ def test_locked_with_the_nearest_name(name):
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match="unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k, speech-tiny"):
+    with pytest.raises(
+        ValueError, match="unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k, speech-tiny"
+    ):
         recipes.get("huge")
 
 
@@ -77,7 +79,10 @@ def test_hyperparameters_make_sense(name):
     assert config.loa.pooling in config.loa.training_poolings
     grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
     tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))
-    assert config.text["phoneme_length" if speech else "t5_length"] + 5 + tokens <= config.models.language_model.n_positions
+    assert (
+        config.text["phoneme_length" if speech else "t5_length"] + 5 + tokens
+        <= config.models.language_model.n_positions
+    )
     for stage in config.train.values():
         rate = optim.learning_rate(stage)
         assert 0 <= float(rate(stage.steps)) <= stage.learning_rate * 1.001

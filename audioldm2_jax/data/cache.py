@@ -28,6 +28,7 @@ import ml_dtypes  # noqa: F401  makes bfloat16 known to NumPy
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
+from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 
 FILE = "cache.json"
@@ -289,22 +290,27 @@ class Excerpts:
 
 
 class Cached(Source):
-    """The first records of a source as what the cache holds of them: captions and features, no sound.
+    """The records of a source as what the cache holds of them: captions and features, no sound.
 
     Of a record with several crops, an excerpt is the one that its position falls on.
     """
 
-    def __init__(self, source: Source, features: Sequence[Feature], records: int, crops: int):
+    def __init__(self, source: Source, features: Sequence[Feature], crops: int):
         """Args:
         source: that the cache was made of; its captions are read.
         features: complete ones.
-        records: how many of the source's are in it.
         crops: entries a record, of features of sound.
         """
-        self.source, self.features, self.records, self.crops = source, tuple(features), records, crops
+        self.source, self.features, self.crops = source, tuple(features), crops
 
     def __len__(self) -> int:
-        return self.records
+        return len(self.source)
+
+    def draw(self, number: int, seed: int) -> int:
+        return self.source.draw(number, seed)
+
+    def another(self, index: int, draw: Draw) -> int:
+        return self.source.another(index, draw)
 
     def __getitem__(self, index: int) -> Example:
         return self.excerpt(index, 0, 0.0)
@@ -317,8 +323,8 @@ class Cached(Source):
 
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; `samples` was settled when the cache was made."""
-        if not 0 <= index < self.records:
-            raise IndexError(f"record {index} of {self.records} in the cache")
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in the cache")
         text, crop = self.source.text(index), int(position * self.crops)
         entries = (
             feature.read(index if feature.of_text else index * self.crops + crop, text) for feature in self.features

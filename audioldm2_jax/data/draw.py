@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
+
+from grain.experimental import index_shuffle
 
 T = TypeVar("T")
 
@@ -49,3 +52,23 @@ class Draw:
             if rest < 0:
                 return option
         return option
+
+
+_FEW = 1024  # what is shuffled as a whole: index_shuffle takes the longer, up to milliseconds, the less there is
+
+
+def permuted(position: int, size: int, *key: int | str) -> int:
+    """Where `position` comes to lie in the permutation of 0..size-1 that `key` names; of many, computed, not stored."""
+    if size <= _FEW:
+        return _shuffled(size, *key)[position]
+    return index_shuffle(position, max_index=size - 1, seed=digest(*key) % 2**32, rounds=4)
+
+
+@functools.lru_cache(maxsize=64)
+def _shuffled(size: int, *key: int | str) -> list[int]:
+    """Returns 0..size-1 shuffled (Fisher and Yates)."""
+    draw, order = Draw(*key), list(range(size))
+    for last in range(size - 1, 0, -1):
+        other = draw.below(last + 1)
+        order[last], order[other] = order[other], order[last]
+    return order

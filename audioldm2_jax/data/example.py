@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from audioldm2_jax.data.draw import Draw, permuted
+
 
 @dataclass(frozen=True)
 class Example:
@@ -54,6 +56,19 @@ class Source:
         """What is said in a record; a source whose examples have a transcription overrides this."""
         return None
 
+    def draw(self, number: int, seed: int) -> int:
+        """Which record is the `number`th of a run: every epoch is a permutation of its own."""
+        epoch, position = divmod(number, len(self))
+        return permuted(position, len(self), seed, "epoch", epoch)
+
+    def another(self, index: int, draw: Draw) -> int:
+        """Which record takes the place of one that cannot be read."""
+        return draw.below(len(self))
+
+    def first(self, records: int) -> Source:
+        """The first records alone."""
+        return self if records >= len(self) else First(self, records)
+
     def listing(self) -> Any:
         """What was found by looking, and decides which record has which number, as JSON can hold it; None: nothing.
 
@@ -87,3 +102,36 @@ class Source:
         example = self[index]
         start = int(position * max(len(example.waveform) - samples + 1, 1))
         return dataclasses.replace(example, waveform=example.waveform[start : start + samples])
+
+
+class First(Source):
+    """The first records of a source."""
+
+    def __init__(self, source: Source, records: int) -> None:
+        self.source, self.records = source, records
+
+    def __len__(self) -> int:
+        return self.records
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self._checked(index)]
+
+    def excerpt(self, index: int, samples: int, position: float) -> Example:
+        return self.source.excerpt(self._checked(index), samples, position)
+
+    def text(self, index: int) -> str | None:
+        return self.source.text(self._checked(index))
+
+    def transcription(self, index: int) -> str | None:
+        return self.source.transcription(self._checked(index))
+
+    def listing(self) -> Any:
+        return self.source.listing()
+
+    def digests(self, records: int) -> dict[str, str]:
+        return self.source.digests(min(records, self.records))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.records:
+            raise IndexError(f"record {index} of {self.records}")
+        return index

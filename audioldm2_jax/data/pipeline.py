@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import index_shuffle
 
-from audioldm2_jax.data.draw import Draw, digest
+from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 
@@ -68,7 +67,7 @@ class ExampleIndex:
         """
         number = step * self.batch_size + slot
         position = Draw(self.seed, "crop", number).random()
-        index = self.record(number)
+        index = self.source.draw(number, self.seed)
         for attempt in range(_ATTEMPTS):
             try:
                 return self._encode(self.source.excerpt(index, self.samples, position)) | {
@@ -76,16 +75,8 @@ class ExampleIndex:
                 }
             except UnreadableRecord as error:
                 reason = error
-                index = Draw(self.seed, "again", number, attempt).below(len(self.source))
+                index = self.source.another(index, Draw(self.seed, "again", number, attempt))
         raise UnreadableRecord(f"{_ATTEMPTS} records drawn one after the other cannot be read; the last: {reason}")
-
-    def record(self, number: int) -> int:
-        """Which record is the `number`th of the run: every epoch is a permutation of its own, computed, not stored."""
-        epoch, position = divmod(number, len(self.source))
-        if len(self.source) == 1:
-            return 0
-        seed = digest(self.seed, "epoch", epoch) % 2**32
-        return index_shuffle(position, max_index=len(self.source) - 1, seed=seed, rounds=4)
 
     def _encode(self, example: Example) -> dict[str, np.ndarray]:
         return {field: array for encoder in self.encoders for field, array in encoder(example).items()}

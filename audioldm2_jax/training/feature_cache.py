@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.data import cache, encoders, text
+from audioldm2_jax.data import cache, encoders, sources, text
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.models.network import Network
@@ -77,8 +77,12 @@ def folder(config: ConfigDict, name: str) -> Path | None:
         if STAGES[other].reads_features(config)
     )
     held = min(config.data.cache_records or config.data.examples, config.data.examples)
-    pays = config.data.source.strip().startswith("builtin:") and drawn > held
+    pays = _embedded(config) and drawn > held
     return Path(config.run_dir) / "cache" if pays else None
+
+
+def _embedded(config: ConfigDict) -> bool:
+    return all(name.startswith("builtin:") for name, _ in sources.names(config.data.source))
 
 
 def open_cache(
@@ -109,13 +113,14 @@ def open_cache(
     if root is None:
         return None
     data = config.data
-    records = min(len(source), data.cache_records or len(source))
+    whole, source = source, source.first(data.cache_records or len(source))
+    records = len(source)
     wanted = [features.get(feature) for feature in dict.fromkeys(STAGES[name].reads_features(config))]
     maker = _Maker(config, wanted, components, available)
     opened = []
     origins = lineage.inputs(config, name)
     digests = hosts.broadcast(source.digests(records) if hosts.is_first() else None, "digests of recordings")
-    of_data = _source(config, source, named=not digests)  # files are known by what they hold, wherever they lie
+    of_data = _source(config, whole, named=not digests)  # files are known by what they hold, wherever they lie
     for feature, fields in zip(wanted, maker.fields(wanted)):
         entries = records if feature.of_text else records * data.cache_crops
         made_from = _made_from(config, feature, lineage.digest(origins[feature.component].place, feature.component))
@@ -127,9 +132,7 @@ def open_cache(
         if chosen:
             _complete(_Work(config, name, maker, *zip(*chosen), source, progress), should_stop)
     with_features = [_with_features(maker, wanted, batch) for batch in heldout()]
-    return FeatureCache(
-        cache.Cached(source, opened, records, data.cache_crops), _of_empty_text(maker, wanted), with_features
-    )
+    return FeatureCache(cache.Cached(source, opened, data.cache_crops), _of_empty_text(maker, wanted), with_features)
 
 
 def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
     known["audio_feature"] = config.data.audio_feature
     if named:
         known["name"] = config.data.source
-    if config.data.source.startswith("builtin:"):
+    if any(name.startswith("builtin:") for name, _ in sources.names(config.data.source)):
         known["seed"] = config.seed
     return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
 

@@ -91,12 +91,12 @@ def test_threads_workers_hosts_and_starts_give_the_same(encoders):
 
 def test_an_epoch_has_every_record_once_and_no_two_are_alike():
     slots = ExampleIndex(CORPUS, [Waveform(SAMPLES)], 4, SAMPLES, seed=1)
-    epochs = [[slots.record(50 * epoch + i) for i in range(50)] for epoch in range(3)]
+    epochs = [[slots.source.draw(50 * epoch + i, slots.seed) for i in range(50)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     other = ExampleIndex(CORPUS, [Waveform(SAMPLES)], 4, SAMPLES, seed=2)
-    assert [other.record(i) for i in range(50)] != epochs[0]
-    assert slots.record(10**15) in range(50)  # any step at once
+    assert [other.source.draw(i, other.seed) for i in range(50)] != epochs[0]
+    assert slots.source.draw(10**15, slots.seed) in range(50)  # any step at once
 
 
 def test_unreadable_records_are_drawn_again_and_counted():
@@ -104,7 +104,7 @@ def test_unreadable_records_are_drawn_again_and_counted():
     examples = [slots.example(step, slot) for step in range(20) for slot in range(6)]
     replaced = np.array([example["replaced"] for example in examples])
     for number, count in enumerate(replaced):
-        assert (count > 0) == (slots.record(number) % 3 == 0)
+        assert (count > 0) == (slots.source.draw(number, slots.seed) % 3 == 0)
     assert replaced.max() > 1  # a second draw may fail as well
     again = slots.example(3, 2)
     same([examples[20]], [again])

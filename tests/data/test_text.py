@@ -230,6 +230,9 @@ def test_a_folder_of_a_repository(kind, tokenizers, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = {"clap": "tokenizer", "t5": "tokenizer_2"}[kind]
-    loaded, wanted = text.load(f"someone/music/{folder}", kind, 40), {"clap": tokenizers.clap, "t5": tokenizers.second}[kind]
+    loaded, wanted = (
+        text.load(f"someone/music/{folder}", kind, 40),
+        {"clap": tokenizers.clap, "t5": tokenizers.second}[kind],
+    )
     for one, other in zip(loaded(TEXTS[:2]), wanted(TEXTS[:2]), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -3,13 +3,15 @@
 Tolerance 1e-5 relative: float32 against float64.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from smallest import build, get_config
+from smallest import batch, build, get_config
 
 from audioldm2_jax.conditioning.conditions import caption_weight
 from audioldm2_jax.conditioning.loa import loa_distance
+from audioldm2_jax.rngs import heldout_rngs
 from audioldm2_jax.stages.language_model import LanguageModelStage
 
 
@@ -43,3 +45,26 @@ def test_published_language_model_knows_the_length_of_a_loa():
     params = {name: {} for name in stage.modules}
     # 64 × 32 in patches of 16 is a grid of 4 × 2, pooled by 2.
     assert stage.results(params, {}, {}, {})["language_model"].config["max_new_tokens"] == 2
+
+
+def test_speech_trains_the_encoder_of_phonemes():
+    """With the places of padding counted, as in generation; a clip without a transcription has no weight."""
+    config = get_config("speech")
+    assert LanguageModelStage.text_kinds(config) == ("clap", "phoneme")
+    stage = build("language_model", config)
+    params, state = stage.init(stage.key)
+    stage.hparams.guidance_dropout = 0.0
+    given = stage.weigh({field: jnp.asarray(batch(4)[field]) for field in stage.batch_fields})
+    rngs = heldout_rngs(stage.key, 0, 4)
+
+    @jax.jit
+    def loss(params, given):
+        return stage.objectives(None)[0].loss(params, (), state, stage.frozen, given, rngs)[0]
+
+    slopes = jax.grad(loss)(params, given)
+    for part in (slopes["text_encoder_2"], slopes["projection_model"]["learnable_positional_embedding"]):
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part)) > 0
+    said = {**given, "phoneme_ids": given["phoneme_ids"].at[3].set(7)}  # the clip without one
+    assert float(loss(params, said)) == float(loss(params, given))
+    said = {**given, "phoneme_ids": given["phoneme_ids"].at[0].set(7)}
+    assert float(loss(params, said)) != float(loss(params, given))
