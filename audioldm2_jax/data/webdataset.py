@@ -45,13 +45,15 @@ class WebDataset(Shards):
                     continue
                 if suffix in (".txt", ".json"):
                     file.seek(member.offset_data)
-                    texts[stem][suffix] = file.read(member.size)
+                    texts[stem].setdefault(suffix, file.read(member.size))
                 elif suffix in OTHER_SOUND:
                     problems[member.name] = f"{suffix} is not read; convert it to FLAC"
                 elif suffix in SUFFIXES and member.name in sounds:
                     problems[f"{member.name} again"] = "the name is there twice; the first one counts"
                 elif suffix in SUFFIXES:
                     sounds[member.name] = stem, [member.offset_data, member.size]
+        if not sounds and not problems:
+            problems[""] = "holds no sound files"
         records = {}
         for name, (stem, place) in sounds.items():
             try:
