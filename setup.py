@@ -53,6 +53,7 @@ setup(
         "huggingface_hub>=0.26",
         "tensorflow-datasets>=4.9.7",
         "array_record>=0.5.1",  # what tensorflow-datasets reads its sets with
+        "pyarrow>=15",  # Hugging Face's data sets; tensorflow-datasets brings it, too
         "soundfile>=0.12",
         "soxr>=0.4",
         "pretty_midi>=0.2.10",  # for the sound font that it carries, TimGM6mb.sf2
@@ -75,6 +76,7 @@ setup(
             "torch>=2.6,<2.14",
             "diffusers>=0.33",
             "accelerate>=1.0",  # diffusers loads models with it
+            "datasets>=3.0",  # writes what data/hugging_face.py reads
             "kaldi-native-fbank>=1.20",
             *EVALUATE,
             "nbclient>=0.10",

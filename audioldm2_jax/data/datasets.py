@@ -10,13 +10,12 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import audio_feature  # before the alias below, which replaces its class
 
 from audioldm2_jax.audio import files
+from audioldm2_jax.data.captions import TEXT_FEATURES
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.folder import split_names
+from audioldm2_jax.data.records import split_names
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import printable
 
-#: Names that captions usually have, the likeliest first.
-TEXT_FEATURES = ("caption", "text", "captions", "description", "sentence", "transcription", "transcript", "title")
 _AUDIO_FEATURES = ("audio", "waveform", "speech")
 _RATES = ("sampling_rate", "sample_rate")
 

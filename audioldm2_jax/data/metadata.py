@@ -1,4 +1,4 @@
-"""Captions of recordings in metadata.jsonl or metadata.csv, as people and spreadsheets write them."""
+"""Captions of recordings in metadata.jsonl, .csv or .parquet, as people, spreadsheets and programs write them."""
 
 from __future__ import annotations
 
@@ -6,46 +6,80 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from audioldm2_jax.runtime.text_files import printable, shown
+from audioldm2_jax.data.captions import captions_of
+from audioldm2_jax.runtime.text_files import read_text, shown
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 #: What may stand between the columns of a CSV file.
 _SEPARATORS = (",", ";", "\t", "|")
 csv.field_size_limit(2**31 - 1)  # Python's own limit is below what a long description takes
 
 
-def parse_metadata(content: str, where: str) -> dict[str, str | None]:
+def read_metadata(file: Path) -> dict[str, tuple[str, ...]]:
+    """The captions in one of the files of `METADATA`; see `parse_metadata`."""
+    if file.suffix.lower() == ".parquet":
+        return _captions(_parquet_rows(file, shown(file)), shown(file))
+    return parse_metadata(read_text(file), shown(file))
+
+
+def parse_metadata(content: str, where: str) -> dict[str, tuple[str, ...]]:
     """Reads metadata.jsonl or metadata.csv, told apart by the ending of `where`.
 
     Returns:
-        file_name → caption, None where it is missing or empty.
+        file_name → captions, () where there are none.
 
     Raises:
         ValueError: naming `where` and the line.
     """
-    rows = _json_rows(content, where) if where.lower().endswith(".jsonl") else _csv_rows(content, where)
-    captions: dict[str, str | None] = {}
+    return _captions(
+        _json_rows(content, where) if where.lower().endswith(".jsonl") else _csv_rows(content, where), where
+    )
+
+
+def _captions(rows: Iterable[tuple[str, dict]], where: str) -> dict[str, tuple[str, ...]]:
+    """file_name → captions of the rows, each with what messages call it."""
+    captions: dict[str, tuple[str, ...]] = {}
     named = False
     for line, row in rows:
-        name, text = row.get("file_name"), row.get("text")
+        name = row.get("file_name")
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where}, line {line}: no file_name; each record needs file_name and text")
+            raise ValueError(f"{where}, {line}: no file_name; each record needs file_name and text")
         if "\0" in name:
-            raise ValueError(f"{where}, line {line}: {shown(name)} holds a zero byte, which no file name can")
-        if not isinstance(text, str | None):
-            raise ValueError(f"{where}, line {line}: text is {text!r}, not a string")
+            raise ValueError(f"{where}, {line}: {shown(name)} holds a zero byte, which no file name can")
         if name in captions:
-            raise ValueError(f"{where}, line {line}: {shown(name)} is named twice")
+            raise ValueError(f"{where}, {line}: {shown(name)} is named twice")
         named = named or "text" in row
-        captions[name] = printable(text or "").strip() or None
+        captions[name] = captions_of(row.get("text"), f"{where}, {line}: text")
     if captions and not named:
         raise ValueError(f"{where} has no text; captions go under that name")
     return captions
 
 
-def _json_rows(content: str, where: str) -> Iterator[tuple[int, dict]]:
+def _parquet_rows(file: Path, where: str) -> Iterator[tuple[str, dict]]:
+    import pyarrow
+    from pyarrow import parquet  # its import takes a third of a second that others need not wait
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if "file_name" not in names:
+                raise ValueError(f"{where} has no column file_name; it has {', '.join(names) or 'none'}")
+            columns = [name for name in ("file_name", "text") if name in names]
+            row = 0
+            for batch in table.iter_batches(columns=columns):
+                for record in batch.to_pylist():
+                    row += 1
+                    yield f"row {row}", record
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{where} cannot be read as Parquet ({' '.join(str(error).split())}): write it again"
+        ) from error
+
+
+def _json_rows(content: str, where: str) -> Iterator[tuple[str, dict]]:
     for line, record in enumerate(re.split("\r\n|\r|\n", content), 1):
         if not record.strip():
             continue
@@ -55,10 +89,10 @@ def _json_rows(content: str, where: str) -> Iterator[tuple[int, dict]]:
             raise ValueError(f"{where}, line {line}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f'{where}, line {line}: not an object such as {{"file_name": "a.wav", "text": "…"}}')
-        yield line, row
+        yield f"line {line}", row
 
 
-def _csv_rows(content: str, where: str) -> Iterator[tuple[int, dict]]:
+def _csv_rows(content: str, where: str) -> Iterator[tuple[str, dict]]:
     """Each record with the line on which it begins. Separator and spaces behind it are told by the first line."""
     names_separator = re.match(r"sep=([,;\t|])[\r\n]+", content)  # Excel's own line
     body = content[names_separator.end() :] if names_separator else content
@@ -84,7 +118,7 @@ def _csv_rows(content: str, where: str) -> Iterator[tuple[int, dict]]:
             line, begun = before + reader.line_num, line + 1
             if begun == before + 1 or not any(field.strip() for field in fields):
                 continue
-            yield begun, _row(columns, fields, separator, f"{where}, line {begun}", quotes_after_space)
+            yield f"line {begun}", _row(columns, fields, separator, f"{where}, line {begun}", quotes_after_space)
     except csv.Error as error:
         raise ValueError(
             f"{where}, line {line + 1}: the record that begins there is not CSV ({error}); is a quotation mark missing?"

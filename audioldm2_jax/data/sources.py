@@ -1,4 +1,4 @@
-"""Where examples come from: the embedded corpus, a TensorFlow Datasets set or a folder of recordings."""
+"""Where examples come from: an embedded corpus, a TensorFlow Datasets set, data of one's own, or several of these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.data import mixture
 from audioldm2_jax.data.builtin.music import SPLITS, MusicCorpus
 from audioldm2_jax.data.example import Source
-from audioldm2_jax.data.folder import Folder
+from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
 
 BUILTIN = ("music",)
@@ -18,7 +18,12 @@ _KINDS = """data.source is one of
   builtin:music        the embedded music corpus
   tfds:NAME            a TensorFlow Datasets set by name, e.g. tfds:nsynth
   tfds:/FOLDER         one prepared in ArrayRecord, by its folder (…/name/1.0.0)
-  /FOLDER              recordings of your own, captions in metadata.jsonl or metadata.csv
+  /FOLDER              data of your own, told by what lies there:
+                         recordings, captions in metadata.jsonl, .csv or .parquet, or beside them (a.wav, a.txt)
+                         *.parquet or *.arrow, audio data sets of Hugging Face
+                         *.tar, WebDataset
+                         dataset_root.json, as AudioLDM's authors have their data
+  /FILE                one such file
 or several of these with their weights: builtin:music,2;/FOLDER,1"""
 
 
@@ -67,4 +72,4 @@ def _open(config: ConfigDict, split: str, source: str) -> Source:
         return Dataset(name, split, rate, data.heldout_share, data.audio_feature, data.text_feature)
     if "://" in named and scheme.lower() != "file":
         raise ValueError(f"data.source is {named!r}: nothing is read from {scheme} addresses; {_KINDS}")
-    return Folder(source, split, rate, data.heldout_share)
+    return open_path(data, source, split, rate)

@@ -55,10 +55,10 @@ def base() -> ConfigDict:
                 },
             },
             "data": {
-                "source": "",  # builtin:music, tfds:NAME, tfds:/folder or a folder of recordings
-                "heldout_share": 0.02,  # of the records of a folder or a TFDS set, by hash
-                "audio_feature": "",  # TFDS: name of the audio feature; empty: the only one there is
-                "text_feature": "",  # TFDS: name of the caption feature; empty: found by its usual names
+                "source": "",  # builtin:music, tfds:NAME, tfds:/folder, or a path: data/sources.py
+                "heldout_share": 0.02,  # of the records of all but the embedded corpus, by hash
+                "audio_feature": "",  # TFDS, Hugging Face: name of the audio feature; empty: the only one there is
+                "text_feature": "",  # TFDS, Hugging Face: name of the caption feature; empty: found by its usual names
                 "examples": 1_000_000,  # clips an epoch of the embedded corpus; they are made, not stored
                 "workers": 8,  # processes that read and crop; 0: threads of this one
                 "threads": 4,  # reading threads a worker

@@ -64,13 +64,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         TextFileError: as `read_text`, or not one JSON object; with the line.
     """
-    text = read_text(path)
+    return json_object(read_text(path), shown(path))
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """The object that a text is in JSON; see `read_json_object`. `where` is what messages call it."""
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise TextFileError(f"{shown(path)} is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+        raise TextFileError(f"{where} is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise TextFileError(f"{shown(path)} holds a {type(content).__name__} and no object of names and values")
+        raise TextFileError(f"{where} holds a {type(content).__name__} and no object of names and values")
     return content
 
 
