@@ -101,4 +101,3 @@ def _written(folder: Path) -> set[str] | None:
     if not isinstance(files, list):
         return None
     return {file["filename"] for file in files if isinstance(file, dict) and isinstance(file.get("filename"), str)}
->>>>>>> w_sources
