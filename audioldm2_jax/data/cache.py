@@ -289,14 +289,14 @@ class Excerpts:
 
 
 class Cached(Source):
-    """The first records of a source as what the cache holds of them: captions and features, no sound.
+    """The first records of a source as what the cache holds of them: captions, transcriptions and features, no sound.
 
     Of a record with several crops, an excerpt is the one that its position falls on.
     """
 
     def __init__(self, source: Source, features: Sequence[Feature], records: int, crops: int):
         """Args:
-        source: that the cache was made of; its captions are read.
+        source: that the cache was made of; its captions and transcriptions are read.
         features: complete ones.
         records: how many of the source's are in it.
         crops: entries a record, of features of sound.
@@ -312,6 +312,9 @@ class Cached(Source):
     def text(self, index: int) -> str | None:
         return self.source.text(index)
 
+    def transcription(self, index: int) -> str | None:
+        return self.source.transcription(index)
+
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; `samples` was settled when the cache was made."""
         if not 0 <= index < self.records:
@@ -321,4 +324,4 @@ class Cached(Source):
             feature.read(index if feature.of_text else index * self.crops + crop, text) for feature in self.features
         )
         found = dict(itertools.chain.from_iterable(entry.items() for entry in entries))
-        return Example(np.zeros(0, np.float32), text, features=found)
+        return Example(np.zeros(0, np.float32), text, features=found, transcription=self.source.transcription(index))

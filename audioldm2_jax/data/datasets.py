@@ -137,6 +137,9 @@ class Dataset(Source):
         record, _ = self._record(index)
         return self._caption(record)
 
+    def transcription(self, index: int) -> None:
+        """None: captions alone are read."""
+
     def _record(self, index: int) -> tuple[dict, str]:
         """A record, and what messages call it."""
         number = int(self._numbers[index])

@@ -19,12 +19,14 @@ class Example:
         text: the caption; None where the recording has none.
         labels: what else is known about it. The embedded corpus documents its own; files carry their name.
         features: what frozen networks made of it, by field of the batch (data/cache.py).
+        transcription: the words that are spoken in the whole of it; None where nobody speaks or nobody wrote it down.
     """
 
     waveform: np.ndarray
     text: str | None
     labels: dict = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    transcription: str | None = None
 
 
 class UnreadableRecord(ValueError):
@@ -46,6 +48,10 @@ class Source:
     def text(self, index: int) -> str | None:
         """The caption of a record alone; a source that has it at hand overrides this."""
         return self[index].text
+
+    def transcription(self, index: int) -> str | None:
+        """The transcription of a record alone; a source that has it at hand overrides this."""
+        return self[index].transcription
 
     def listing(self) -> Any:
         """What was found by looking, and decides which record has which number, as JSON can hold it; None: nothing.
@@ -79,4 +85,5 @@ class Source:
         """
         example = self[index]
         start = int(position * max(len(example.waveform) - samples + 1, 1))
-        return Example(example.waveform[start : start + samples], example.text, example.labels)
+        waveform = example.waveform[start : start + samples]
+        return Example(waveform, example.text, example.labels, transcription=example.transcription)

@@ -139,6 +139,9 @@ class Folder(Source):
         """The caption of a recording, without reading it."""
         return self._captions[index]
 
+    def transcription(self, index: int) -> None:
+        """None: metadata has captions alone."""
+
     def _read(self, index: int, start: int, samples: int | None) -> Example:
         name = self.names[index]
         try:
