@@ -9,12 +9,13 @@ SPEECH = [
     "unidecode>=1.3",
 ]
 
-# What benchmarks/instruments.py hears with. CREPE (torchcrepe) is left out: it wants torchaudio, which not every
-# PyTorch has.
+# What benchmarks/instruments.py and speech.py hear with. CREPE (torchcrepe) is left out: it wants torchaudio, which not
+# every PyTorch has.
 EVALUATE = [
     "librosa>=0.10.2",
     "onnx>=1.16",
     "onnxruntime>=1.18",
+    "pocketsphinx>=5.0",
     "threadpoolctl>=3.1",
 ]
 

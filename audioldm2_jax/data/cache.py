@@ -297,7 +297,7 @@ class Cached(Source):
 
     def __init__(self, source: Source, features: Sequence[Feature], crops: int):
         """Args:
-        source: that the cache was made of; its captions are read.
+        source: that the cache was made of; its captions and transcriptions are read.
         features: complete ones.
         crops: entries a record, of features of sound.
         """

@@ -22,7 +22,7 @@ class Example:
         text: the caption; None where the recording has none.
         labels: what else is known about it. The embedded corpus documents its own; files carry their name.
         features: what frozen networks made of it, by field of the batch (data/cache.py).
-        transcription: the words that are spoken in it; None where nobody wrote them down.
+        transcription: the words that are spoken in the whole of it; None where nobody speaks or nobody wrote it down.
     """
 
     waveform: np.ndarray
@@ -97,11 +97,18 @@ class Source:
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """At most `samples` samples of record `index`; `position` in [0, 1) says where between its ends.
 
+        A part of a record has no transcription: what is said in it is not known.
+
         A source that need not read the whole record for that overrides this.
         """
         example = self[index]
         start = int(position * max(len(example.waveform) - samples + 1, 1))
-        return dataclasses.replace(example, waveform=example.waveform[start : start + samples])
+        whole = len(example.waveform) <= samples
+        return dataclasses.replace(
+            example,
+            waveform=example.waveform[start : start + samples],
+            transcription=example.transcription if whole else None,
+        )
 
 
 class First(Source):

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audioldm2_jax.data.espeak import speech_packages
 from audioldm2_jax.runtime.text_files import TextFileError, read_json_object
 
 _IPA = (
@@ -217,16 +218,11 @@ def _to_ascii(text: str, unidecode: Callable) -> str:
 @cache
 def _packages() -> tuple[Callable, Callable]:
     """unidecode and phonemize, the latter bound to the espeak-ng that the package espeakng-loader brings along."""
-    try:
+    with speech_packages():
         import espeakng_loader
         from phonemizer import phonemize
         from phonemizer.backend.espeak.wrapper import EspeakWrapper
         from unidecode import unidecode
-    except ImportError as error:
-        raise ImportError(
-            f"Speech needs {error.name}, which is not installed: pip install espeakng-loader phonemizer unidecode"
-            ", or the extra `speech` of this package."
-        ) from None
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
     return unidecode, phonemize

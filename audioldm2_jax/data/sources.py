@@ -8,14 +8,17 @@ from fractions import Fraction
 from ml_collections import ConfigDict
 
 from audioldm2_jax.data import mixture
-from audioldm2_jax.data.builtin.music import SPLITS, MusicCorpus
+from audioldm2_jax.data.builtin.corpus import SPLITS, Corpus
+from audioldm2_jax.data.builtin.music import MusicCorpus
+from audioldm2_jax.data.builtin.speech import SpeechCorpus
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
 
-BUILTIN = ("music",)
+BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus)}
 _KINDS = """data.source is one of
   builtin:music        the embedded music corpus
+  builtin:speech       the embedded speech corpus, with transcriptions
   tfds:NAME            a TensorFlow Datasets set by name, e.g. tfds:nsynth
   tfds:/FOLDER         one prepared in ArrayRecord, by its folder (…/name/1.0.0)
   /FOLDER              data of your own, told by what lies there:
@@ -32,7 +35,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
     Args:
         config: a recipe; read are `data`, `audio` and `seed`.
-        split: "train" or "heldout". The corpus holds out scores, the others a share of the records.
+        split: "train" or "heldout". The embedded corpora hold out scores or sentences, the others a share of the
+            records.
 
     Raises:
         ValueError: the source is unknown, missing or empty; the message says what to do.
@@ -65,7 +69,7 @@ def _open(config: ConfigDict, split: str, source: str) -> Source:
     if scheme == "builtin":
         if name not in BUILTIN:
             raise ValueError(f"no embedded corpus {name!r}; there is builtin:{', builtin:'.join(BUILTIN)}")
-        return MusicCorpus(rate, config.audio.seconds, config.seed, split, examples=data.examples)
+        return BUILTIN[name](rate, config.audio.seconds, config.seed, split, examples=data.examples)
     if scheme == "tfds":
         from audioldm2_jax.data.datasets import Dataset  # its import takes a second that others need not wait
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from audioldm2_jax.data.builtin import music
 from audioldm2_jax.data.builtin.compose import GROOVES, SCALES, TEMPOS, heldout
+from audioldm2_jax.data.builtin.corpus import SPLITS
 from audioldm2_jax.data.builtin.instruments import DRUMS, EVALUATED, FAMILIES, INSTRUMENTS
 from audioldm2_jax.data.builtin.music import HELD_OUT, MusicCorpus, heldout_captions, heldout_examples
 from audioldm2_jax.data.builtin.render import Hiss, draw_hiss, render, sound_font
@@ -219,7 +220,7 @@ def test_families_solos_duos_and_drums():
     families=st.sets(st.sampled_from(FAMILIES), min_size=1).map(tuple),
     seed=st.integers(0, 2**31),
     index=st.integers(0, 999),
-    split=st.sampled_from(music.SPLITS),
+    split=st.sampled_from(SPLITS),
 )
 def test_any_families_play(families, seed, index, split):
     try:

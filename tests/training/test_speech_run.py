@@ -47,7 +47,7 @@ def test_diffusers_says_the_same(config):
     folder = Path(config.run_dir) / "model"
     ours, pipe = AudioLDM2.from_pretrained(folder), diffusers.AudioLDM2Pipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    noise = np.random.default_rng(0).standard_normal((1, 4, 32, 8), np.float32)
+    noise = np.random.default_rng(0).standard_normal((1, 4, 128, 8), np.float32)
     made = ours(SPEAKER, transcription=SAID, latents=noise, **CALL).audios
     wanted = pipe(SPEAKER, transcription=SAID, latents=torch.tensor(noise), **CALL).audios
     assert made.shape == wanted.shape

@@ -28,12 +28,12 @@ from audioldm2_jax.data.builtin.compose import (
     first_bar,
     heldout,
 )
+from audioldm2_jax.data.builtin.corpus import Corpus
 from audioldm2_jax.data.builtin.instruments import DRUMS, EVALUATED, FAMILIES, INSTRUMENTS, Instrument
 from audioldm2_jax.data.builtin.render import draw_hiss, render, seconds
 from audioldm2_jax.data.draw import Draw
-from audioldm2_jax.data.example import Example, Source
+from audioldm2_jax.data.example import Example
 
-SPLITS = ("train", "heldout")
 #: Shares of the kinds of clip; the evaluated instruments alone make up most, so that a small model can learn them.
 MIXTURE = {"evaluated": 0.8, "solo": 0.08, "duo": 0.07, "drums": 0.05}
 _MODES = {"major": 0.42, "minor": 0.42, "pentatonic": 0.08, "dorian": 0.04, "mixolydian": 0.04}
@@ -47,8 +47,8 @@ HELD_OUT: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class MusicCorpus(Source):
-    """The clips of one split.
+class MusicCorpus(Corpus):
+    """The clips of one split; see `Corpus`.
 
     `corpus[index]` is a pure function of (seed, split, index), whatever the rest; rate and length only decide how much
     of the score is heard and how. Its labels: `kind` (evaluated, solo, duo, drums), `instruments` (lead first),
@@ -56,30 +56,17 @@ class MusicCorpus(Source):
     and duration in seconds, MIDI pitch, and part.
 
     Attributes:
-        sampling_rate: Hz, up to 48000.
-        seconds: length of every clip.
-        seed: another seed is another corpus, of the same splits.
-        split: "train" or "heldout".
-        examples: `len(corpus)`, the clips of an epoch.
         families: keeps instruments of these families only (`FAMILIES`); None: all.
         mixture: weights of the kinds; kinds that `families` leaves without instruments are never drawn.
     """
 
-    sampling_rate: int
-    seconds: float
-    seed: int
-    split: str
-    examples: int = 65_536
+    NAME = "music"
+
     families: tuple[str, ...] | None = None
     mixture: Mapping[str, float] = field(default_factory=lambda: dict(MIXTURE))
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(f"split is {self.split!r}; it must be one of {', '.join(SPLITS)}")
-        if not 0 < self.sampling_rate <= 48000:
-            raise ValueError(f"sampling_rate is {self.sampling_rate}; the corpus is rendered at up to 48000 Hz")
-        if self.examples < 1 or self.seconds <= 0:
-            raise ValueError(f"examples ({self.examples}) and seconds ({self.seconds}) must be positive")
+        super().__post_init__()
         unknown = set(self.families or ()) - set(FAMILIES)
         if unknown:
             raise ValueError(f"no instrument family {sorted(unknown)}; there are {', '.join(FAMILIES)}")
@@ -88,9 +75,6 @@ class MusicCorpus(Source):
         if not sum(_kinds(self.families, self.mixture).values()):
             raise ValueError(f"families {self.families} and mixture {dict(self.mixture)} leave nothing to play")
 
-    def __len__(self) -> int:
-        return self.examples
-
     def __getitem__(self, index: int) -> Example:
         plan, text = self._plan(index)
         return self._perform(plan, text, self._draw("score", index))
@@ -98,11 +82,6 @@ class MusicCorpus(Source):
     def text(self, index: int) -> str:
         """The caption of a clip, without rendering it."""
         return self._plan(index)[1]
-
-    def _draw(self, purpose: str, index: int) -> Draw:
-        if not 0 <= index < self.examples:
-            raise IndexError(f"index {index} is outside the corpus of {self.examples} examples")
-        return Draw("music", self.seed, self.split, index, purpose)
 
     def _plan(self, index: int) -> tuple[Plan, str]:
         draw = self._draw("plan", index)

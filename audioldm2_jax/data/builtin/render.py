@@ -73,9 +73,18 @@ def render(
         if len(parts) > 1:
             sound *= (1.0 if number == 0 else 0.5) / max(float(np.sqrt(np.mean(np.square(sound)))), 1e-4)
         mix += sound
-    mix += _noise(hiss, samples, sampling_rate) * max(float(np.abs(mix).max()), 1e-8)
-    mix -= mix.mean()
-    return mix * np.float32(PEAK / max(float(np.abs(mix).max()), 1e-8))
+    return record(mix, hiss, sampling_rate)
+
+
+def record(sound: np.ndarray, hiss: Hiss, sampling_rate: int) -> np.ndarray:
+    """Puts `sound`, [samples] float32 mono, over `hiss`.
+
+    Returns:
+        [samples] float32 mono, without offset, peak 0.5.
+    """
+    sound = sound + _noise(hiss, len(sound), sampling_rate) * max(float(np.abs(sound).max()), 1e-8)
+    sound -= sound.mean()
+    return sound * np.float32(PEAK / max(float(np.abs(sound).max()), 1e-8))
 
 
 def _noise(hiss: Hiss, samples: int, sampling_rate: int) -> np.ndarray:

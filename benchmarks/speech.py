@@ -1,0 +1,139 @@
+"""How well is speech understood? Prints the word error rate of real held-out clips of the embedded corpus, by voice:
+
+    python benchmarks/speech.py --clips 60
+
+The listener is pocketsphinx with its own acoustic model of English, which was trained on people and never heard our
+voices. It is told the grammar of the corpus (any number of its sentences, all equally likely), so that what counts is
+whether the right words can be told from the others that might stand there. Beside it stands the rate of the same
+recordings with the transcriptions of others, which is what a listener gets who understands nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import soxr
+
+from audioldm2_jax.data.builtin.sentences import LONGEST, RULES, SHORTEST, words
+from audioldm2_jax.data.builtin.speech import SpeechCorpus, heldout_examples
+
+_RATE = 16000  # Hz, of pocketsphinx's model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=2.56, help="length of a clip")
+    options = parser.parse_args()
+    corpus = SpeechCorpus(_RATE, options.seconds, 0, "train")
+    start = time.process_time()
+    clips = [corpus[i] for i in range(options.clips)]
+    print(f"{options.clips / (time.process_time() - start):.0f} clips of {options.seconds} s a second on one core")
+    for rate in ("slow", "normal", "fast"):
+        spoken = [clip.labels["end"] - clip.labels["onset"] for clip in clips if clip.labels["rate"] == rate]
+        least, half, most = np.percentile(spoken, (0, 50, 100)) if spoken else (0, 0, 0)
+        print(f"  {rate:7} {least:.2f} to {most:.2f} s of speech, median {half:.2f}")
+    print(f"{sentences():,} sentences of {len(vocabulary())} words")
+    clips = heldout_examples(options.clips, _RATE, options.seconds)
+    recordings, transcriptions = [clip.waveform for clip in clips], [clip.transcription for clip in clips]
+    heard = recognise(recordings, _RATE)
+    print(f"\nword error rate of {len(clips)} real clips, with that of another one's transcription in brackets:")
+    rows: dict[str, list[int]] = {}
+    for i, clip in enumerate(clips):
+        rows.setdefault(clip.labels["voice"], []).append(i)
+    for voice, chosen in {**rows, "all": range(len(clips))}.items():
+        own, other = (
+            _error_rate([heard[i] for i in chosen], [transcriptions[i - shift] for i in chosen]) for shift in (0, 1)
+        )
+        print(f"  {voice:20}{own:6.1%}  ({other:.0%})")
+
+
+def word_error_rate(recordings: Sequence[np.ndarray], transcriptions: Sequence[str], rate: int) -> float:
+    """The share of words that are wrong, missing or too many in what a recogniser hears, of those that were to be said.
+
+    Args:
+        recordings: [samples] float each, in −1..1.
+        transcriptions: sentences of the corpus, one a recording.
+        rate: Hz of the recordings.
+
+    Raises:
+        SystemExit: pocketsphinx is not installed.
+    """
+    return _error_rate(recognise(recordings, rate), transcriptions)
+
+
+def recognise(recordings: Sequence[np.ndarray], rate: int) -> list[str]:
+    """What pocketsphinx hears in each recording: words of the grammar, or nothing. See `word_error_rate`."""
+    decoder, heard = _decoder(), []
+    for recording in recordings:
+        samples = np.asarray(soxr.resample(recording, rate, _RATE)) if rate != _RATE else recording
+        decoder.start_utt()
+        decoder.process_raw((np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        heard.append(found.hypstr if found else "")
+    return heard
+
+
+@cache
+def _decoder():
+    try:
+        from pocketsphinx import Decoder
+    except ImportError:
+        sys.exit("error: the recogniser is not installed: pip install pocketsphinx")
+    rules = (f"<{name}> = {' | '.join(re.sub(r'[.?]', '', text) for text in texts)};" for name, texts in RULES.items())
+    decoder = Decoder(lm=None, samprate=_RATE, loglevel="FATAL", topn=2, beam=1e-40, wbeam=1e-25)  # twice as fast
+    decoder.add_jsgf_string(
+        "speech", "\n".join(["#JSGF V1.0;", "grammar speech;", "public <said> = <sentence>+;", *rules])
+    )
+    decoder.activate_search("speech")
+    return decoder
+
+
+def _error_rate(heard: Sequence[str], said: Sequence[str]) -> float:
+    errors = sum(_distance(words(a), words(b)) for a, b in zip(heard, said, strict=True))
+    return errors / sum(len(words(text)) for text in said)
+
+
+def _distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """The fewest words to change, leave out or add to make `b` of `a` (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        left_out, row[0] = row[0], i
+        for j, other in enumerate(b, 1):
+            left_out, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, left_out + (word != other))
+    return row[-1]
+
+
+def vocabulary() -> set[str]:
+    """All words of the grammar."""
+    return {word for texts in RULES.values() for text in texts for word in words(re.sub(r"<\w+>", " ", text))}
+
+
+def sentences() -> int:
+    """How many sentences the grammar has; no two ways lead to the same one."""
+    return sum(count for length, count in _lengths("<sentence>").items() if SHORTEST <= length <= LONGEST)
+
+
+@cache
+def _lengths(text: str) -> Counter[int]:
+    """Number of words → in how many ways a text of rules and words is spelt with so many."""
+    found = Counter({0: 1})
+    for part in re.findall(r"<\w+>|\w+", text):
+        ways: Counter[int] = Counter()
+        for option in RULES[part[1:-1]] if part[0] == "<" else ():
+            ways.update(_lengths(option))
+        ways = ways or Counter({1: 1})
+        found = Counter({n: sum(found[k] * ways[n - k] for k in found) for n in {k + m for k in found for m in ways}})
+    return found
+
+
+if __name__ == "__main__":
+    main()
