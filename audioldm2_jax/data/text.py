@@ -20,12 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from huggingface_hub import snapshot_download
 from ml_collections import ConfigDict
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
-from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTokenizer, read_tokenizer
+from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTable, PhonemeTokenizer, read_tokenizer
 from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
@@ -152,7 +153,7 @@ def open_tokenizers(text: ConfigDict, source: Source | None = None, second_kind:
     else:
         clap = train_clap(texts, text.vocabulary, text.clap_length)
     if second_kind == "phoneme":
-        table = read_tokenizer(text.phoneme_tokenizer) if text.phoneme_tokenizer else AUTHORS
+        table = _phoneme_table(text.phoneme_tokenizer) if text.phoneme_tokenizer else AUTHORS
         return Tokenizers(clap, PhonemeTokenizer(table._replace(length=text.phoneme_length)), second_kind)
     if text.t5_tokenizer:
         return Tokenizers(clap, load(text.t5_tokenizer, "t5", text.t5_length))
@@ -256,6 +257,24 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
         files = {path.name: path.read_bytes() for path in sorted(Path(saved).iterdir())}
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     return Tokenizer(backend, loaded.pad_token_id, length, files)
+
+
+def _phoneme_table(name: str) -> PhonemeTable:
+    """The symbols of a VitsTokenizer, by folder, or as "owner/name/folder" by hub id.
+
+    Raises:
+        ValueError: it cannot be loaded; the message says from where and why.
+    """
+    folder = local_path(name, "the tokenizer of phonemes")
+    if not folder.is_dir():
+        owner, subfolder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+        pattern = f"{subfolder}/*" if subfolder else "*.json"
+        try:
+            found = snapshot_download(owner, allow_patterns=pattern, local_files_only=not hub_reachable())
+        except Exception as error:
+            raise ValueError(_not_here(name, "phoneme")) from error
+        folder = Path(found) / subfolder
+    return read_tokenizer(folder)
 
 
 def _not_here(name: str, kind: str) -> str:

@@ -57,6 +57,8 @@ def _take_model(config: ConfigDict, path: Path) -> None:
             config.init_from[name] = model
     for kind in ("clap", second_kind(config)):
         config.text[f"{kind}_tokenizer"] = f"{model.rstrip('/')}/{folder_of(kind)}"
+    if second_kind(config) == "phoneme":
+        config.text.phoneme_length = read_json(path / "projection_model" / "config.json")["max_seq_length"]
     schedule, scheduler_class = model_folder.read_scheduler(path)
     known = schedule.to_config(scheduler_class)
     config.scheduler.update({key: known[key] for key in config.scheduler if key in known})

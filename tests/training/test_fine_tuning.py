@@ -1,5 +1,6 @@
 """Going on from a whole model folder: the recipe becomes that of the folder, and the joint stage trains its weights."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,11 +9,20 @@ import pytest
 from hub_cache import cache
 from huggingface_hub import constants
 from smallest import Said, get_config
-from tiny_folder import CONFIGS, SCHEDULE, random_variables, write_film_model, write_model, write_speech_model
+from tiny_folder import (
+    CONFIGS,
+    SCHEDULE,
+    SPEECH_CONFIGS,
+    random_variables,
+    write_film_model,
+    write_model,
+    write_speech_model,
+)
 
-from audioldm2_jax import recipes
+from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
+from audioldm2_jax.data.text import open_tokenizers
 from audioldm2_jax.training import fine_tuning, lineage, run, stage_settings
 
 # Attention in the middle alone: the UNet is what takes longest to compile.
@@ -126,9 +136,43 @@ def test_training_goes_on(model, tmp_path):
     assert model_folder.read_scheduler(published)[0].prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize(("write", "found"), [(write_speech_model, "VitsModel"), (write_film_model, "UNet2D")])
-def test_models_that_no_stage_trains(write, found, tmp_path):
-    config = recipes.get("base")
+@pytest.mark.parametrize(
+    ("write", "recipe", "found", "trained"),
+    [
+        (write_speech_model, "base", "VitsModel", "base trains a T5EncoderModel"),
+        (write_film_model, "base", "UNet2DConditionModel", "base trains a AudioLDM2UNet2DConditionModel"),
+        (write_model, "speech-base", "T5EncoderModel", "speech-base trains a VitsModel"),
+    ],
+)
+def test_models_of_another_kind(write, recipe, found, trained, tmp_path):
+    config = recipes.get(recipe)
     config.init_from.model = str(write(tmp_path))
-    with pytest.raises(FolderError, match=rf"is a {found}.*no stage trains it"):
+    with pytest.raises(FolderError, match=rf"is a {found}, and the recipe {trained}"):
         fine_tuning.resolve(config)
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_a_model_of_speech_is_gone_on_from_with_a_recipe_of_speech(hub, tmp_path, monkeypatch):
+    """Its phonemes are the folder's, as many as its table of positions has."""
+    folder = write_speech_model(tmp_path / "model")
+    gpt2 = SPEECH_CONFIGS["language_model"] | {"max_new_tokens": 8}  # as many as AudioMAE's grid has
+    model_folder.write_component(folder, "language_model", gpt2, random_variables("language_model", gpt2, 3))
+    table = json.loads((folder / "tokenizer_2/vocab.json").read_text())
+    table["a"], table["b"] = table["b"], table["a"]
+    (folder / "tokenizer_2/vocab.json").write_text(json.dumps(table))
+    config = recipes.get("speech-base")
+    config.init_from.model = str(folder)
+    if hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        cache(tmp_path / "hub", "someone/speech", folder)
+        config.init_from.model = "someone/speech"
+    config, _ = fine_tuning.resolve(config)
+    assert config.text.phoneme_length == 60 and config.models.text_encoder_2.hidden_size == 16
+    assert config.models.unet.cross_attention_dim == ((None, 24), (None, 24))
+    assert {config.init_from[name] for name in model_folder.PARTS} == {config.init_from.model}
+    recipe_check.check(config, ["joint"])
+    tokenizers = open_tokenizers(config.text, second_kind="phoneme")
+    ids, mask = tokenizers.second(["a bee"])
+    assert ids.shape == mask.shape == (1, 60) and tokenizers.second.table.ids == table
