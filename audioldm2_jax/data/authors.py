@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audioldm2_jax.data.captions import captions_of, joined_labels
+from audioldm2_jax.data.captions import Texts, captions_of, joined_labels
 from audioldm2_jax.data.records import Recordings, listing_of
 from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, read_text, shown
 
@@ -63,7 +63,8 @@ class AuthorsData(Recordings):
                 "%s: %d records have no caption and labels without names; %s in %s names a table of them",
                 *(shown(file), nameless, _LABELS, ROOT_FILE),
             )
-        super().__init__(file.parent, list(captions), captions, skipped, split, sampling_rate, heldout_share)
+        texts = {name: Texts(found) for name, found in captions.items()}
+        super().__init__(file.parent, list(texts), texts, skipped, split, sampling_rate, heldout_share)
 
     def path(self, name: str) -> Path:
         """Where the recording of that name lies."""

@@ -1,16 +1,32 @@
-"""The captions of a recording, under the names that people and data sets give them."""
+"""What is written about a recording, under the names that people and data sets give it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from audioldm2_jax.runtime.text_files import printable
 
 #: Names that captions usually have, the likeliest first.
 TEXT_FEATURES = ("caption", "text", "captions", "description", "sentence", "transcription", "transcript", "title")
+#: Names that the words spoken in a recording usually have, the likeliest first. They are its caption, too, where it has
+#: no other.
+TRANSCRIPTION_FEATURES = ("transcription", "transcript", "sentence", "normalized_text", "text_normalized")
 #: Names of what is said in single words; together they are the caption of a recording that has no other.
 LABEL_FEATURES = ("tags", "tag", "labels", "label")
 _QUOTED = 60
+
+
+class Texts(NamedTuple):
+    """What is written about a recording.
+
+    Attributes:
+        captions: what it sounds like, in one way or in several.
+        transcription: the words that are spoken in it; None where nobody wrote them down.
+    """
+
+    captions: tuple[str, ...] = ()
+    transcription: str | None = None
 
 
 def captions_of(value: object, what: str) -> tuple[str, ...]:
@@ -31,13 +47,12 @@ def captions_of(value: object, what: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, found)))
 
 
-def captions_in(
-    record: Mapping, where: str, beside: tuple[str, ...] = (), elsewhere: str = "another file"
-) -> tuple[str, ...]:
-    """The captions of a recording that a JSON object describes.
+def texts_in(record: Mapping, where: str, beside: tuple[str, ...] = (), elsewhere: str = "another file") -> Texts:
+    """What a JSON object says of a recording.
 
-    They stand under the first of `TEXT_FEATURES` that holds any; without them its labels are the caption, "rain, wind",
-    where they are texts (numbers say nothing).
+    Captions stand under the first of `TEXT_FEATURES` that holds any; without them its labels are the caption, "rain,
+    wind", where they are texts (numbers say nothing). The transcription stands under the first of
+    `TRANSCRIPTION_FEATURES`.
 
     Args:
         record: the object.
@@ -51,7 +66,21 @@ def captions_in(
     named = next(filter(None, (captions_of(record.get(name), f"{where}: {name}") for name in TEXT_FEATURES)), ())
     if named and not set(beside) <= set(named):
         raise ValueError(f"{where} and {elsewhere}: different captions of one recording; keep one")
-    return named or beside or next(filter(None, (joined_labels(record.get(name)) for name in LABEL_FEATURES)), ())
+    labels = next(filter(None, (joined_labels(record.get(name)) for name in LABEL_FEATURES)), ())
+    said = next(filter(None, (transcription_of(record.get(n), f"{where}: {n}") for n in TRANSCRIPTION_FEATURES)), None)
+    return Texts(named or beside or labels, said)
+
+
+def transcription_of(value: object, what: str) -> str | None:
+    """The transcription in a value; None where it is empty.
+
+    Raises:
+        ValueError: it is no text, or several; `what` names it.
+    """
+    found = captions_of(value, what)
+    if len(found) > 1:
+        raise ValueError(f"{what} holds {len(found)} texts, and a transcription is one")
+    return found[0] if found else None
 
 
 def joined_labels(value: object) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import audio_feature  # before the alias below, which replaces its class
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.data.captions import TEXT_FEATURES
+from audioldm2_jax.data.captions import TEXT_FEATURES, TRANSCRIPTION_FEATURES
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 from audioldm2_jax.data.records import split_names
 from audioldm2_jax.runtime.storage import local_path
@@ -70,7 +70,8 @@ class Dataset(Source):
         heldout_share: of the records, by hash of their number.
         audio_feature, text_feature: names of the features, of one inside another as outer/inner; empty finds the one
             audio feature there is, and the caption by its usual names (`TEXT_FEATURES`); without any, examples have no
-            caption. A caption is a text, or a label or several by name; of several texts it is the first.
+            caption. A caption is a text, or a label or several by name; of several texts it is the first. What is said
+            in a record is found by its usual names (`TRANSCRIPTION_FEATURES`).
 
     Raises:
         ValueError: not prepared, not in ArrayRecord, or no such feature; the message says what there is.
@@ -94,6 +95,7 @@ class Dataset(Source):
         self._names = None
         if self.text_feature:
             self._names = _label_names(name, self.text_feature, _find(name, features, self.text_feature))
+        self._said = next((n for n in TRANSCRIPTION_FEATURES if isinstance(features.get(n), tfds.features.Text)), "")
         self._rate_feature = next((n for n in _RATES if n in features), "")
         self._rate = getattr(audio, "sample_rate", None) or 0
         if not self._rate and not self._rate_feature:
@@ -136,6 +138,11 @@ class Dataset(Source):
         record, _ = self._record(index)
         return self._caption(record)
 
+    def transcription(self, index: int) -> str | None:
+        """What is said in a record (which is read for it, its sound not decoded)."""
+        record, _ = self._record(index)
+        return _text(record[self._said]) if self._said else None
+
     def _record(self, index: int) -> tuple[dict, str]:
         """A record, and what messages call it."""
         number = int(self._numbers[index])
@@ -148,6 +155,9 @@ class Dataset(Source):
     def _example(self, index: int, samples: int | None, position: float) -> Example:
         record, where = self._record(index)
         labels = {"name": str(int(self._numbers[index]))}
+        said, length = _text(record[self._said]) if self._said else None, samples
+        if said and samples is not None:
+            samples += 1  # which tells whether there is more: what is said in a part of a record is not known
         try:
             audio = _value(record, self.audio_feature)
             if isinstance(audio, bytes):
@@ -159,7 +169,9 @@ class Dataset(Source):
             raise UnreadableRecord(str(error)) from error
         except (ValueError, TypeError, ZeroDivisionError, MemoryError) as error:
             raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
-        return Example(waveform, self._caption(record), labels)
+        if said and length is not None and len(waveform) > length:
+            waveform, said = waveform[:length], None
+        return Example(waveform, self._caption(record), labels, transcription=said)
 
     def _caption(self, record: dict) -> str | None:
         if not self.text_feature:
@@ -168,9 +180,7 @@ class Dataset(Source):
         several = list(value) if isinstance(value, np.ndarray | list | tuple) and np.ndim(value) else [value]
         if self._names:  # -1: the label is not known
             return ", ".join(self._names[int(label)] for label in several if int(label) >= 0) or None
-        text = several[0] if several else ""  # of several captions of one clip, the first
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else printable(str(text))
-        return text.strip() or None
+        return _text(several[0]) if several else None  # of several captions of one clip, the first
 
 
 _PREPARE = "prepare it first: tfds build {name} --file_format=array_record"
@@ -210,6 +220,11 @@ def _value(record: Mapping, wanted: str) -> object:
     for part in wanted.split("/"):
         record = record[part]
     return record
+
+
+def _text(value: object) -> str | None:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else printable(str(value))
+    return text.strip() or None
 
 
 def _label_names(name: str, wanted: str, feature: tfds.features.FeatureConnector) -> list[str] | None:

@@ -6,8 +6,9 @@
       more/b.flac
       more/b.txt          wind in dry leaves            (or b.json: {"caption": "…"}, {"tags": ["wind", "leaves"]})
 
-Metadata may lie in any subfolder; names are relative to it. Recordings that nothing names have no caption, and a text
-or JSON file beside no recording is none of ours.
+Metadata may lie in any subfolder; names are relative to it. What is said in a recording stands in it as
+`transcription`. Recordings that nothing names have no caption, and a text or JSON file beside no recording is none of
+ours.
 
 Symbolic links are followed, to folders and to files. A recording that can be reached in several ways counts once, under
 the name that goes through no link, or the first one in alphabetical order; metadata may use any of its names.
@@ -20,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from audioldm2_jax.data.captions import captions_in, captions_of
+from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.metadata import METADATA, read_metadata
 from audioldm2_jax.data.records import OTHER_SOUND, SUFFIXES, Recordings, listing_of
 from audioldm2_jax.runtime.storage import local_path
@@ -46,7 +47,7 @@ class Folder(Recordings):
             what = "is a file" if root.exists() else "does not exist"
             raise ValueError(f"there is no folder {shown(root)}; data.source must name a folder of recordings ({what})")
         tree = _Tree(root)
-        super().__init__(root, tree.names, _captions(root, tree), tree.skipped, split, sampling_rate, heldout_share)
+        super().__init__(root, tree.names, _texts(root, tree), tree.skipped, split, sampling_rate, heldout_share)
 
 
 class _Tree:
@@ -129,20 +130,26 @@ class _Tree:
         return True
 
 
-def _captions(root: Path, tree: _Tree) -> dict[str, tuple[str, ...]]:
-    """The captions of the recordings below `root`, by their names.
+def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
+    """What is written about the recordings below `root`, by their names.
 
     Raises:
         ValueError: two files say different things of a recording, or metadata names what is not there.
     """
-    captions: dict[str, tuple[str, ...]] = {}
+    found: dict[str, Texts] = {}
     first: dict[str, Path] = {}
     absent: list[str] = []
     for file, name, texts in (*_in_metadata(tree, absent), *_in_texts(tree)):
-        if texts and captions.setdefault(name, texts) != texts:
+        known = found.setdefault(name, texts)
+        if texts.captions and known.captions and texts.captions != known.captions:
             several = "" if first[name] == file else f" and {shown(first[name])}"
             raise ValueError(f"{shown(file)}{several}: different captions of {shown(name)}; keep one")
-        if texts:
+        if texts.transcription and known.transcription and texts.transcription != known.transcription:
+            raise ValueError(
+                f"{shown(file)} and {shown(first[name])}: different transcriptions of {shown(name)}; keep one"
+            )
+        found[name] = Texts(known.captions or texts.captions, known.transcription or texts.transcription)
+        if any(texts):
             first.setdefault(name, file)
     if absent:
         raise ValueError(
@@ -150,14 +157,15 @@ def _captions(root: Path, tree: _Tree) -> dict[str, tuple[str, ...]]:
         )
     for name, beside in tree.beside.items():
         for file in (file for file in beside if file.suffix.lower() == ".json"):
-            known = captions.get(name, ()), shown(first.get(name))
-            captions[name] = captions_in(read_json_object(file), shown(file), *known)
+            known = found.get(name, Texts())
+            texts = texts_in(read_json_object(file), shown(file), known.captions, shown(first.get(name)))
+            found[name] = Texts(texts.captions, known.transcription or texts.transcription)
             first.setdefault(name, file)
-    return captions
+    return found
 
 
-def _in_metadata(tree: _Tree, absent: list[str]) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """(file, recording, captions) of all metadata; what it names and is not there goes to `absent`."""
+def _in_metadata(tree: _Tree, absent: list[str]) -> Iterator[tuple[Path, str, Texts]]:
+    """(file, recording, texts) of all metadata; what it names and is not there goes to `absent`."""
     for file in tree.metadata:
         for written, texts in read_metadata(file).items():
             name = tree.by_file.get(os.path.realpath(_meant(file.parent, written)))
@@ -167,11 +175,11 @@ def _in_metadata(tree: _Tree, absent: list[str]) -> Iterator[tuple[Path, str, tu
                 yield file, name, texts
 
 
-def _in_texts(tree: _Tree) -> Iterator[tuple[Path, str, tuple[str, ...]]]:
-    """(file, recording, captions) of all text files beside recordings: the whole file is the caption."""
+def _in_texts(tree: _Tree) -> Iterator[tuple[Path, str, Texts]]:
+    """(file, recording, texts) of all text files beside recordings: the whole file is the caption."""
     for name, beside in tree.beside.items():
         for file in (file for file in beside if file.suffix.lower() == ".txt"):
-            yield file, name, captions_of(read_text(file), shown(file))
+            yield file, name, Texts(captions_of(read_text(file), shown(file)))
 
 
 def _meant(folder: Path, name: str) -> Path:

@@ -22,7 +22,15 @@ import pyarrow as pa
 from pyarrow import compute, parquet
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.data.captions import LABEL_FEATURES, TEXT_FEATURES, captions_of, joined_labels
+from audioldm2_jax.data.captions import (
+    LABEL_FEATURES,
+    TEXT_FEATURES,
+    TRANSCRIPTION_FEATURES,
+    Texts,
+    captions_of,
+    joined_labels,
+    transcription_of,
+)
 from audioldm2_jax.data.shards import Index, Shards
 from audioldm2_jax.runtime.text_files import shown
 
@@ -58,7 +66,7 @@ class HuggingFace(Shards):
         self.audio_feature, self.text_feature = audio_feature, text_feature
         self._opened: dict[str, _Parquet | _Stream] = {}
         super().__init__(root, shards, split, sampling_rate, heldout_share)
-        if not any(self._captions):
+        if not any(any(texts) for texts in self._texts):
             message = "%s: no captions; --config.data.text_feature names the column that has them, one of %s"
             logging.warning(message, shown(root), ", ".join(_open(root / self._places[0][0]).schema.names))
 
@@ -74,11 +82,17 @@ class HuggingFace(Shards):
     def _rows(self, table: _Parquet | _Stream) -> Index:
         text = self._text(table.schema)
         _Feature.of_audio(table.schema, self.audio_feature)  # or a reason not to use the file
-        records = {str(row): (row, ()) for row in range(table.rows)}
+        captions: dict[int, tuple[str, ...]] = {}
+        said: dict[int, str | None] = {}
         problems = {"": table.problem} if table.problem else {}
         for first, column in table.column(text) if text else ():
             for row, value in enumerate(column.to_pylist(), first):
-                records[str(row)] = row, text.captions(value, f"row {row}")
+                captions[row] = text.captions(value, f"row {row}")
+        spoken = self._spoken(table.schema)
+        for first, column in table.column(spoken) if spoken else ():
+            for row, value in enumerate(column.to_pylist(), first):
+                said[row] = transcription_of(value, f"row {row}")
+        records = {str(row): (row, Texts(captions.get(row, ()), said.get(row))) for row in range(table.rows)}
         if not table.rows and not problems:
             problems[""] = "has no rows"
         return Index(records, problems)
@@ -92,6 +106,10 @@ class HuggingFace(Shards):
             except ValueError:  # no such column, or numbers
                 continue
         return None
+
+    def _spoken(self, schema: pa.Schema) -> _Feature | None:
+        names = [name for name in TRANSCRIPTION_FEATURES if name in schema.names]
+        return _Feature.of_text(schema, names[0]) if names else None
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         shard, row = self._places[index]

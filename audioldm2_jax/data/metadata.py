@@ -1,4 +1,4 @@
-"""Captions of recordings in metadata.jsonl, .csv or .parquet, as people, spreadsheets and programs write them."""
+"""Captions and transcriptions in metadata.jsonl, .csv or .parquet, as people, spreadsheets and programs write them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from audioldm2_jax.data.captions import captions_of
+from audioldm2_jax.data.captions import Texts, captions_of, transcription_of
 from audioldm2_jax.runtime.text_files import read_text, shown
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_SAID = "transcription"
 #: What may stand between the columns of a CSV file.
 _SEPARATORS = (",", ";", "\t", "|")
 csv.field_size_limit(2**31 - 1)  # Python's own limit is below what a long description takes
 
 
-def read_metadata(file: Path) -> dict[str, tuple[str, ...]]:
-    """The captions in one of the files of `METADATA`; see `parse_metadata`."""
+def read_metadata(file: Path) -> dict[str, Texts]:
+    """What is written in one of the files of `METADATA`; see `parse_metadata`."""
     if file.suffix.lower() == ".parquet":
-        return _captions(_parquet_rows(file, shown(file)), shown(file))
+        return _texts(_parquet_rows(file, shown(file)), shown(file))
     return parse_metadata(read_text(file), shown(file))
 
 
-def parse_metadata(content: str, where: str) -> dict[str, tuple[str, ...]]:
+def parse_metadata(content: str, where: str) -> dict[str, Texts]:
     """Reads metadata.jsonl or metadata.csv, told apart by the ending of `where`.
 
     Returns:
-        file_name → captions, () where there are none.
+        file_name → what `text` (captions) and `transcription` hold.
 
     Raises:
         ValueError: naming `where` and the line.
     """
-    return _captions(
-        _json_rows(content, where) if where.lower().endswith(".jsonl") else _csv_rows(content, where), where
-    )
+    return _texts(_json_rows(content, where) if where.lower().endswith(".jsonl") else _csv_rows(content, where), where)
 
 
-def _captions(rows: Iterable[tuple[str, dict]], where: str) -> dict[str, tuple[str, ...]]:
-    """file_name → captions of the rows, each with what messages call it."""
-    captions: dict[str, tuple[str, ...]] = {}
+def _texts(rows: Iterable[tuple[str, dict]], where: str) -> dict[str, Texts]:
+    """file_name → what the rows say, each row with what messages call it."""
+    found: dict[str, Texts] = {}
     named = False
     for line, row in rows:
         name = row.get("file_name")
@@ -49,13 +48,14 @@ def _captions(rows: Iterable[tuple[str, dict]], where: str) -> dict[str, tuple[s
             raise ValueError(f"{where}, {line}: no file_name; each record needs file_name and text")
         if "\0" in name:
             raise ValueError(f"{where}, {line}: {shown(name)} holds a zero byte, which no file name can")
-        if name in captions:
+        if name in found:
             raise ValueError(f"{where}, {line}: {shown(name)} is named twice")
-        named = named or "text" in row
-        captions[name] = captions_of(row.get("text"), f"{where}, {line}: text")
-    if captions and not named:
-        raise ValueError(f"{where} has no text; captions go under that name")
-    return captions
+        named = named or "text" in row or _SAID in row
+        said = transcription_of(row.get(_SAID), f"{where}, {line}: {_SAID}")
+        found[name] = Texts(captions_of(row.get("text"), f"{where}, {line}: text"), said)
+    if found and not named:
+        raise ValueError(f"{where} has no text; captions go under that name, what is said under {_SAID}")
+    return found
 
 
 def _parquet_rows(file: Path, where: str) -> Iterator[tuple[str, dict]]:
@@ -67,7 +67,7 @@ def _parquet_rows(file: Path, where: str) -> Iterator[tuple[str, dict]]:
             names = table.schema_arrow.names
             if "file_name" not in names:
                 raise ValueError(f"{where} has no column file_name; it has {', '.join(names) or 'none'}")
-            columns = [name for name in ("file_name", "text") if name in names]
+            columns = [name for name in ("file_name", "text", _SAID) if name in names]
             row = 0
             for batch in table.iter_batches(columns=columns):
                 for record in batch.to_pylist():

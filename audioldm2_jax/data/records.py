@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from audioldm2_jax.audio import files
+from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.draw import digest
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 from audioldm2_jax.runtime.text_files import shown
@@ -39,7 +40,8 @@ class Records(Source):
 
     Args:
         root: where they were found, for messages; names are relative to it.
-        found: name → (where the record lies, as JSON can hold it; its captions). The name decides the split.
+        found: name → (where the record lies, as JSON can hold it; what is written about it). The name decides the
+            split.
         skipped: name → reason.
         split: "train" or "heldout".
         sampling_rate: Hz, of the waveforms returned.
@@ -57,13 +59,13 @@ class Records(Source):
     def __init__(
         self,
         root: Path,
-        found: Mapping[str, tuple[Any, tuple[str, ...]]],
+        found: Mapping[str, tuple[Any, Texts]],
         skipped: dict[str, str],
         split: str,
         sampling_rate: int,
         heldout_share: float,
     ) -> None:
-        self.root, self.sampling_rate, self.skipped = root, sampling_rate, skipped
+        self.root, self.sampling_rate, self.skipped, self._warned = root, sampling_rate, skipped, False
         total, reasons = len(found) + len(skipped), [shown(reason) for reason in skipped.values()]
         if not found:
             raise ValueError(
@@ -75,7 +77,7 @@ class Records(Source):
             logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
         self.names = split_names(list(found), split, heldout_share)
         self._places = [found[name][0] for name in self.names]
-        self._captions = [found[name][1] for name in self.names]
+        self._texts = [found[name][1] for name in self.names]
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         """An excerpt of a record as of `excerpt`; None: the whole.
@@ -97,12 +99,17 @@ class Records(Source):
 
     def text(self, index: int) -> str | None:
         """The first caption of a record, without reading it."""
-        return next(iter(self._captions[index]), None)
+        return next(iter(self._texts[index].captions), None)
+
+    def transcription(self, index: int) -> str | None:
+        """What is said in a record, without reading it."""
+        return self._texts[index].transcription
 
     def listing(self) -> Any:
-        """See `Source.listing`: the readable records, where they lie, and their captions."""
+        """See `Source.listing`: the readable records, where they lie, and what is written about them."""
         return [
-            [name, place, list(captions)] for name, place, captions in zip(self.names, self._places, self._captions)
+            [name, place, list(texts.captions), texts.transcription]
+            for name, place, texts in zip(self.names, self._places, self._texts)
         ]
 
     def follow(self, listing: Any) -> str:
@@ -110,23 +117,39 @@ class Records(Source):
         own, other = {name: rest for name, *rest in self.listing()}, {name: rest for name, *rest in listing}
         different = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
         self.names, self._places = ([record[i] for record in listing] for i in range(2))
-        self._captions = [tuple(captions) for *_, captions in listing]
+        self._texts = [Texts(tuple(captions), said) for *_, captions, said in listing]
         reasons = [self.skipped.get(name, f"{self.root / name} is not the same file there") for name in different]
         return f"{self.root}: {len(different)} {self.unit} differ{listing_of(reasons)}" if different else ""
 
     def _example(self, index: int, samples: int | None, position: float) -> Example:
+        said = self.transcription(index)
+        # One sample more tells whether there is more: what is said in a part of a record is not known.
+        more = samples is not None and said is not None
         try:
-            waveform = self._waveform(index, samples, position)
+            waveform = self._waveform(index, samples + more if more else samples, position)
         except files.UnreadableAudio as error:
             raise UnreadableRecord(str(error)) from error
-        return Example(waveform, self.text(index), {"name": self.names[index]})
+        if more and len(waveform) > samples:
+            waveform, said = waveform[:samples], None
+            self._warn_of_parts(index)
+        return Example(waveform, self.text(index), {"name": self.names[index]}, transcription=said)
+
+    def _warn_of_parts(self, index: int) -> None:
+        """Says once a process that transcriptions of longer recordings are of no use."""
+        if not self._warned:
+            self._warned = True
+            logging.warning(
+                "%s is longer than a clip, so that its transcription says more than is heard: such recordings teach "
+                "nothing about words. Cut them at pauses, or make clips longer (--config.audio.seconds)",
+                shown(self.root / self.names[index]),
+            )
 
 
 class Recordings(Records):
     """Records that are sound files.
 
     Args:
-        captions: name → captions, of those that have any.
+        texts: name → what is written about it, of those of which something is.
         the rest: as of `Records`.
     """
 
@@ -136,7 +159,7 @@ class Recordings(Records):
         self,
         root: Path,
         names: Iterable[str],
-        captions: Mapping[str, tuple[str, ...]],
+        texts: Mapping[str, Texts],
         skipped: dict[str, str],
         split: str,
         sampling_rate: int,
@@ -145,7 +168,7 @@ class Recordings(Records):
         self.root, found = root, {}
         for name in names:
             try:
-                found[name] = files.length(self.path(name), sampling_rate), captions.get(name, ())
+                found[name] = files.length(self.path(name), sampling_rate), texts.get(name, Texts())
             except files.UnreadableAudio as error:
                 skipped[name] = str(error)
         super().__init__(root, found, skipped, split, sampling_rate, heldout_share)

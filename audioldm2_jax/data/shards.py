@@ -10,6 +10,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.records import THREADS, Records, file_digests
 from audioldm2_jax.runtime.text_files import shown
 
@@ -21,11 +22,11 @@ class Index(NamedTuple):
     """What a shard holds.
 
     Attributes:
-        records: name within the shard → (where the record lies in it, as JSON can hold it; its captions).
+        records: name within the shard → (where the record lies in it, as JSON can hold it; what is written about it).
         problems: name within the shard, "" for the shard itself → why something of it is not used.
     """
 
-    records: dict[str, tuple[Any, tuple[str, ...]]]
+    records: dict[str, tuple[Any, Texts]]
     problems: dict[str, str]
 
 
@@ -46,7 +47,7 @@ class Shards(Records):
 
     def __init__(self, root: Path, shards: Sequence[str], split: str, sampling_rate: int, heldout_share: float) -> None:
         self.root = root
-        found: dict[str, tuple[Any, tuple[str, ...]]] = {}
+        found: dict[str, tuple[Any, Texts]] = {}
         skipped: dict[str, str] = {}
         chosen = _of_train(root, shards)
         with ThreadPool(THREADS) as pool:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.data.captions import captions_in, captions_of
+from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.records import OTHER_SOUND, SUFFIXES
 from audioldm2_jax.data.shards import Index, Shards
 from audioldm2_jax.runtime.text_files import decode_text, json_object, shown
@@ -57,7 +57,7 @@ class WebDataset(Shards):
         records = {}
         for name, (stem, place) in sounds.items():
             try:
-                records[name] = place, _captions(texts.get(stem, {}), shown(path / stem))
+                records[name] = place, _texts(texts.get(stem, {}), shown(path / stem))
             except ValueError as error:
                 problems[name] = str(error)
         return Index(records, problems)
@@ -74,14 +74,14 @@ class WebDataset(Shards):
         return files.read_encoded(content, where, self.sampling_rate, samples, position)
 
 
-def _captions(beside: dict[str, bytes], where: str) -> tuple[str, ...]:
-    """The captions in the text and the JSON file of a record; `where` is what messages call it, without ending."""
+def _texts(beside: dict[str, bytes], where: str) -> Texts:
+    """What the text and the JSON file of a record say; `where` is what messages call it, without ending."""
     text = decode_text(beside[".txt"], f"{where}.txt") if ".txt" in beside else None
     captions = captions_of(text, f"{where}.txt")
     if ".json" not in beside:
-        return captions
+        return Texts(captions)
     record = json_object(decode_text(beside[".json"], f"{where}.json"), f"{where}.json")
-    return captions_in(record, f"{where}.json", captions, f"{where}.txt")
+    return texts_in(record, f"{where}.json", captions, f"{where}.txt")
 
 
 def _members(file: BinaryIO, problems: dict[str, str]) -> Iterator[tarfile.TarInfo]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audioldm2_jax import recipes
+from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.example import UnreadableRecord
 from audioldm2_jax.data.folder import Folder
 from audioldm2_jax.data.metadata import parse_metadata
@@ -176,7 +177,7 @@ def test_metadata_round_trip(captions):
     import csv
     import io
 
-    expected = {name: (text.strip(),) if text.strip() else () for name, text in captions.items()}
+    expected = {name: Texts((text.strip(),) if text.strip() else ()) for name, text in captions.items()}
     lines = "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in captions.items())
     assert parse_metadata(lines, "metadata.jsonl") == expected
     file = io.StringIO(newline="")
@@ -378,7 +379,10 @@ def test_what_else_metadata_may_hold():
         parse_metadata('{"file_name": "a\\u0000.wav", "text": "rain"}', "m.jsonl")
     with pytest.raises(ValueError, match=r"m.csv, line 3: the record that begins there .*quotation mark"):
         parse_metadata('file_name,text\na.wav,rain\nb.wav,"wind\nc.wav,hail\n', "m.csv")
-    assert len(parse_metadata(f"file_name,text\na.wav,{'rain ' * 50_000}\n", "m.csv")["a.wav"][0]) == 5 * 50_000 - 1
+    assert (
+        len(parse_metadata(f"file_name,text\na.wav,{'rain ' * 50_000}\n", "m.csv")["a.wav"].captions[0])
+        == 5 * 50_000 - 1
+    )
 
 
 def test_a_name_may_end_in_a_space(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from audioldm2_jax import recipes
-from audioldm2_jax.data.captions import captions_in, captions_of
+from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.example import UnreadableRecord
 from audioldm2_jax.data.sources import open_source
 
@@ -54,7 +54,7 @@ def everything(source, **data):
         opened = open_source(config(source, **data), split)
         if len(opened) > 1:
             assert not found.keys() & set(opened.names)
-        found |= {name: opened._captions[i] for i, name in enumerate(opened.names)}
+        found |= {name: opened._texts[i].captions for i, name in enumerate(opened.names)}
     return found
 
 
@@ -128,9 +128,44 @@ def test_a_caption_beside_a_link_is_that_of_the_recording(tmp_path):
 
 
 def test_labels_are_no_contradiction_of_a_caption():
-    assert captions_in({"tags": ["rock"]}, "a", ("a song",)) == ("a song",)
-    assert captions_in({"tags": "rock"}, "a") == ("rock",)
-    assert captions_in({"title": "x", "caption": ""}, "a") == ("x",)
+    assert texts_in({"tags": ["rock"]}, "a", ("a song",)).captions == ("a song",)
+    assert texts_in({"tags": "rock"}, "a").captions == ("rock",)
+    assert texts_in({"title": "x", "caption": ""}, "a") == Texts(("x",))
+
+
+def test_what_is_said(tmp_path):
+    """In metadata, beside recordings, in tables and in tar files; only of what is heard whole."""
+    put(tmp_path / "folder/a.wav", sound(wave=tone(0, 1000)))
+    put(tmp_path / "folder/b.wav", sound(wave=tone(0, 1001)))
+    put(tmp_path / "folder/c.wav", sound())
+    put(
+        tmp_path / "folder/metadata.csv",
+        "file_name,transcription,text\na.wav,good morning,a man\nb.wav,good evening,\n",
+    )
+    put(tmp_path / "folder/c.json", '{"transcript": " good night ", "caption": "a woman"}')
+    source = one(tmp_path / "folder")
+    found = {source.names[i]: (source.transcription(i), source.text(i)) for i in range(len(source))}
+    assert found == {
+        "a.wav": ("good morning", "a man"),
+        "b.wav": ("good evening", None),
+        "c.wav": ("good night", "a woman"),
+    }
+    for name, said in (("a.wav", "good morning"), ("b.wav", None)):
+        heard = source.excerpt(source.names.index(name), 1000, 0.5)
+        assert heard.transcription == said and len(heard.waveform) == 1000
+    assert source[source.names.index("b.wav")].transcription == "good evening"
+    followed = one(tmp_path / "folder")
+    followed.follow(json.loads(json.dumps(source.listing())))
+    assert followed.transcription(followed.names.index("b.wav")) == "good evening"
+
+    put(tmp_path / "folder/c.json", '{"transcript": ["one", "two"]}')
+    with pytest.raises(ValueError, match="transcript holds 2 texts, and a transcription is one"):
+        one(tmp_path / "folder")
+    rows = {"audio": [{"bytes": sound(i)} for i in range(2)], "sentence": ["one", None], "text": ["x", "y"]}
+    put(tmp_path / "table/a.parquet", b"")
+    parquet.write_table(pa.table(rows), tmp_path / "table/a.parquet")
+    source = one(tmp_path / "table")
+    assert [(source.transcription(i), source.text(i)) for i in range(2)] == [("one", "x"), (None, "y")]
 
 
 VALUES = st.recursive(
@@ -304,7 +339,7 @@ def test_tables_that_datasets_did_not_write(tmp_path, caplog):
     assert "text_feature names the column that has them, one of outer, speech, mood" in caplog.text
     assert set(everything(tmp_path / "a.parquet", text_feature="mood").values()) == {("calm",), ("wild",), ()}
     source = one(tmp_path, audio_feature="outer/sound", text_feature="outer/words")
-    assert source._captions == [("x",), (), ("y",)]
+    assert [texts.captions for texts in source._texts] == [("x",), (), ("y",)]
     assert len(source[0].waveform) == 800
     for i in (1, 2):
         with pytest.raises(UnreadableRecord, match=f"a.parquet/{i} has no sound"):
