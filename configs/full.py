@@ -1,0 +1,22 @@
+"""Music, speech and sound effects by one model: AudioLDM 2 (arXiv 2308.05734), every stage from nothing.
+
+    audioldm2-jax train --config full                        the tiny recipe, minutes on two CPU cores
+    audioldm2-jax train --config full:base \\
+        --config.data.source="/music,1;/speech,1;/effects,1" the paper's full model, a pod or a host of GPUs
+    ... full:large                                           with the large UNet
+
+As in the paper, everything is described by its caption; speech is, too, and its words are not said.
+"""
+
+from ml_collections import ConfigDict
+
+from audioldm2_jax import recipes
+
+
+def get_config(recipe: str = recipes.TINY) -> ConfigDict:
+    """Returns the recipe; of tiny, the three embedded corpora are the data."""
+    config = recipes.get(recipe)
+    config.run_dir = "runs/full" if recipe == recipes.TINY else f"runs/full-{recipe}"
+    if recipe == recipes.TINY:
+        config.data.source = "builtin:music;builtin:speech;builtin:audio"
+    return config
