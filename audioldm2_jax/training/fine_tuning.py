@@ -17,6 +17,7 @@ from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import folder_of
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.training.lineage import RunError
 
 
 def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
@@ -43,6 +44,42 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     changes = _changes(config.to_dict(), made.to_dict()) if config.init_from.model else ()
     unsaid = ("init_from.", "text.", "run_dir")
     return made, [f"{key}: {old} → {new}" for key, old, new in changes if not key.startswith(unsaid)]
+
+
+def check_mel(config: ConfigDict, name: str) -> None:
+    """Compares the mel that a VAE or vocoder in a folder of this machine was trained on with the recipe's.
+
+    A VAE says nothing of it: the vocoder of its model folder does, or the settings of the stage that made it.
+
+    Args:
+      name: vae or vocoder; where `config.init_from` names a folder that has one.
+
+    Raises:
+      RunError: they differ; the message says what to set.
+    """
+    place = config.init_from[name]
+    if not place or not local_path(place, f"--config.init_from.{name}").exists():
+        return
+    folder = model_folder.locate(place, name)
+    vocoder = folder.with_name("vocoder") / "config.json"
+    stage = folder.parent.with_name("config.json")
+    if vocoder.is_file():
+        mel = mel_settings(read_json(vocoder))
+        trained = {f"audio.mel.{key}": getattr(mel, key) for key in config.audio.mel}
+        trained["audio.sampling_rate"] = mel.sampling_rate
+    elif stage.is_file():
+        trained = {key: value for key, value in read_json(stage).items() if key.startswith("audio.mel.")}
+    else:
+        return
+    own = {f"audio.mel.{key}": value for key, value in config.audio.mel.items()}
+    own["audio.sampling_rate"] = config.audio.sampling_rate
+    different = {key: value for key, value in trained.items() if key in own and own[key] != value}
+    if different:
+        raise RunError(
+            f"--config.init_from.{name}={place} is of other mels than the recipe's "
+            f"({', '.join(f'{key}: {value}, here {own[key]}' for key, value in different.items())}): set "
+            f"{' '.join(f'--config.{key}={value}' for key, value in different.items())}, or train the {name} anew"
+        )
 
 
 def _take_model(config: ConfigDict, path: Path) -> None:

@@ -37,7 +37,7 @@ from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, lineage, loop, stage_settings
+from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 
@@ -129,6 +129,8 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
             place = config.init_from[part]
             if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
                 raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
+            if part in ("vae", "vocoder"):
+                fine_tuning.check_mel(config, part)
     learning = [name for name in names if "captioned" in STAGES[name].reads_fields(config)]
     if learning:
         source, spoken = sources.open_source(config, "train"), second_kind(config) == "phoneme"

@@ -24,6 +24,7 @@ from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.data.text import open_tokenizers
 from audioldm2_jax.training import fine_tuning, lineage, run, stage_settings
+from audioldm2_jax.training.run import RunError
 
 # Attention in the middle alone: the UNet is what takes longest to compile.
 UNET = CONFIGS["unet"] | {
@@ -149,6 +150,27 @@ def test_models_of_another_kind(write, recipe, found, trained, tmp_path):
     config.init_from.model = str(write(tmp_path))
     with pytest.raises(FolderError, match=rf"is a {found}, and the recipe {trained}"):
         fine_tuning.resolve(config)
+
+
+def test_a_vae_of_other_mels_is_refused(model, tmp_path):
+    """It has no word of them: the vocoder beside it tells, or the settings of the stage that made it."""
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path / "run"), "audiomae,diffusion"
+    config.init_from.vae = str(model)  # of logarithms; so is not the tiny recipe
+    with pytest.raises(RunError, match=r"compression: 0.0, here 0.5.*set --config.audio.mel.compression=0.0") as caught:
+        run.prepare(config)
+    assert not (tmp_path / "run/stages").exists() and "hop_length" not in str(caught.value)
+    config.audio.mel.compression = 0.0
+    run.prepare(config)
+
+    stage = tmp_path / "other/stages/vae"
+    config.init_from.vae = str(stage / "result")
+    model_folder.write_component(stage / "result", "vae", CONFIGS["vae"], random_variables("vae", CONFIGS["vae"], 5))
+    run.prepare(config)  # nothing is known of it
+    settings = {f"audio.mel.{key}": value for key, value in config.audio.mel.items()} | {"audio.mel.hop_length": 320}
+    (stage / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(RunError, match=r"audio.mel.hop_length: 320, here 160"):
+        run.prepare(config)
 
 
 @pytest.mark.parametrize("hub", [False, True])
