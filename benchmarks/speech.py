@@ -2,6 +2,10 @@
 
     python benchmarks/speech.py --clips 60
 
+and that of a model: of the same clips put together again, and of what it makes of their descriptions and transcriptions:
+
+    python benchmarks/speech.py --clips 60 --model runs/speech
+
 The listener is pocketsphinx with its own acoustic model of English, which was trained on people and never heard our
 voices. It is told the grammar of the corpus (any number of its sentences, all equally likely), so that what counts is
 whether the right words can be told from the others that might stand there. Beside it stands the rate of the same
@@ -17,10 +21,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import soxr
+from instruments import BATCH, reconstruct
 
+from audioldm2_jax import AudioLDM2
+from audioldm2_jax.audio import files
 from audioldm2_jax.data.builtin.sentences import LONGEST, RULES, SHORTEST, words
 from audioldm2_jax.data.builtin.speech import SpeechCorpus, heldout_examples
 
@@ -31,7 +39,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=2.56, help="length of a clip")
+    parser.add_argument("--model", help="run folder or model folder; its clips' length counts")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.model:
+        judge(options)
+    else:
+        describe_corpus(options)
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Prints the word error rate of real, rebuilt and generated clips."""
+    folder = Path(options.model)
+    model = AudioLDM2.from_pretrained(folder / "model" if (folder / "model").is_dir() else folder)
+    clips = heldout_examples(options.clips, model.sampling_rate, model.own_length)
+    texts, said = [clip.text for clip in clips], [clip.transcription for clip in clips]
+    sounds = reconstruct(model, np.stack([files.normalise(clip.waveform) for clip in clips]))
+    parts = [slice(start, start + BATCH) for start in range(0, len(clips), BATCH)]
+    sounds["generated"] = np.concatenate(
+        [
+            model(
+                texts[part],
+                transcription=said[part],
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance,
+                seed=options.seed,
+            ).audios
+            for part in parts
+        ]
+    )
+    print(f"word error rate of {len(clips)} held-out sentences (95 %), and by the transcription of the clip before:")
+    for name, waveforms in sounds.items():
+        heard = recognise([files.normalise(waveform) for waveform in waveforms], model.sampling_rate)
+        low, high = _interval(heard, said)
+        shuffled = _error_rate(heard, said[-1:] + said[:-1])
+        print(f"  {name:18}{_error_rate(heard, said):6.1%}  ({low:.0%} to {high:.0%})  {shuffled:.0%}")
+
+
+def _interval(heard: list[str], said: list[str]) -> tuple[float, float]:
+    """The 95 % interval of the rate, by drawing clips again (bootstrap)."""
+    draw = np.random.RandomState(0)
+    picked = [draw.randint(len(said), size=len(said)) for _ in range(1000)]
+    rates = [_error_rate([heard[i] for i in chosen], [said[i] for i in chosen]) for chosen in picked]
+    return tuple(np.percentile(rates, (2.5, 97.5)))
+
+
+def describe_corpus(options: argparse.Namespace) -> None:
+    """Prints what the corpus is, and the word error rate of its real clips by voice."""
     corpus = SpeechCorpus(_RATE, options.seconds, 0, "train")
     start = time.process_time()
     clips = [corpus[i] for i in range(options.clips)]
