@@ -2,7 +2,7 @@
 
     python benchmarks/speech.py --clips 60
 
-and that of a model: of the same clips put together again, and of what it makes of their descriptions and transcriptions:
+and that of a model, of the same clips put together again and of what it makes of their texts:
 
     python benchmarks/speech.py --clips 60 --model runs/speech
 
