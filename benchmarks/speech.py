@@ -25,9 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import soxr
-from instruments import BATCH, reconstruct
 
-from audioldm2_jax import AudioLDM2
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.builtin.sentences import LONGEST, RULES, SHORTEST, words
 from audioldm2_jax.data.builtin.speech import SpeechCorpus, heldout_examples
@@ -52,6 +50,10 @@ def main() -> None:
 
 def judge(options: argparse.Namespace) -> None:
     """Prints the word error rate of real, rebuilt and generated clips."""
+    from instruments import BATCH, reconstruct
+
+    from audioldm2_jax import AudioLDM2
+
     folder = Path(options.model)
     model = AudioLDM2.from_pretrained(folder / "model" if (folder / "model").is_dir() else folder)
     clips = heldout_examples(options.clips, model.sampling_rate, model.own_length)
