@@ -13,6 +13,7 @@ from tiny_folder import CONFIGS, SPEECH_CONFIGS, VOCABULARY, random_variables
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.components import recipe_fields
+from audioldm2_jax.data.phonemes import END
 from audioldm2_jax.stages import STAGES, Stage
 from audioldm2_jax.training import stage_settings
 
@@ -104,7 +105,7 @@ def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
         "clap_mask": masks[0],
         "t5_ids": ids[1],
         "t5_mask": masks[1],
-        "phoneme_ids": np.pad(ids[1], ((0, 0), (0, PHONEMES - TOKENS))),
+        "phoneme_ids": np.pad(ids[1] % END, ((0, 0), (0, PHONEMES - TOKENS))),
         "phoneme_mask": np.pad(masks[1], ((0, 0), (0, PHONEMES - TOKENS))),
         "captioned": np.arange(size) % 4 != 3,
     }
