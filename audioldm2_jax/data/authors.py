@@ -69,7 +69,7 @@ class AuthorsData(Recordings):
     def path(self, name: str) -> Path:
         """Where the recording of that name lies."""
         dataset, _, wav = name.partition("/")
-        return self._folders[dataset] / wav
+        return self._folders.get(dataset, self.root) / wav  # another host may have data sets that this one has not
 
 
 def _key(dataset: str) -> str:

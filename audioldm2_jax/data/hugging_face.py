@@ -5,7 +5,8 @@ holds, in each row, the bytes of a sound file or the path of one. What the colum
 `datasets` wrote the file; without it they are told by type and name.
 
 Streams are mapped into memory, and a row is read where it lies. A row of a Parquet file is reached by reading through
-its row group, a few rows at a time: on average half of the row group is read for it.
+its row group, a few rows at a time, on average half of it: of 100 clips of 320 kB that takes 27 ms of a slow core, of a
+stream 1 ms with the decoding. Where that is too long, `datasets.load_dataset(…).save_to_disk` makes a stream.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class HuggingFace(Shards):
     ) -> None:
         self.audio_feature, self.text_feature = audio_feature, text_feature
         self._opened: dict[str, _Parquet | _Stream] = {}
+        self._without: list[str] = []  # the columns of a file where none is known to have captions
         super().__init__(root, shards, split, sampling_rate, heldout_share)
-        if not any(any(texts) for texts in self._texts):
+        if self._without:
             message = "%s: no captions; --config.data.text_feature names the column that has them, one of %s"
-            logging.warning(message, shown(root), ", ".join(_open(root / self._places[0][0]).schema.names))
+            logging.warning(message, shown(root), ", ".join(self._without))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}  # files are opened anew in each process
@@ -80,7 +82,8 @@ class HuggingFace(Shards):
             raise ValueError(str(error)) from error
 
     def _rows(self, table: _Parquet | _Stream) -> Index:
-        text = self._text(table.schema)
+        text, spoken = self._text(table.schema), self._spoken(table.schema)
+        self._without = self._without if text or spoken else table.schema.names
         _Feature.of_audio(table.schema, self.audio_feature)  # or a reason not to use the file
         captions: dict[int, tuple[str, ...]] = {}
         said: dict[int, str | None] = {}
@@ -88,7 +91,6 @@ class HuggingFace(Shards):
         for first, column in table.column(text) if text else ():
             for row, value in enumerate(column.to_pylist(), first):
                 captions[row] = text.captions(value, f"row {row}")
-        spoken = self._spoken(table.schema)
         for first, column in table.column(spoken) if spoken else ():
             for row, value in enumerate(column.to_pylist(), first):
                 said[row] = transcription_of(value, f"row {row}")

@@ -72,9 +72,9 @@ def _found(path: Path) -> dict[str, list[str]]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        written = _written(Path(folder)) if "state.json" in names else None
-        for name in sorted(names):
-            kind = _kind(name)
+        kinds = {name: _kind(name) for name in sorted(names)}
+        written = _written(Path(folder)) if _TABLES in kinds.values() and "state.json" in names else None
+        for name, kind in kinds.items():
             if kind and (written is None or kind != _TABLES or name in written):
                 found[kind].append(os.path.relpath(os.path.join(folder, name), path).replace(os.sep, "/"))
     return dict(found)

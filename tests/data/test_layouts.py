@@ -632,6 +632,10 @@ def test_the_authors_layout(tmp_path, named):
     assert set(source.skipped) == {"audiocaps/gone.wav", "wavcaps"}
     np.testing.assert_array_equal(source[source.names.index("audiocaps/c.wav")].waveform, tone(3))
     assert set(source.digests(9)) == set(AUTHORS)
+    listing = [*source.listing(), ["wavcaps/d.wav", 800, []]]  # another host has it
+    assert "1 files differ" in source.follow(listing)
+    with pytest.raises(UnreadableRecord, match=r"d\.wav does not exist"):
+        source[3]
 
 
 def test_a_file_of_records_alone(tmp_path, caplog):
@@ -672,6 +676,7 @@ def test_a_folder_of_several_kinds_is_refused(tmp_path):
     put(tmp_path / "a.wav", sound())
     pack(tmp_path / "old/a.tar", {"b.wav": sound()})
     put(tmp_path / ".cache/x.parquet", b"hidden")
+    put(tmp_path / "state.json", "of something else")
     with pytest.raises(ValueError, match=r"holds recordings \(a.wav\), tar files \(old/a.tar\).*name one file or"):
         open_source(config(tmp_path), "train")
     assert [*everything(tmp_path / "old")] == ["a.tar/b.wav"]
