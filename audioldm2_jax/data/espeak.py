@@ -2,16 +2,20 @@
 
 What espeak-ng says depends on what it said before: where it stands in its table of wavering pitch, the noise of breath
 and the phase of a voice are static variables in C that nothing sets back (espeak-ng: src/libespeak-ng/wavegen.c,
-Flutter_ix and others). So every text is spoken by a library that was loaded for it alone, which takes a millisecond:
-the same text has the same samples in every process, thread and order.
+Flutter_ix and others). So every text is spoken by a copy of the library that is loaded for it alone, which takes two
+milliseconds: the same text has the same samples in every process, thread and order, and whoever else uses the library
+in this process (phonemizer) does not matter.
 """
 
 from __future__ import annotations
 
 import ctypes
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +26,7 @@ SAMPLING_RATE = 22050
 _SYNCHRONOUS, _DO_NOT_EXIT, _UTF8 = 2, 0x8000, 1
 _RATE, _PITCH = 1, 3
 _QUIET = 0.01  # of the peak: what is less before the first and after the last word is the pause around a sentence
-_LOCK = threading.Lock()  # the library is one for all threads
+_LOCK = threading.Lock()  # one copy at a time
 _LISTENER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
 
@@ -61,8 +65,8 @@ def speak(text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
     """
     with speech_packages():
         import espeakng_loader
-    path, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    with _LOCK, _loaded(path) as library:
+    data = espeakng_loader.get_data_path()
+    with _LOCK, _copy(espeakng_loader.get_library_path()) as library:
         if library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DO_NOT_EXIT) != SAMPLING_RATE:
             raise RuntimeError(f"espeak-ng does not start with its data in {data}: install espeakng-loader anew")
         spoken = _record(library, text, voice, rate, pitch)
@@ -73,20 +77,16 @@ def speak(text: str, voice: str, rate: int, pitch: int) -> np.ndarray:
 
 
 @contextmanager
-def _loaded(path: str) -> Iterator[ctypes.CDLL]:
-    """The library with all its variables as they are at first."""
+def _copy(path: str) -> Iterator[ctypes.CDLL]:
+    """A copy of the library with all its variables as they are at first; a second loading of one file is the first."""
     from _ctypes import dlclose  # ctypes itself never unloads
 
-    library = ctypes.CDLL(path)
-    try:
-        if library.espeak_ng_GetSampleRate():  # 0 until it is initialised
-            raise RuntimeError(
-                f"{path} is in use elsewhere in this process, and speech would depend on what was said there: load a "
-                "copy of that file instead, as phonemizer does"
-            )
-        yield library
-    finally:
-        dlclose(library._handle)
+    with tempfile.TemporaryDirectory(prefix="espeak-ng") as folder:
+        library = ctypes.CDLL(shutil.copy(path, Path(folder) / Path(path).name))
+        try:
+            yield library
+        finally:
+            dlclose(library._handle)
 
 
 def _record(library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: int) -> np.ndarray:

@@ -22,16 +22,18 @@ class Voice(NamedTuple):
 #: By their names in espeak-ng: the accent, and a variant of the vocal tract. The ones that sound unlike the others and
 #: that a recogniser understands (benchmarks/speech.py).
 VOICES = {
-    "en-us+m1": Voice("man", "American"),
     "en-us+m3": Voice("man", "American"),
+    "en-us+m4": Voice("man", "American"),
     "en-us+m7": Voice("man", "American"),
-    "en-us+Andy": Voice("man", "American"),
-    "en-gb-scotland+m5": Voice("man", "Scottish"),
+    "en-us+edward": Voice("man", "American"),
+    "en-us+michel": Voice("man", "American"),
+    "en-gb-x-rp+m4": Voice("man", "British"),
     "en-us+f1": Voice("woman", "American"),
     "en-us+f2": Voice("woman", "American"),
-    "en-us+f4": Voice("woman", "American"),
-    "en-us+Annie": Voice("woman", "American"),
-    "en-gb-scotland+f3": Voice("woman", "Scottish"),
+    "en-us+f5": Voice("woman", "American"),
+    "en-us+linda": Voice("woman", "American"),
+    "en-us+steph": Voice("woman", "American"),
+    "en-gb-x-rp+f1": Voice("woman", "British"),
 }
 #: Words a minute of each rate; far enough apart to be heard in three words.
 RATES = {"slow": (120, 140), "normal": (165, 185), "fast": (220, 250)}

@@ -46,8 +46,7 @@ class SpeechCorpus(Corpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seconds < _LEAST:
-            raise ValueError(f"seconds is {self.seconds}; the sentences of builtin:speech need {_LEAST} or more")
+        _check_length(self.seconds)
 
     def __getitem__(self, index: int) -> Example:
         speaker, text = self._speaker(index)
@@ -67,6 +66,11 @@ class SpeechCorpus(Corpus):
         draw = self._draw("speaker", index)
         speaker = draw_speaker(draw, self.split)
         return speaker, describe(speaker, draw)
+
+
+def _check_length(seconds: float) -> None:
+    if seconds < _LEAST:
+        raise ValueError(f"seconds is {seconds}; the sentences of builtin:speech need {_LEAST} or more")
 
 
 def draw_speaker(draw: Draw, split: str) -> Speaker:
@@ -154,13 +158,14 @@ def heldout_examples(n: int, sampling_rate: int, seconds: float) -> list[Example
 
 
 def _heldout_plans(n: int, seconds: float) -> list[tuple[Speaker, str, str]]:
+    _check_length(seconds)
     plans, seen = [], set()
     for i in range(n):
         voice = tuple(VOICES)[i % len(VOICES)]
         speaker = Speaker(voice, *HELD_OUT[voice][i // len(VOICES) % len(RATES)])
         draw = Draw("speech", "heldout plan", i)
         text = describe(speaker, draw, full=True)
-        for _ in range(1000):
+        for _ in range(100):
             said = draw_text(draw, speaker.rate, "heldout", seconds)
             if said not in seen:
                 break
