@@ -9,16 +9,18 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.data import mixture
 from audioldm2_jax.data.builtin.corpus import SPLITS, Corpus
+from audioldm2_jax.data.builtin.effects import EffectsCorpus
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.builtin.speech import SpeechCorpus
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
 
-BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus)}
+BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus, EffectsCorpus)}
 _KINDS = """data.source is one of
   builtin:music        the embedded music corpus
   builtin:speech       the embedded speech corpus, with transcriptions
+  builtin:audio        the embedded corpus of sound effects
   tfds:NAME            a TensorFlow Datasets set by name, e.g. tfds:nsynth
   tfds:/FOLDER         one prepared in ArrayRecord, by its folder (…/name/1.0.0)
   /FOLDER              data of your own, told by what lies there:
@@ -35,8 +37,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
     Args:
         config: a recipe; read are `data`, `audio` and `seed`.
-        split: "train" or "heldout". The embedded corpora hold out scores or sentences, the others a share of the
-            records.
+        split: "train" or "heldout". The embedded corpora hold out scores, sentences or sources of sound,
+            the others a share of the records.
 
     Raises:
         ValueError: the source is unknown, missing or empty; the message says what to do.
