@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import mel
 from audioldm2_jax.conditioning.conditions import second_kind, second_width
+from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.runtime.storage import local_path
 
@@ -136,8 +137,17 @@ def check(config: ConfigDict, stages: Sequence[str]) -> list[str]:
 # The least that a count may be, of `train.STAGE` and of `data`.
 _LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "log_every", "keep", "heldout_clips"), 1),
+    **dict.fromkeys(("noise_draws", "crops"), 1),
     **dict.fromkeys(("warmup", "save_every", "sample_every", "heldout_every"), 0),
 }
+# What words and shares of `train.STAGE` may be; further numbers of it are finite and not below 0.
+_CHOICES = {
+    "optimizer": ("adamw", "muon"),
+    "decay": ("constant", "cosine", "exponential"),
+    "loss": ("mse", "l1"),
+    "unconditional": ("language_model", "zeros"),
+}
+_SHARES = ("guidance_dropout", "true_loa_share", "mask_ratio", "ema")
 _LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1, "cache_records": 0, "cache_crops": 1}
 
 
@@ -145,10 +155,34 @@ def _counts(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
     sections = {f"train.{name}": (config.train[name], _LEAST) for name in stages}
     for where, (section, least) in {**sections, "data": (config.data, _LEAST_OF_DATA)}.items():
         for key, count in least.items():
-            if section[key] < count:
+            if key in section and section[key] < count:
                 yield f"{where}.{key}={section[key]}: it has to be at least {count}"
+    for where, (section, _) in sections.items():
+        yield from _values(where, section)
+    if config.side_by_side < 1:
+        yield f"side_by_side={config.side_by_side}: it has to be at least 1, which is one stage after the other"
+    if config.samples.clips and not 1 <= config.samples.steps <= config.scheduler.num_train_timesteps:
+        yield (
+            f"samples.steps={config.samples.steps}: choose 1 to scheduler.num_train_timesteps="
+            f"{config.scheduler.num_train_timesteps}"
+        )
+    if config.data.cache.strip().lower() in ("", "none", "false", "no", "true", "on"):
+        yield f"data.cache={config.data.cache!r}: choose off, auto or a folder"
     if not 0 <= config.data.heldout_share < 1:
         yield f"data.heldout_share={config.data.heldout_share}: it has to be at least 0 and below 1"
+
+
+def _values(where: str, section: ConfigDict) -> Iterator[str]:
+    """Yields what is wrong with words and numbers of a section of `train`."""
+    for key, value in section.items():
+        if key in _CHOICES and value not in _CHOICES[key]:
+            yield f"{where}.{key}={value!r}: choose from {', '.join(_CHOICES[key])}"
+        elif key in _SHARES and not 0 <= value <= 1:
+            yield f"{where}.{key}={value}: it has to be from 0 to 1"
+        elif isinstance(value, float) and not 0 <= value < math.inf:
+            yield f"{where}.{key}={value}: it has to be a number that is not below 0"
+        elif key == "timestep_logits" and len(value) not in (0, 2):
+            yield f"{where}.{key}={value}: it has to be a mean and a deviation, or () for uniform timesteps"
 
 
 def _at(config: ConfigDict, key: str) -> object:
@@ -170,6 +204,8 @@ def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
     fbank, audiomae = config.audio.fbank, config.models.audiomae
     usual_size = (usual.audio.fbank.frames, usual.audio.fbank.n_mels)
     declared, network = (fbank.frames, fbank.n_mels), tuple(audiomae.img_size)
+    if not math.isfinite(config.audio.seconds) or audiomae.patch_size < 1:
+        return  # `check` refuses them
     if declared == network == usual_size:
         if config.audio.seconds == usual.audio.seconds or config.init_from.audiomae or config.init_from.model:
             return
@@ -203,8 +239,10 @@ def _follow_budget(config: ConfigDict) -> None:
 
 def _sound(config: ConfigDict) -> Iterator[str]:
     audio = config.audio
-    if audio.sampling_rate < 1 or not audio.seconds > 0:
+    if audio.sampling_rate < 1 or not 0 < audio.seconds < math.inf:
         yield f"audio.sampling_rate={audio.sampling_rate} and audio.seconds={audio.seconds} have to be positive"
+    if audio.mel.n_mels < 1:
+        yield f"audio.mel.n_mels={audio.mel.n_mels} has to be positive"
     try:
         mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel)
     except ValueError as error:
@@ -222,6 +260,9 @@ def _samples(config: ConfigDict) -> int:
 
 def _fbank(config: ConfigDict) -> Iterator[str]:
     audio, size = config.audio, tuple(config.models.audiomae.img_size)
+    patch = config.models.audiomae.patch_size
+    if patch < 1 or any(side % patch for side in size):
+        yield f"models.audiomae.patch_size={patch} does not divide models.audiomae.img_size={size}"
     if (audio.fbank.frames, audio.fbank.n_mels) != size:
         yield (
             f"audio.fbank is {audio.fbank.frames} frames × {audio.fbank.n_mels} bands and models.audiomae.img_size "
@@ -238,6 +279,8 @@ def _fbank(config: ConfigDict) -> Iterator[str]:
 
 def _poolings(config: ConfigDict) -> Iterator[str]:
     steps = config.models.audiomae.img_size[0] // config.models.audiomae.patch_size
+    if not config.loa.training_poolings:
+        yield "loa.training_poolings=(): name one λ at least"
     for key in ("pooling", "training_poolings"):
         value = config.loa[key]
         for pooling in value if isinstance(value, tuple | list) else (value,):
@@ -313,6 +356,13 @@ def _latents(config: ConfigDict) -> Iterator[str]:
         )
 
 
+def _schedule(config: ConfigDict) -> Iterator[str]:
+    try:
+        NoiseSchedule.from_config(config.scheduler.to_dict())
+    except ValueError as error:
+        yield f"scheduler: {error}"
+
+
 def _vae(config: ConfigDict) -> Iterator[str]:
     factor, stage = 2 ** (len(config.models.vae.block_out_channels) - 1), config.train.vae
     if stage.crop_frames % factor or stage.crop_frames < 1:
@@ -386,8 +436,8 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
     "clap": (_sound, _clap, _words),
     "vae": (_sound, _vae),
     "vocoder": (_sound, _vocoder),
-    "diffusion": (_sound, _fbank, _poolings, _latents, _unet_contexts, _words),
+    "diffusion": (_sound, _fbank, _poolings, _schedule, _latents, _unet_contexts, _words),
     "language_model": (_sound, _fbank, _poolings, _language, _clap, _words),
-    "joint": (_sound, _fbank, _poolings, _latents, _unet_contexts, _language, _clap, _words),
+    "joint": (_sound, _fbank, _poolings, _schedule, _latents, _unet_contexts, _language, _clap, _words),
 }
 """What each stage reads."""

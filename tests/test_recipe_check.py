@@ -215,3 +215,37 @@ def test_counts_that_cannot_be(key, value, least):
     target[name] = value
     with pytest.raises(recipe_check.RecipeError, match=f"{key}={value}: .*{least}"):
         recipe_check.check(config, ["vae"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "fault"),
+    [
+        ("vae", "train.vae.optimizer", "adam", "choose from adamw, muon"),
+        ("joint", "train.joint.unconditional", "none", "choose from language_model, zeros"),
+        ("joint", "train.joint.loss", "l2", "choose from mse, l1"),
+        ("clap", "train.clap.decay", "linear", "choose from constant"),
+        ("audiomae", "train.audiomae.mask_ratio", 1.5, "from 0 to 1"),
+        ("diffusion", "train.diffusion.guidance_dropout", float("nan"), "from 0 to 1"),
+        ("vae", "train.vae.learning_rate", float("inf"), "not below 0"),
+        ("diffusion", "train.diffusion.noise_draws", 0, "at least 1"),
+        ("diffusion", "train.diffusion.timestep_logits", (1.0,), "a mean and a deviation"),
+        ("diffusion", "scheduler.beta_schedule", "cosine", "beta_schedule is 'cosine'; use one of"),
+        ("joint", "scheduler.num_train_timesteps", 0, "num_train_timesteps"),
+        ("diffusion", "loa.training_poolings", (), "name one"),
+        ("diffusion", "models.audiomae.patch_size", 7, "does not divide"),
+        ("audiomae", "models.audiomae.patch_size", 0, "does not divide"),
+        ("vae", "audio.mel.n_mels", 0, "n_mels=0"),
+        ("vae", "audio.seconds", float("inf"), "have to be positive"),
+        ("vae", "samples.steps", 5000, "samples.steps=5000: choose 1 to"),
+        ("vae", "side_by_side", 0, "at least 1"),
+        ("diffusion", "data.cache", "none", "choose off, auto or a folder"),
+        ("diffusion", "data.cache", "", "choose off, auto or a folder"),
+    ],
+)
+def test_values_that_would_fail_hours_later(stage, key, value, fault):
+    config = recipes.get("tiny")
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(recipe_check.RecipeError, match=fault):
+        followed, _ = recipe_check.follow(config)
+        recipe_check.check(followed, [stage])

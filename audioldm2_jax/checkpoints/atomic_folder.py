@@ -42,7 +42,13 @@ def check_manifest(path: Path) -> None:
     """
     if not (path / MANIFEST).is_file():
         return
-    for name, digest in read_json(path / MANIFEST)["sha256"].items():
+    digests = read_json(path / MANIFEST).get("sha256")
+    if not isinstance(digests, dict):
+        raise FolderError(
+            f"{path / MANIFEST} is damaged or another program's: it has no digests (sha256). Copy or publish the model "
+            "folder again, or delete that file if it is not ours."
+        )
+    for name, digest in digests.items():
         if not (path / name).is_file():
             raise FolderError(f"{path / name} is missing; copy or publish the model folder again.")
         if _digest(path / name) != digest:

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -241,6 +242,8 @@ def generate(options: argparse.Namespace):
         model = os.path.abspath(model)  # for the record
     try:
         target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
     except OSError as error:
         raise ValueError(f"Cannot write to {target}: {error.strerror}. Choose another folder with -s.") from None
     if options.device != "auto":

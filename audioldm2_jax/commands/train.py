@@ -1,5 +1,6 @@
 """Trains a recipe; the same command again goes on where it stopped. On several hosts the same command runs on each."""
 
+import re
 import sys
 
 from absl import app, flags
@@ -39,6 +40,10 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(with_files(arguments))
         CONFIG.value.lock()  # also the first use of the file, which fails here if it is not there
+        if len(rest) > 1:
+            near = re.sub(r"^\W*(config\W)", r"--\1", rest[1])
+            meant = f"; did you mean {near}?" if near.startswith("--") else ": flags begin with two dashes"
+            sys.exit(f"error: {rest[1]!r} is no flag{meant}")
         return rest
     except (AttributeError, KeyError) as error:
         cause = error.args[0]
@@ -59,6 +64,8 @@ def with_files(arguments: list[str]) -> list[str]:
     found = list(arguments)
     for index, argument in enumerate(arguments):
         flag, equals, name = argument.partition("=")
+        if flag in ("--config.recipe", "-config.recipe"):
+            raise ValueError(f"{argument}: a recipe is chosen by its config, --config music:{name or 'base'}, say")
         if flag not in ("--config", "-config"):
             continue
         if equals:

@@ -194,7 +194,10 @@ class Feature:
     @property
     def anew(self) -> str:
         """What to do about files that do not fit."""
-        return f"To have it made again: rm -r {self.folder}, and the same command"
+        return (
+            f"To have it made again: rm -r {self.folder} (if no other run reads it), and the same command; or choose "
+            "another folder with --config.data.cache=FOLDER"
+        )
 
     def _digest(self, text: str | None) -> bytes:
         return hashlib.sha256((text or "").encode()).digest()[:_DIGEST] if self.of_text else bytes(_DIGEST)
@@ -233,6 +236,8 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
         if different:
             raise CacheError(f"{folder} is of something else: {'; '.join(different)}. {feature.anew}")
         return feature
+    if any(folder.glob("*.array_record")):
+        raise CacheError(f"{folder} has lost its {FILE}, so that nobody knows what it was made from. {feature.anew}")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{FILE}.{uuid.uuid4().hex}.partial")
     temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False), encoding="utf-8")

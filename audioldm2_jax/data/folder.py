@@ -10,8 +10,9 @@ Metadata may lie in any subfolder; names are relative to it. What is said in a r
 `transcription`. Recordings that nothing names have no caption, and a text or JSON file beside no recording is none of
 ours.
 
-Symbolic links are followed, to folders and to files. A recording that can be reached in several ways counts once, under
-the name that goes through no link, or the first one in alphabetical order; metadata may use any of its names.
+Files and folders whose names begin with a dot are left out. Symbolic links are followed, to folders and to files. A
+recording that can be reached in several ways counts once, under the name that goes through no link, or the first one in
+alphabetical order; metadata may use any of its names.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class _Tree:
                 name = os.path.relpath(entry.path, root).replace(os.sep, "/")
                 target = os.path.realpath(entry.path)
                 if self._is_folder(entry, name):
-                    if target not in seen:
+                    if target not in seen and not entry.name.startswith("."):
                         seen.add(target)
                         (links if entry.is_symlink() else waiting).append(Path(entry.path))
                 elif entry.name.lower() in METADATA:

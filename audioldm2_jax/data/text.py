@@ -35,6 +35,7 @@ _NAMES = {"t5": "T5", "phoneme": "phonemes"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _CAPTIONS = 5000  # enough to train on
 _UNKNOWN = 0.01  # of the captions' characters: the most that a tokenizer trained here may not know
+_QUOTED = 300  # characters of a caption in a warning
 _WARNINGS = 3  # about cut captions, for each kind of tokenizer
 
 
@@ -87,7 +88,8 @@ class Tokenizer:
         if self.truncated <= _WARNINGS:
             last = " (further ones are only counted)" if self.truncated == _WARNINGS else ""
             logging.warning(
-                "a caption is longer than %d tokens, this is cut: %r of %r%s", self.length, lost, text, last
+                "a caption is longer than %d tokens, this is cut: %r of %r%s",
+                *(self.length, lost[:_QUOTED], text[:_QUOTED], last),
             )
 
 

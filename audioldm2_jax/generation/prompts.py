@@ -17,6 +17,7 @@ from audioldm2_jax.data.phonemes import PhonemeTable, PhonemeTokenizer
 _LOG = logging.getLogger(__name__)
 # Lengths are padded to a multiple of this, so that not every other prompt compiles anew; padding changes nothing.
 _BUCKET = 16
+_QUOTED = 200  # characters of what is cut
 
 
 class Prompts:
@@ -142,7 +143,8 @@ class Prompts:
         if len(ids) <= limit:
             return ids
         lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
-        _LOG.warning("The prompt is longer than the %d tokens that %s reads; cut was: %r", limit, name, lost)
+        quoted = lost if len(lost) <= _QUOTED else f"{lost[:_QUOTED]}…"
+        _LOG.warning("The prompt is longer than the %d tokens that %s reads; cut was: %r", limit, name, quoted)
         return _cut(tokenizer, text, limit)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
+import signal
 import tempfile
 from pathlib import Path
 
 from audioldm2_jax.runtime import cluster, watch
 from audioldm2_jax.runtime.storage import local_path
+
+_PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 
 
 class DeviceError(ValueError):
@@ -31,6 +36,12 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
     open_devices()
     if compilation_cache != "off":
         use_compilation_cache(compilation_cache)
+
+
+def end_with_parent() -> None:
+    """Has the system (Linux) kill this process once the one that started it is gone: nobody else would tell it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def open_devices() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from pathlib import Path
+from urllib.parse import unquote
 
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -36,7 +37,7 @@ def local_path(text: str, what: str) -> Path:
             "mount-s3, rclone …) and name the folder where it is mounted, or copy what is there"
         )
     if url:
-        text = "/" + text.strip()[url.end() :].removeprefix("localhost").lstrip("/")
+        text = "/" + unquote(text.strip()[url.end() :].removeprefix("localhost").lstrip("/"))
     if "\0" in text:
         raise StorageError(f"{what}={text!r}: a path has no zero byte")
     try:

@@ -237,7 +237,7 @@ def digest(source: str, part: str) -> str:
     path = model_folder.locate(source, part)
     chosen = choose((file.name for file in path.iterdir()), None, path)
     names = {"config.json", chosen, *(shard_names(path / chosen).values() if chosen.endswith(".json") else ())}
-    manifest = read_json(path / MANIFEST)["sha256"] if (path / MANIFEST).is_file() else {}
+    manifest = read_json(path / MANIFEST).get("sha256") or {} if (path / MANIFEST).is_file() else {}
     known = {name: manifest.get(name) or _file_digest(path / name, *_stamp(path / name)) for name in sorted(names)}
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 

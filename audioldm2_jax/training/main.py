@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -18,6 +20,8 @@ from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.audio.mel import log_mel
+from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
 from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example, UnreadableRecord
@@ -26,7 +30,7 @@ from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
 from audioldm2_jax.runtime.storage import StorageError
-from audioldm2_jax.training import fine_tuning, lineage, run, side_by_side
+from audioldm2_jax.training import fine_tuning, lineage, run, side_by_side, stage_settings
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
@@ -78,6 +82,7 @@ def _run(config: ConfigDict, screen: Progress) -> int:
     config, followed = recipe_check.follow(config)
     config, taken = fine_tuning.resolve(config)
     notes = recipe_check.check(config, run.plan(config))
+    _compare_hosts(config)
     _introduce(config, screen)
     for line in (*followed, *notes):
         screen.say(f"  {line}")
@@ -102,6 +107,48 @@ def _run(config: ConfigDict, screen: Progress) -> int:
             )
             screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.{better if model else ''}")
     return 0
+
+
+#: What may differ from host to host: places, and how the data are read.
+_OF_A_HOST = (
+    "run_dir",
+    "compilation_cache",
+    "data.source",
+    "data.cache",
+    "data.workers",
+    "data.threads",
+    "data.prefetch",
+)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def _compare_hosts(config: ConfigDict) -> None:
+    """Compares the settings and the versions of all processes. Called by all.
+
+    Raises:
+        HostsError: they differ; the message names the process, and what differs.
+    """
+    own = {f"--config.{key}": value for key, value in stage_settings.flat(config).items() if key not in _OF_A_HOST}
+    own |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    own["the code of audioldm2_jax"] = _code_digest()
+    first, *others = hosts.gather(own, "settings")
+    for name, other in zip(watch.names()[1:], others):
+        different = [key for key in {**first, **other} if first.get(key) != other.get(key)]
+        if different:
+            said = "; ".join(f"{key}: {first.get(key)}, there {other.get(key)}" for key in different[:5])
+            more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+            raise hosts.HostsError(
+                f"{name} was started otherwise than process 0 ({said}{more}): start the same command with the same "
+                "packages on all hosts"
+            )
+
+
+def _code_digest() -> str:
+    """Returns a digest of the files of the package."""
+    root, found = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        found.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 @contextlib.contextmanager
@@ -183,10 +230,10 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     model = Path(config.run_dir) / "model"
     there = False
     if hosts.is_first():
-        published = not anew and (model / "model_index.json").exists()
         try:
+            published = not anew and run.is_published(config)
             there = (published and not lineage.stale_results(config)) or bool(run.publish(config))
-        except run.RunError as error:
+        except (run.RunError, FolderError) as error:
             screen.say(f"No model folder: {error}.{f' {model} stays as it was.' if model.exists() else ''}")
         else:
             missing = [name for name in run.STAGES if not run.finished(config, name)]
@@ -209,7 +256,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     target, hparams = Path(config.run_dir) / "samples", config.samples
     done = target / "captions.txt"  # is written last
     chosen: list[Example] = []
-    if hosts.is_first() and not done.exists():
+    if hosts.is_first() and not _are_of(target, model):
         with _said(screen, "no held-out captions to show"):
             chosen = _heldout_examples(config)
     texts = hosts.broadcast([(example.text or "", example.transcription) for example in chosen], "captions")
@@ -226,6 +273,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         if hosts.is_first():
             with _said(screen, f"not all samples are in {target}"):
                 _write_clips(config, target, chosen, result.audios)
+                lineage.write_json(target / lineage.FILE, {"model": _model_digests(model)})
     if done.exists():
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")
@@ -234,6 +282,21 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         words = '-t "a woman speaks slowly" --transcription "the words to be said"'
     more = command_line("generate", f"--model {config.run_dir} {words}")
     screen.say(f"More:\n  {more}")
+
+
+def _are_of(target: Path, model: Path) -> bool:
+    """Returns whether the samples are there, and of this model; those of earlier versions do not say."""
+    if not (target / "captions.txt").exists():
+        return False
+    made_from = target / lineage.FILE
+    try:
+        return not made_from.exists() or read_json(made_from).get("model") == _model_digests(model)
+    except FolderError:  # damaged
+        return False
+
+
+def _model_digests(model: Path) -> dict[str, str]:
+    return {part: lineage.digest(str(model), part) for part in model_folder.parts(model)}
 
 
 def _is_speech(config: ConfigDict) -> bool:

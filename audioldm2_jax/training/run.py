@@ -131,6 +131,7 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
                 raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
+        _check_cache(config, name)
     learning = [name for name in names if "captioned" in STAGES[name].reads_fields(config)]
     if learning:
         source, spoken = sources.open_source(config, "train"), second_kind(config) == "phoneme"
@@ -140,6 +141,21 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
                 f"{len(source)} records of {config.data.source} none has one: write them into a metadata.jsonl"
                 f"{' as transcription' if spoken else ''}, or leave these stages out with --config.stages="
             )
+
+
+def _check_cache(config: ConfigDict, name: str) -> None:
+    """Looks whether the cache that stage `name` would make can be written.
+
+    Raises:
+        RunError, StorageError: it cannot.
+    """
+    folder = feature_cache.folder(config, name)
+    if folder is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "not writable" if there.is_dir() else "no folder"
+        raise RunError(f"--config.data.cache={config.data.cache}: {there} is {fault}; name a folder, auto or off")
 
 
 def write_tokenizers(config: ConfigDict) -> None:
@@ -285,6 +301,34 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     return trained.data_wait
 
 
+def is_published(config: ConfigDict) -> bool:
+    """Returns whether the model folder is there, with the networks of the latest results.
+
+    Raises:
+        FolderError: one of them is damaged.
+    """
+    target = Path(config.run_dir) / "model"
+    if not (target / "model_index.json").exists():
+        return False
+    there = model_folder.parts(target)
+    for part, source in _sources(config).items():
+        if part not in there:
+            return False
+        of_run = source and Path(source).parent.parent == Path(config.run_dir) / "stages"
+        if of_run and lineage.digest(str(target), part) != lineage.digest(str(source), part):
+            return False
+    return True
+
+
+def _sources(config: ConfigDict) -> dict[str, str | Path]:
+    """Returns where each network of the model comes from: the last stage that made it, or `init_from`; "": nowhere."""
+    sources: dict[str, str | Path] = {}
+    for part in model_folder.PARTS:
+        makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
+        sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
+    return sources
+
+
 def publish(config: ConfigDict) -> Path | None:
     """Writes the model folder from the latest results; returns it, or None while a network is still missing.
 
@@ -296,10 +340,7 @@ def publish(config: ConfigDict) -> Path | None:
     root, target = Path(config.run_dir), Path(config.run_dir) / "model"
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
-    sources = {}
-    for part in model_folder.PARTS:
-        makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
-        sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
+    sources = _sources(config)
     if not all(sources.values()):
         return None
     write_tokenizers(config)

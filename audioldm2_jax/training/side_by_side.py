@@ -183,6 +183,7 @@ def _train(fields: dict, name: str, connection: Connection, cores: int) -> None:
     """Trains one stage in this process and tells `connection` how it went."""
     from audioldm2_jax.runtime import error_log, start
 
+    start.end_with_parent()
     error_log.collect()
     config = ConfigDict(fields)
     start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job

@@ -36,6 +36,8 @@ _RENAMED = {
     "models.t5.": "models.text_encoder_2.",
     "models.gpt2.": "models.language_model.",
 }
+#: What earlier versions did where they had no such key and today's recipes may differ.
+_FORMER = {"data.cache": "off", "audio.mel.compression": 0.0}
 _T5 = re.compile(r"(train\.\w+\.)train_t5$")
 # How, not what, every stage computes.
 _HOW = ("remat",)
@@ -124,7 +126,7 @@ def check(config: ConfigDict, name: str) -> None:
 def _differences(config: ConfigDict, name: str, before: Mapping[str, Any]) -> list[str]:
     """Returns a line a setting that is not as it was; one that earlier versions did not have was the recipe's."""
     now, lines = settings(config, name), []
-    before = {"data.cache": "off"} | {_renamed(key): value for key, value in before.items()}
+    before = _FORMER | {_renamed(key): value for key, value in before.items()}
     if now.get("data.cache") == "on" != before["data.cache"]:  # what else comes with it is not told
         now = {key: value for key, value in now.items() if not key.startswith("data.cache_")}
     usual = flat(recipes.get(config.recipe)) if now.keys() - before.keys() else {}

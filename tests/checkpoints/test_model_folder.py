@@ -303,6 +303,13 @@ def test_damage_is_noticed(copy):
         model_folder.read_component(copy, "vocoder")
 
 
+@pytest.mark.parametrize("content", ["{}", '{"sha256": []}', '{"name": "an app"}'])
+def test_a_manifest_of_something_else(copy, content):
+    (copy / "vocoder" / model_folder.MANIFEST).write_text(content)
+    with pytest.raises(FolderError, match=r"manifest.json is damaged or another program's.*delete that file"):
+        model_folder.read_component(copy, "vocoder")
+
+
 def test_truncated_file_without_a_manifest(copy):
     file = copy / "vocoder" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -47,6 +47,13 @@ def command(environment, *flags):
         (["--config=configs/music.py", "--config.train.vae.steps=many"], "flag --config.train.vae.steps=many"),
         (["--config=configs/music.py:huge"], "unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k"),
         (["--config=configs/musik.py"], "there is no config configs/musik.py: give the path of a config file"),
+        (["--config=configs/music.py", "config.budget=0.1"], "is no flag; did you mean --config.budget=0.1?"),
+        (["--config=configs/music.py", "\u2014config.budget=0.1"], "is no flag; did you mean --config.budget=0.1?"),
+        (["--config=configs/music.py", "more"], "'more' is no flag: flags begin with two dashes"),
+        (
+            ["--config=configs/music.py", "--config.recipe=base"],
+            "a recipe is chosen by its config, --config music:base",
+        ),
         ([], "name the recipe, with --config music, say"),
     ],
 )

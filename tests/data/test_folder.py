@@ -389,3 +389,13 @@ def test_a_name_may_end_in_a_space(tmp_path):
     soundfile.write(tmp_path / "rain.wav", 0.5 * np.ones(1600, np.float32), 16000)
     (tmp_path / "rain.wav").rename(tmp_path / "rain.wav ")
     assert Folder(tmp_path, "train", 16000, 0.0).names == ["rain.wav "]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for name in ("a.wav", ".trash/b.wav", "more/.c.wav", "more/d.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, tone(0.1), RATE)
+    assert {*Folder(tmp_path, "train", RATE, 0.0).names, *Folder(tmp_path, "heldout", RATE, 0.0).names} == {
+        "a.wav",
+        "more/d.wav",
+    }

@@ -18,6 +18,7 @@ def test_addresses_of_other_storage_are_refused_in_one_line(text):
 def test_a_file_address_is_a_path():
     assert str(local_path("file:///data/a b", "-")) == "/data/a b"
     assert str(local_path("file://localhost/data", "-")) == "/data"
+    assert str(local_path("file:///data/a%20b%25", "-")) == "/data/a b%"
 
 
 def test_home_folders_are_expanded(monkeypatch):

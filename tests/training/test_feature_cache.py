@@ -263,6 +263,9 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
     (tmp_path / "cache/clap/cache.json").write_text("{")
     with pytest.raises(cache.CacheError, match=r"cache.json is damaged"):
         opened(config)
+    (tmp_path / "cache/clap/cache.json").unlink()  # as who reads half of that may do
+    with pytest.raises(cache.CacheError, match=r"clap has lost its cache.json.*rm -r .*--config.data.cache=FOLDER"):
+        opened(config)
 
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):

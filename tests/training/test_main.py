@@ -47,6 +47,7 @@ def finished(tmp_path, monkeypatch):
             self.audios = np.random.default_rng(0).uniform(-0.1, 0.1, (count, samples)).astype(np.float32)
 
     monkeypatch.setattr(main, "AudioLDM2", Model)
+    monkeypatch.setattr(main, "_model_digests", lambda model: {"unet": "first"})
 
     def show(source):
         said = Said()
@@ -96,3 +97,45 @@ def test_data_that_is_gone(finished, monkeypatch):
     said = Said()
     main._show(config, None, said)
     assert "there is no folder /data" in said.lines[0] and calls == []
+
+
+def test_samples_of_another_model_are_made_again(finished, monkeypatch):
+    _, calls, show = finished
+    show(Recordings(["rain", "wind"]))
+    show(Recordings(["rain", "wind"]))
+    assert len(calls) == 1
+    monkeypatch.setattr(main, "_model_digests", lambda model: {"unet": "second"})
+    show(Recordings(["rain", "wind"]))
+    show(Recordings(["rain", "wind"]))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.audiomae.learning_rate", 0.5, r"--config.train.audiomae.learning_rate: 0.0015, there 0.5"),
+        ("seed", 5, r"--config.seed: 0, there 5"),
+        ("data.source", "/elsewhere", ""),
+        ("run_dir", "/elsewhere", ""),
+    ],
+)
+def test_hosts_that_were_started_otherwise_are_named(monkeypatch, key, value, said):
+    monkeypatch.setattr(main.watch, "names", lambda: ["process 0 (a)", "process 1 (b)"])
+
+    def gather(own, what):
+        return [own, own if not said else own | {f"--config.{key}": value}]
+
+    config = get_config()
+    if said:
+        monkeypatch.setattr(main.hosts, "gather", gather)
+        with pytest.raises(
+            main.hosts.HostsError, match=rf"process 1 \(b\) was started otherwise than process 0 \({said}\)"
+        ):
+            main._compare_hosts(config)
+        return
+    told = []
+    monkeypatch.setattr(main.hosts, "gather", lambda own, what: told.append(own) or [own])
+    main._compare_hosts(config)
+    config.update_from_flattened_dict({key: value})
+    main._compare_hosts(config)
+    assert told[0] == told[1] and "jax" in told[0] and "the code of audioldm2_jax" in told[0]

@@ -111,6 +111,26 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     assert (root / "samples/0.wav").stat().st_mtime_ns == before
 
 
+def test_a_result_that_is_newer_than_the_model_is_published(whole, tmp_path):
+    """As after a stage that was trained anew and a run that was killed before it published."""
+    config = whole[0].copy_and_resolve_references()
+    assert main.main(config) == 0
+    with config.unlocked():
+        config.run_dir = str(tmp_path / "run")
+    shutil.copytree(whole[0].run_dir, config.run_dir)
+    assert run.is_published(config)
+    result = run.stage_folder(config, "vocoder") / "result"
+    part = model_folder.read_component(result, "vocoder")
+    louder = jax.tree.map(lambda leaf: 2 * leaf, part.variables)
+    model_folder.write_component(result, "vocoder", part.config, louder, part.unused)
+    assert not run.is_published(config)
+    before = (tmp_path / "run/samples/0.wav").read_bytes()
+    assert main.main(config) == 0
+    assert run.is_published(config) and (tmp_path / "run/samples/0.wav").read_bytes() != before
+    shutil.rmtree(tmp_path / "run/model/unet")
+    assert not run.is_published(config)
+
+
 def test_another_run_starts_from_its_model(whole, tmp_path):
     config = get_config()
     config.run_dir = str(tmp_path)

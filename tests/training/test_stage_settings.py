@@ -135,6 +135,17 @@ def test_what_earlier_versions_wrote_in_excess_or_did_not_know(begun):
     assert differences(begun, "vae") == [f"train.vae.crops: {crops} → {crops + 5}"]
 
 
+def test_mels_were_logarithms_before_they_could_be_powers(begun):
+    path = lineage.stage_folder(begun, "vae") / "config.json"
+    content = json.loads(path.read_text())
+    del content["audio.mel.compression"]
+    path.write_text(json.dumps(content))
+    assert begun.audio.mel.compression == 0.5
+    assert differences(begun, "vae") == ["audio.mel.compression: 0.0 → 0.5"]
+    begun.audio.mel.compression = 0.0
+    stage_settings.check(begun, "vae")
+
+
 def test_a_path_into_the_hubs_cache_is_the_id_that_it_is_of(begun):
     """Earlier versions wrote down where this machine's cache had the weights."""
     path = lineage.stage_folder(begun, "clap") / "config.json"
