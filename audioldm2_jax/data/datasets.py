@@ -70,8 +70,8 @@ class Dataset(Source):
         heldout_share: of the records, by hash of their number.
         audio_feature, text_feature: names of the features, of one inside another as outer/inner; empty finds the one
             audio feature there is, and the caption by its usual names (`TEXT_FEATURES`); without any, examples have no
-            caption. A caption is a text, or a label or several by name; of several texts it is the first. What is said
-            in a record is found by its usual names (`TRANSCRIPTION_FEATURES`).
+            caption. A caption is a text, or a label or several by name; of several texts each is one. What is said in
+            a record is found by its usual names (`TRANSCRIPTION_FEATURES`).
 
     Raises:
         ValueError: not prepared, not in ArrayRecord, or no such feature; the message says what there is.
@@ -135,8 +135,12 @@ class Dataset(Source):
 
     def text(self, index: int) -> str | None:
         """The caption of a record (which is read for it, its sound not decoded)."""
+        return next(iter(self.captions(index)), None)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of a record (which is read for it, its sound not decoded)."""
         record, _ = self._record(index)
-        return self._caption(record)
+        return self._captions(record)
 
     def transcription(self, index: int) -> str | None:
         """What is said in a record (which is read for it, its sound not decoded)."""
@@ -171,16 +175,18 @@ class Dataset(Source):
             raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
         if said and length is not None and len(waveform) > length:
             waveform, said = waveform[:length], None
-        return Example(waveform, self._caption(record), labels, transcription=said)
+        captions = self._captions(record)
+        return Example(waveform, next(iter(captions), None), labels, transcription=said, captions=captions)
 
-    def _caption(self, record: dict) -> str | None:
+    def _captions(self, record: dict) -> tuple[str, ...]:
         if not self.text_feature:
-            return None
+            return ()
         value = _value(record, self.text_feature)
         several = list(value) if isinstance(value, np.ndarray | list | tuple) and np.ndim(value) else [value]
         if self._names:  # -1: the label is not known
-            return ", ".join(self._names[int(label)] for label in several if int(label) >= 0) or None
-        return _text(several[0]) if several else None  # of several captions of one clip, the first
+            labels = ", ".join(self._names[int(label)] for label in several if int(label) >= 0)
+            return (labels,) if labels else ()
+        return tuple(dict.fromkeys(filter(None, map(_text, several))))
 
 
 _PREPARE = "prepare it first: tfds build {name} --file_format=array_record"

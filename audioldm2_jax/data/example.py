@@ -19,10 +19,11 @@ class Example:
     Attributes:
         waveform: [samples] float32, mono, at the sampling rate the source was opened with; empty where the source has
             features alone.
-        text: the caption; None where the recording has none.
+        text: the caption; None where the recording has none. Of several the pipeline draws one for each example.
         labels: what else is known about it. The embedded corpus documents its own; files carry their name.
         features: what frozen networks made of it, by field of the batch (data/cache.py).
         transcription: the words that are spoken in the whole of it; None where nobody speaks or nobody wrote it down.
+        captions: all captions, where there are several.
     """
 
     waveform: np.ndarray
@@ -30,6 +31,7 @@ class Example:
     labels: dict = field(default_factory=dict)
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     transcription: str | None = None
+    captions: tuple[str, ...] = ()
 
 
 class UnreadableRecord(ValueError):
@@ -51,6 +53,11 @@ class Source:
     def text(self, index: int) -> str | None:
         """The caption of a record alone; a source that has it at hand overrides this."""
         return self[index].text
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of a record; a source that may have several overrides this."""
+        text = self.text(index)
+        return (text,) if text else ()
 
     def transcription(self, index: int) -> str | None:
         """What is said in a record; a source whose examples have a transcription overrides this."""
@@ -128,6 +135,9 @@ class First(Source):
 
     def text(self, index: int) -> str | None:
         return self.source.text(self._checked(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.source.captions(self._checked(index))
 
     def transcription(self, index: int) -> str | None:
         return self.source.transcription(self._checked(index))

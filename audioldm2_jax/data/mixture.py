@@ -49,6 +49,11 @@ class Mixture(Source):
         part, own = self._find(index)
         return part.text(own)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """See `Source.captions`."""
+        part, own = self._find(index)
+        return part.captions(own)
+
     def transcription(self, index: int) -> str | None:
         """See `Source.transcription`."""
         part, own = self._find(index)

@@ -10,6 +10,7 @@ threads, nor on where the run was started. Records are drawn without repetition 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -70,13 +71,18 @@ class ExampleIndex:
         index = self.source.draw(number, self.seed)
         for attempt in range(_ATTEMPTS):
             try:
-                return self._encode(self.source.excerpt(index, self.samples, position)) | {
-                    "replaced": np.int32(attempt)
-                }
+                made = self._encode(self._with_a_caption(self.source.excerpt(index, self.samples, position), number))
+                return made | {"replaced": np.int32(attempt)}
             except UnreadableRecord as error:
                 reason = error
                 index = self.source.another(index, Draw(self.seed, "again", number, attempt))
         raise UnreadableRecord(f"{_ATTEMPTS} records drawn one after the other cannot be read; the last: {reason}")
+
+    def _with_a_caption(self, example: Example, number: int) -> Example:
+        """The example with one of its captions, drawn anew for every example."""
+        if len(example.captions) < 2:
+            return example
+        return dataclasses.replace(example, text=Draw(self.seed, "caption", number).pick(example.captions))
 
     def _encode(self, example: Example) -> dict[str, np.ndarray]:
         return {field: array for encoder in self.encoders for field, array in encoder(example).items()}

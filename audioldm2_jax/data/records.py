@@ -101,6 +101,10 @@ class Records(Source):
         """The first caption of a record, without reading it."""
         return next(iter(self._texts[index].captions), None)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of a record, without reading it."""
+        return self._texts[index].captions
+
     def transcription(self, index: int) -> str | None:
         """What is said in a record, without reading it."""
         return self._texts[index].transcription
@@ -132,7 +136,9 @@ class Records(Source):
         if more and len(waveform) > samples:
             waveform, said = waveform[:samples], None
             self._warn_of_parts(index)
-        return Example(waveform, self.text(index), {"name": self.names[index]}, transcription=said)
+        captions = self.captions(index)
+        labels = {"name": self.names[index]}
+        return Example(waveform, self.text(index), labels, transcription=said, captions=captions)
 
     def _warn_of_parts(self, index: int) -> None:
         """Says once a process that transcriptions of longer recordings are of no use."""

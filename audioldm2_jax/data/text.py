@@ -209,19 +209,19 @@ def words_digest(folder: str | Path) -> str:
 
 def captions(source: Source, n: int = _CAPTIONS) -> list[str]:
     """Up to `n` captions of a source, evenly spaced over it; fewer, or none, where records have none."""
-    return _some(source, source.text, n)
+    return _some(source, source.captions, n)
 
 
 def transcriptions(source: Source, n: int = _CAPTIONS) -> list[str]:
     """As `captions`, of what is said."""
-    return _some(source, source.transcription, n)
+    return _some(source, lambda index: (source.transcription(index),), n)
 
 
-def _some(source: Source, read: Callable[[int], str | None], n: int) -> list[str]:
+def _some(source: Source, read: Callable[[int], Sequence[str | None]], n: int) -> list[str]:
     texts = []
     for index in range(0, len(source), max(len(source) // n, 1)):
         try:
-            texts.append(read(index))
+            texts += read(index)
         except UnreadableRecord:
             continue
     return [text for text in texts if text][:n]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from audioldm2_jax import recipes
+from audioldm2_jax.data import encoders, pipeline, text
 from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.example import UnreadableRecord
 from audioldm2_jax.data.sources import open_source
@@ -131,6 +132,25 @@ def test_labels_are_no_contradiction_of_a_caption():
     assert texts_in({"tags": ["rock"]}, "a", ("a song",)).captions == ("a song",)
     assert texts_in({"tags": "rock"}, "a").captions == ("rock",)
     assert texts_in({"title": "x", "caption": ""}, "a") == Texts(("x",))
+
+
+def test_of_several_captions_one_is_drawn_for_each_example(tmp_path):
+    put(tmp_path / "a.wav", sound())
+    put(tmp_path / "metadata.jsonl", '{"file_name": "a.wav", "text": ["rain", "drops", "rain"]}')
+    source = one(tmp_path)
+    assert source.captions(0) == ("rain", "drops") and source.text(0) == "rain" == source[0].text
+    slots = pipeline.ExampleIndex(source, [Words()], 2, 400, seed=1)
+    drawn = [str(slots[k]["words"]) for k in range(100)]
+    assert 30 < drawn.count("rain") < 70 and drawn.count("rain") + drawn.count("drops") == 100
+    assert [str(slots.example(k // 2, k % 2)["words"]) for k in range(100)] == drawn
+    assert {*text.captions(source)} == {"rain", "drops"}
+
+
+class Words(encoders.Encoder):
+    fields = ("words",)
+
+    def __call__(self, example):
+        return {"words": np.str_(example.text)}
 
 
 def test_what_is_said(tmp_path):
