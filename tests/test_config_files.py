@@ -40,7 +40,7 @@ def test_a_file_of_the_user_comes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["musik", "musik.py", "music.py", "configs/musik.py:base", "", ":base"])
 def test_what_is_no_config(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"there is no config .*comes with the package: music"):
+    with pytest.raises(ValueError, match=r"there is no config .*comes with the package: audio, full, music, speech"):
         config_files.load(name)
 
 
