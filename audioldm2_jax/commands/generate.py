@@ -194,7 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for path in generate(options):
             print(path)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:  # JAX's are RuntimeErrors: no device, no memory
+    # JAX's are RuntimeErrors: no device, no memory; NumPy's is the last.
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         print(f"error: {error_log.describe(error)}", file=sys.stderr)
         watch.fail(str(error), 1)  # others would wait for this process
         return 1

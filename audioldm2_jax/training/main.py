@@ -253,7 +253,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     All hosts generate, on the mesh of the training; the first one chooses the captions and writes. A finished run does
     not fail for want of samples: what goes wrong is said.
     """
-    target, hparams = Path(config.run_dir) / "samples", config.samples
+    target = Path(config.run_dir) / "samples"
     done = target / "captions.txt"  # is written last
     chosen: list[Example] = []
     if hosts.is_first() and not _are_of(target, model):
@@ -261,19 +261,14 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
             chosen = _heldout_examples(config)
     texts = hosts.broadcast([(example.text or "", example.transcription) for example in chosen], "captions")
     if texts:
-        captions, transcriptions = map(list, zip(*texts))
-        result = AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config.mesh))(
-            captions,
-            transcription=transcriptions if _is_speech(config) else None,
-            num_inference_steps=hparams.steps,
-            guidance_scale=hparams.guidance_scale,
-            audio_length_in_s=config.audio.seconds,
-            seed=config.seed,
-        )
-        if hosts.is_first():
-            with _said(screen, f"not all samples are in {target}"):
-                _write_clips(config, target, chosen, result.audios)
-                lineage.write_json(target / lineage.FILE, {"model": _model_digests(model)})
+        # Of several processes an error of one must reach the others, which would wait for it.
+        guard = contextlib.nullcontext() if jax.process_count() > 1 else _said(screen, "no samples")
+        with guard:
+            audios = _generate(config, model, texts)
+            if hosts.is_first():
+                with _said(screen, f"not all samples are in {target}"):
+                    _write_clips(config, target, chosen, audios)
+                    lineage.write_json(target / lineage.FILE, {"model": _model_digests(model)})
     if done.exists():
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")
@@ -282,6 +277,19 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         words = '-t "a woman speaks slowly" --transcription "the words to be said"'
     more = command_line("generate", f"--model {config.run_dir} {words}")
     screen.say(f"More:\n  {more}")
+
+
+def _generate(config: ConfigDict, model: Path, texts: Sequence[tuple[str, str | None]]) -> np.ndarray:
+    """Returns a clip [samples] for each caption and transcription, on the mesh of the training."""
+    captions, transcriptions = map(list, zip(*texts))
+    return AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config.mesh))(
+        captions,
+        transcription=transcriptions if _is_speech(config) else None,
+        num_inference_steps=config.samples.steps,
+        guidance_scale=config.samples.guidance_scale,
+        audio_length_in_s=config.audio.seconds,
+        seed=config.seed,
+    ).audios
 
 
 def _are_of(target: Path, model: Path) -> bool:
