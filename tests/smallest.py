@@ -108,6 +108,7 @@ def batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
         "phoneme_ids": np.pad(ids[1] % END, ((0, 0), (0, PHONEMES - TOKENS))),
         "phoneme_mask": np.pad(masks[1], ((0, 0), (0, PHONEMES - TOKENS))),
         "captioned": np.arange(size) % 4 != 3,
+        "transcribed": np.arange(size) % 4 != 3,
     }
 
 

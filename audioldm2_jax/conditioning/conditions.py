@@ -30,6 +30,11 @@ def second_width(config: ConfigDict) -> int:
     return section.d_model if second_kind(config) == "t5" else section.hidden_size
 
 
+def words_field(config: ConfigDict) -> str:
+    """Returns the field of the batch that tells whether an example has what the language model learns from."""
+    return "captioned" if second_kind(config) == "t5" else "transcribed"
+
+
 def text_fields(config: ConfigDict) -> tuple[str, ...]:
     """Returns the fields of the batch that hold what the text encoders of a recipe read."""
     return tuple(f"{kind}_{part}" for kind in ("clap", second_kind(config)) for part in ("ids", "mask"))

@@ -6,8 +6,8 @@ A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m t
     clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
     t5_ids, t5_mask       [b, m] int32          the caption for T5
     phoneme_ids, …_mask   [b, m] int32          in models of speech, in T5's place: the transcription
-    captioned             [b] bool              False: there is no caption, in models of speech no transcription, and
-                                                the ids are those of none
+    captioned             [b] bool              False: there is no caption, and the ids are those of ""
+    transcribed           [b] bool              False: there is no transcription, and the phonemes are padding
 
 Where features are cached (data/cache.py) their fields take the place of what they were made from.
 
@@ -98,17 +98,22 @@ class Transcription(Caption):
 
 @dataclass(frozen=True)
 class Captioned(Encoder):
-    """Whether there is what the language model learns from.
+    """Whether there is a caption."""
 
-    Attributes:
-        spoken: that is a transcription, and else a caption.
-    """
-
-    spoken: bool = False
     fields = ("captioned",)
 
     def __call__(self, example: Example) -> Fields:
-        return {"captioned": np.bool_(bool(example.transcription if self.spoken else example.text))}
+        return {"captioned": np.bool_(bool(example.text))}
+
+
+@dataclass(frozen=True)
+class Transcribed(Encoder):
+    """Whether there is a transcription."""
+
+    fields = ("transcribed",)
+
+    def __call__(self, example: Example) -> Fields:
+        return {"transcribed": np.bool_(bool(example.transcription))}
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,12 @@ class Features(Encoder):
 
 def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encoder, ...]:
     """Returns all encoders of a recipe: clips of `samples` samples, and captions where there are tokenizers."""
+    always = (Waveform(samples), Captioned(), Transcribed())
     if not tokenizers:
-        return (Waveform(samples), Captioned())
+        return always
     kind = tokenizers.second_kind
     second = {"t5": Caption, "phoneme": Transcription}[kind](kind, tokenizers.second)
-    return (Waveform(samples), Caption("clap", tokenizers.clap), second, Captioned(kind == "phoneme"))
+    return (*always, Caption("clap", tokenizers.clap), second)
 
 
 def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder, ...]:

@@ -22,7 +22,10 @@ class ClapStage(Stage):
 
     name = "clap"
     reads = ("audio.clap",)
-    batch_fields = ("waveform", "clap_ids", "clap_mask", "captioned")
+
+    @classmethod
+    def reads_fields(cls, config):
+        return ("waveform", "clap_ids", "clap_mask", "captioned")
 
     @classmethod
     def makes(cls, config):

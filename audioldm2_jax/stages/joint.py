@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import Conditions, caption_weight, drop_captions, text_fields
+from audioldm2_jax.conditioning.conditions import Conditions, caption_weight, drop_captions, text_fields, words_field
 from audioldm2_jax.conditioning.loa import (
     encode_prompt,
     generate_loa,
@@ -44,7 +44,7 @@ class JointStage(Stage):
 
     @classmethod
     def reads_fields(cls, config):
-        return ("waveform", *text_fields(config), "captioned")
+        return ("waveform", *text_fields(config), words_field(config))
 
     @classmethod
     def needs(cls, config):
@@ -74,7 +74,7 @@ class JointStage(Stage):
         self.scale = self.components["vae"].config["scaling_factor"]
 
     def weigh(self, batch):
-        return {**batch, "caption_weight": caption_weight(batch["captioned"])}
+        return {**batch, "caption_weight": caption_weight(batch[words_field(self.config)])}
 
     def objectives(self, variant):
         return (Objective("joint", tuple(self.modules), self._loss),)
@@ -92,7 +92,7 @@ class JointStage(Stage):
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
         true = rngs.uniform("true loa") < self.hparams.true_loa_share
-        true = (true | ~batch["captioned"]) & ~dropped
+        true = (true | ~batch[words_field(self.config)]) & ~dropped
         seen = jnp.where(true[:, None, None], loa, made)
         if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audioldm2_jax.conditioning.conditions import caption_weight, drop_captions, text_fields
+from audioldm2_jax.conditioning.conditions import caption_weight, drop_captions, text_fields, words_field
 from audioldm2_jax.conditioning.loa import encode_prompt, loa_distance, teacher_forced_loa
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import features
@@ -27,7 +27,7 @@ class LanguageModelStage(Stage):
 
     @classmethod
     def reads_fields(cls, config):
-        return ("waveform", *text_fields(config), "captioned")
+        return ("waveform", *text_fields(config), words_field(config))
 
     @classmethod
     def needs(cls, config):
@@ -45,7 +45,7 @@ class LanguageModelStage(Stage):
         return (f"loa_{config.loa.pooling}", *features.of_texts(config, config.train[cls.name].train_text_encoder_2))
 
     def weigh(self, batch):
-        return {**batch, "caption_weight": caption_weight(batch["captioned"])}
+        return {**batch, "caption_weight": caption_weight(batch[words_field(self.config)])}
 
     def objectives(self, variant):
         return (Objective("loa", tuple(self.modules), self._loss),)

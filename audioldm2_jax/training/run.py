@@ -41,6 +41,12 @@ from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, st
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 
+#: Field of the batch → what stages that read it learn from, how that is found in a source, and its name in metadata.
+_LEARNT_FROM = {
+    "captioned": ("captions", text.captions, "text"),
+    "transcribed": ("transcriptions", text.transcriptions, "transcription"),
+}
+
 
 def plan(config: ConfigDict) -> list[str]:
     """Returns the stages that `config.stages` names, in its order.
@@ -132,14 +138,14 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
         _check_cache(config, name)
-    learning = [name for name in names if "captioned" in STAGES[name].reads_fields(config)]
-    if learning:
-        source, spoken = sources.open_source(config, "train"), second_kind(config) == "phoneme"
-        if not (text.transcriptions if spoken else text.captions)(source):
+    source = None
+    for field, (what, found, key) in _LEARNT_FROM.items():
+        learning = [name for name in names if field in STAGES[name].reads_fields(config)]
+        source = source or (sources.open_source(config, "train") if learning else None)
+        if learning and not found(source):
             raise RunError(
-                f"{', '.join(learning)} learn from {'transcriptions' if spoken else 'captions'}, and of the "
-                f"{len(source)} records of {config.data.source} none has one: write them into a metadata.jsonl"
-                f"{' as transcription' if spoken else ''}, or leave these stages out with --config.stages="
+                f"{', '.join(learning)} learn from {what}, and of the {len(source)} records of {config.data.source} "
+                f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with --config.stages="
             )
 
 
