@@ -145,7 +145,8 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         if learning and not found(source):
             raise RunError(
                 f"{', '.join(learning)} learn from {what}, and of the {len(source)} records of {config.data.source} "
-                f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with --config.stages="
+                f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with "
+                "--config.stages="
             )
 
 
