@@ -12,6 +12,7 @@ alone. It keeps capitals, some of which espeak-ng spells out, abbreviations, and
 from __future__ import annotations
 
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -223,6 +224,8 @@ def _packages() -> tuple[Callable, Callable]:
         from phonemizer import phonemize
         from phonemizer.backend.espeak.wrapper import EspeakWrapper
         from unidecode import unidecode
+    # It warns of every sentence in which espeak-ng runs two words together.
+    logging.getLogger("phonemizer").setLevel(logging.ERROR)
     EspeakWrapper.set_library(espeakng_loader.get_library_path())
     EspeakWrapper.set_data_path(espeakng_loader.get_data_path())
     return unidecode, phonemize

@@ -54,6 +54,11 @@ def test_espeak_speaks_as_the_authors_have_it():
         assert phonemes.phonemes(text) == phonemize(text, **arguments)
 
 
+def test_words_that_are_run_together_are_no_news(caplog):
+    assert phonemes.phonemes("out of the house") == "ˌaʊɾəv ðə hˈaʊs"  # three words for four
+    assert not caplog.records
+
+
 def test_ids():
     ids = encode("Hello, World!")
     assert ids.dtype == np.int32 and spell(ids) == "həlˈoʊ, wˈɜːld!⚠"
