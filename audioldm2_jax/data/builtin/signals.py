@@ -14,15 +14,15 @@ _BELL += ((2.66, 0.35, 0.25), (3.01, 0.5, 0.2), (4.1, 0.4, 0.14), (5.4, 0.3, 0.1
 def bell(take: Take) -> np.ndarray:
     """A church bell: hum, prime, tierce, quint, nominal and above, each split in two that beat."""
     draw = take.draw
-    strike, ring = draw.uniform(280, 750), draw.uniform(2.5, 5.0)
+    strike, ring, split = draw.uniform(650, 1400), draw.uniform(4.0, 6.0), draw.uniform(0.7, 1.4)
+    tilt, hum = draw.uniform(-0.65, -0.2), draw.uniform(0.4, 0.9)
     modes = []
     for ratio, level, share in _BELL:
-        ratio *= draw.uniform(0.99, 1.01)
-        split = draw.uniform(0.3, 1.6) / strike
+        level *= ratio**tilt * (hum if ratio < 1 else 1)
         for side in (-split, split):
-            modes.append((strike * ratio * (1 + side), ring * share, level * draw.uniform(0.3, 0.7)))
-    force = take.strokes(draw.uniform(0.0003, 0.0008))
-    return take.modes(force, modes)
+            frequency = strike * ratio + side * draw.uniform(0.5, 1.5)
+            modes.append((frequency, ring * share, level * draw.uniform(0.3, 0.7)))
+    return take.modes(take.strokes(draw.uniform(0.0004, 0.0007)), modes)
 
 
 def telephone(take: Take) -> np.ndarray:

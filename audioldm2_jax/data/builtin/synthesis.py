@@ -5,6 +5,7 @@ Spectra are given in Hz and times in seconds, so that a sound is the same at any
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import scipy.signal
 
 from audioldm2_jax.data.draw import Draw
 
-_TABLE = 2048  # samples of one period of a tone
+_TABLE = 2048  # samples of one period of a tone, a power of two
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Take:
     sampling_rate: int
     seconds: float
     onsets: tuple[float, ...]
+
+    @functools.cached_property
+    def _generator(self) -> np.random.RandomState:
+        return np.random.RandomState(0)  # making one takes longer than seeding it
 
     @property
     def samples(self) -> int:
@@ -54,8 +59,12 @@ class Take:
         return np.arange(samples, dtype=np.float32) / np.float32(self.sampling_rate)
 
     def random(self) -> np.random.RandomState:
-        """The generator whose sequence never changes. One for each use, as that of noise depends on the rate."""
-        return np.random.RandomState(self.draw.below(2**32))
+        """The generator whose sequence never changes, seeded anew: how much noise takes is the rate's.
+
+        It is the same object each time, so one use must end before the next begins.
+        """
+        self._generator.seed(self.draw.below(2**32))
+        return self._generator
 
     def noise(self, spectrum: Sequence[tuple[float, float]], seconds: float | None = None) -> np.ndarray:
         """[samples] float32: noise of root mean square near 1 below 8 kHz where the spectrum is flat at 0 dB.
@@ -66,10 +75,10 @@ class Take:
         samples = self.samples if seconds is None else self.count(seconds)
         padded = scipy.fft.next_fast_len(samples + 64, real=True)  # and so its end does not join its beginning
         bins = padded // 2 + 1
-        white = self.random().random_sample((2, bins)).astype(np.float32) - np.float32(0.5)
+        white = self.random().random_sample(2 * bins).astype(np.float32) - np.float32(0.5)
         gain = _gains(spectrum, padded, self.sampling_rate)
         gain *= np.float32((6.0 * padded * self.sampling_rate / 16000) ** 0.5)  # a uniform number's variance is 1 / 12
-        return scipy.fft.irfft((white[0] + 1j * white[1]) * gain, padded)[:samples]
+        return scipy.fft.irfft(white.view(np.complex64) * gain, padded)[:samples]
 
     def bend(self, points: Sequence[tuple[float, float]], seconds: float | None = None) -> np.ndarray:
         """[samples] float32: straight lines through (seconds, value), constant beyond the ends."""
@@ -101,15 +110,16 @@ class Take:
         table = np.append(table, table[0]).astype(np.float32)
         place = np.cumsum(frequency, dtype=np.float64)
         place *= _TABLE / self.sampling_rate
-        place %= _TABLE
-        index = place.astype(np.int32)
+        index = place.astype(np.int64)
         share = (place - index).astype(np.float32)
+        index &= _TABLE - 1
         return table[index] * (1 - share) + table[index + 1] * share
 
     def sine(self, frequency: np.ndarray) -> np.ndarray:
         """[samples] float32: a sine of frequency [samples] Hz, silent where that is beyond the rate's reach."""
-        phase = np.cumsum(frequency, dtype=np.float64) * (2 * np.pi / self.sampling_rate)
-        return np.sin((phase % (2 * np.pi)).astype(np.float32)) * (frequency < 0.49 * self.sampling_rate)
+        turns = np.cumsum(frequency, dtype=np.float64) / self.sampling_rate
+        turns -= np.floor(turns)  # float32 has no digits for more
+        return np.sin(turns.astype(np.float32) * np.float32(2 * np.pi)) * (frequency < 0.49 * self.sampling_rate)
 
     def strokes(self, width: float, spread: float = 0.25, levels: Sequence[float] | None = None) -> np.ndarray:
         """[samples] float32: a force at each onset, half a period of a sine `width` seconds long, of area near 1.
@@ -197,9 +207,12 @@ class Take:
 def _gains(spectrum: Sequence[tuple[float, float]], samples: int, sampling_rate: int) -> np.ndarray:
     """[samples // 2 + 1] float32 amplitudes at the frequencies of a real Fourier transform; 0 for the offset."""
     hertz, decibels = (np.array(values, np.float64) for values in zip(*spectrum))
-    octaves = np.log(np.arange(1, samples // 2 + 1) * (sampling_rate / samples))
-    gain = 10.0 ** (np.interp(octaves, np.log(hertz), decibels) / 20)
-    return np.append(0.0, gain).astype(np.float32)
+    step = sampling_rate / samples
+    octaves = np.linspace(np.log(step), np.log(sampling_rate / 2), 256)  # dense enough for straight lines between them
+    gains = 10.0 ** (np.interp(octaves, np.log(hertz), decibels) / 20)
+    gain = np.interp(np.arange(samples // 2 + 1) * step, np.exp(octaves), gains).astype(np.float32)
+    gain[0] = 0
+    return gain
 
 
 def decaying(time: np.ndarray, attack: float, decay: float) -> np.ndarray:

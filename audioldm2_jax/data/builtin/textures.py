@@ -52,7 +52,7 @@ def fire(take: Take) -> np.ndarray:
     lapping = take.noise(((40, 0), (120, 0), (400, -10), (2000, -30))) * (0.7 + 0.3 * take.wander(0.12))
     hiss = take.noise(((300, -14), (2000, 0), (8000, -4))) * (0.7 + 0.3 * take.wander(0.3))
     sound = lapping * draw.uniform(0.4, 1.0) + hiss * draw.uniform(0.12, 0.3)
-    for density, length, size in ((draw.uniform(60, 160), 0.012, 1.2), (draw.uniform(8, 20), 0.03, 2.5)):
+    for density, length, size in ((draw.uniform(60, 160), 0.012, 1.2), (draw.uniform(8, 20), 0.03, 1.5)):
         wood = ((300, -12), (draw.uniform(1000, 3500), 0), (8000, -8))
         sound += take.scatter(np.abs(take.grains(density, 0.8)), length, wood) * size
     return sound
@@ -93,15 +93,14 @@ def engine(take: Take) -> np.ndarray:
 def helicopter(take: Take) -> np.ndarray:
     """A helicopter: the slap of the blades, noise that they chop, and a turbine's whine."""
     draw = take.draw
-    rate = draw.uniform(10, 18) * (1 + 0.02 * take.wander(0.8))
+    rate = draw.uniform(12, 17) * (1 + 0.02 * take.wander(0.8))
     phase = 2 * np.pi * np.cumsum(rate / take.sampling_rate)
-    chop = np.exp(draw.uniform(1.0, 2.5) * (np.cos(phase) - 1)).astype(np.float32)
+    chop = np.exp(draw.uniform(1.7, 2.7) * (np.cos(phase) - 1)).astype(np.float32)
     thump = take.shape(chop * (1 + 0.15 * take.wander(0.07)), ((15, -8), (40, 0), (120, 0), (300, -30)))
-    thump = thump / thump.std()
-    air = take.noise(((50, 0), (200, 0), (800, -6), (2500, -14), (8000, -34)))
-    air = air / air.std() * (0.25 + chop)
-    whine = take.tone(draw.uniform(400, 900) * (1 + 0.004 * take.wander(0.4)), (1, 0.5, 0.3, 0.2))
-    return thump * draw.uniform(0.3, 0.8) + air * 1.5 + whine * draw.uniform(0.0, 0.05)
+    air = take.noise(((50, 0), (draw.uniform(400, 900), 0), (8000, draw.uniform(-40, -32))))
+    air *= draw.uniform(0.35, 0.65) + chop
+    whine = take.tone(draw.uniform(500, 1100) * (1 + 0.004 * take.wander(0.4)), (1, 0.5, 0.3, 0.2))
+    return thump * (draw.uniform(0.4, 0.7) / thump.std()) + air * (1.5 / air.std()) + whine * draw.uniform(0.04, 0.1)
 
 
 def _pulses(take: Take, rate: np.ndarray, unevenness: float, cylinders: int) -> np.ndarray:
