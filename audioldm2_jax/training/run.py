@@ -309,11 +309,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
 
 
 def is_published(config: ConfigDict) -> bool:
-    """Returns whether the model folder is there, with the networks of the latest results.
-
-    Raises:
-        FolderError: one of them is damaged.
-    """
+    """Returns whether the model folder is there and whole, with the networks of the latest results."""
     target = Path(config.run_dir) / "model"
     if not (target / "model_index.json").exists():
         return False
@@ -322,7 +318,10 @@ def is_published(config: ConfigDict) -> bool:
         if part not in there:
             return False
         of_run = source and Path(source).parent.parent == Path(config.run_dir) / "stages"
-        if of_run and lineage.digest(str(target), part) != lineage.digest(str(source), part):
+        try:
+            if of_run and lineage.digest(str(target), part) != lineage.digest(str(source), part):
+                return False
+        except model_folder.FolderError:  # something of it is gone
             return False
     return True
 

@@ -652,7 +652,7 @@ def test_the_authors_layout(tmp_path, named):
     assert set(source.skipped) == {"audiocaps/gone.wav", "wavcaps"}
     np.testing.assert_array_equal(source[source.names.index("audiocaps/c.wav")].waveform, tone(3))
     assert set(source.digests(9)) == set(AUTHORS)
-    listing = [*source.listing(), ["wavcaps/d.wav", 800, []]]  # another host has it
+    listing = [*source.listing(), ["wavcaps/d.wav", 800, [], None]]  # another host has it
     assert "1 files differ" in source.follow(listing)
     with pytest.raises(UnreadableRecord, match=r"d\.wav does not exist"):
         source[3]

@@ -93,7 +93,8 @@ def test_command_publishes_shows_and_then_says_that_it_is_finished(whole, capsys
     assert all(f"{name}: finished before" in out for name in STAGES)
     assert f"--model {config.run_dir}" in out and "the tiny recipe" in out and "--config music:base" in out
     root = Path(config.run_dir)
-    assert {path.name for path in (root / "samples").iterdir()} == {"0.wav", "1.wav", "mels.png", "captions.txt"}
+    there = {path.name for path in (root / "samples").iterdir()}
+    assert there == {"0.wav", "1.wav", "mels.png", "captions.txt", "lineage.json"}
     model = AudioLDM2.from_pretrained(root / "model")
     for name in model.networks:
         by_diffusers.component(root / "model", name)
