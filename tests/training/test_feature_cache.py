@@ -35,6 +35,9 @@ class Broken:
     def __len__(self):
         return len(self._source)
 
+    def first(self, records):
+        return Broken(self._source.first(records))
+
     def excerpt(self, index, samples, position):
         if index == UNREADABLE:
             raise UnreadableRecord("the third is broken")
