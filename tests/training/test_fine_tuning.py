@@ -194,6 +194,8 @@ def test_a_model_of_speech_is_gone_on_from_with_a_recipe_of_speech(hub, tmp_path
     assert config.text.phoneme_length == 60 and config.models.text_encoder_2.hidden_size == 16
     assert config.models.unet.cross_attention_dim == ((None, 24), (None, 24))
     assert {config.init_from[name] for name in model_folder.PARTS} == {config.init_from.model}
+    with config.unlocked():
+        config.text.clap_length = 40  # as many as the folder's CLAP has room for
     recipe_check.check(config, ["joint"])
     tokenizers = open_tokenizers(config.text, second_kind="phoneme")
     ids, mask = tokenizers.second(["a bee"])
