@@ -224,6 +224,24 @@ def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> 
     if not path.exists():
         folder = name if hub.fetch_file(str(source).strip(), f"{name}/config.json") else ""
         path = hub.fetch_folders(str(source).strip(), [folder], variant)
+    return _with_config(path, source, name)
+
+
+def locate_config(source: str | os.PathLike, name: str) -> Path:
+    """The folder of the config.json of network `name`; of what is on the hub nothing else is fetched.
+
+    Raises:
+      FolderError, StorageError: as `locate`.
+    """
+    path = local_path(os.fspath(source), "the model's folder")
+    if not path.exists():
+        found = [hub.fetch_file(str(source).strip(), file) for file in (f"{name}/config.json", "config.json")]
+        path = next((file.parent for file in found if file), path)
+    return _with_config(path, source, name)
+
+
+def _with_config(path: Path, source: str | os.PathLike, name: str) -> Path:
+    """The folder of network `name`, which is `path` or in it; `source` is how the user names it."""
     for candidate in (path / name, path):
         if (candidate / "config.json").is_file():
             return candidate
