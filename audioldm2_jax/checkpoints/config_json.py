@@ -28,6 +28,7 @@ _WORDS = {
     str: "a text in quotation marks",
     types.NoneType: "null",
 }
+_OBJECT = "an object of names and values"
 _QUOTED = 80  # characters of what is there instead
 
 
@@ -85,9 +86,7 @@ def _described(kind: Any) -> str:
         return " or ".join(map(_described, of))
     if origin is not None and issubclass(origin, Sequence):
         return f"a list, each of it {_described(of[0])}"
-    return (
-        _WORDS.get(kind, "an object of names and values") if isinstance(kind, type) else "an object of names and values"
-    )
+    return _OBJECT if isinstance(kind, Mapping) else _WORDS.get(kind, _OBJECT)
 
 
 def differences(fixed: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
