@@ -48,7 +48,7 @@ class Records(Source):
         heldout_share: of the records, by hash of their names.
 
     Raises:
-        ValueError: no record can be read.
+        ValueError: no record can be read, or all are held out.
     """
 
     unit = "records and files"
@@ -76,6 +76,11 @@ class Records(Source):
             message = "%s: %d of %d %s cannot be read and are skipped%s"
             logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
         self.names = split_names(list(found), split, heldout_share)
+        if not self.names:
+            raise ValueError(
+                f"{shown(root)}: all {len(found)} records are held out, and none is left to learn from: lower "
+                f"--config.data.heldout_share={heldout_share:g}, or add records"
+            )
         self._places = [found[name][0] for name in self.names]
         self._texts = [found[name][1] for name in self.names]
 
