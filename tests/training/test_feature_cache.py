@@ -13,10 +13,10 @@ from smallest import SAMPLES, Said, components, get_config
 
 from audioldm2_jax.audio.files import write
 from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.data import cache, sources
+from audioldm2_jax.data import cache, encoders, sources
 from audioldm2_jax.data.example import UnreadableRecord
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, run, stage_settings
+from audioldm2_jax.training import feature_cache, feature_maker, run, stage_data, stage_settings
 from audioldm2_jax.training.loop import Stopped
 
 RECORDS, UNREADABLE = 6, 3  # of the seven one is held out
@@ -84,10 +84,10 @@ def config(tmp_path, parts, recordings, monkeypatch):
 
 def opened(config, name="language_model", said=None, should_stop=lambda: 0):
     """The cache of a stage, as `run.train_stage` opens it."""
-    source = run.open_source(config, "train")
+    source = stage_data.open_source(config, "train")
     run.prepare(config)
     tokenizers = run.text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
-    available = run.encoders.recipe_encoders(SAMPLES, tokenizers)
+    available = encoders.recipe_encoders(SAMPLES, tokenizers)
     parts = run.load_components(config, name)
     return feature_cache.open_cache(config, name, parts, source, available, said or Said(), should_stop)
 
@@ -151,14 +151,14 @@ def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, mo
 
 def test_memory_holds_a_batch_of_entries(config, monkeypatch):
     """What is computed goes to the files before the next batch is computed, of a shard that has several batches."""
-    monkeypatch.setattr(feature_cache, "_BATCH", 1)
+    monkeypatch.setattr(feature_maker, "_BATCH", 1)
     held, most, packed, opened_writer = 0, 0, cache.Feature.pack, cache.array_record_module.ArrayRecordWriter
 
-    def pack(feature, arrays, text):
+    def pack(feature, *row):
         nonlocal held, most
         held += 1
         most = max(most, held)
-        return packed(feature, arrays, text)
+        return packed(feature, *row)
 
     class Writer:
         def __init__(self, *args):
@@ -273,7 +273,7 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
     feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False)
-    entry = feature.pack([np.ones(3, np.float32)], None)
+    entry = feature.pack([[np.ones(3, np.float32)]], [None])
     with pytest.raises(cache.CacheError, match=r"cannot write .*gone.*--config.data.cache=FOLDER"):
         with feature.writer(0) as shard:
             shard.write(entry)
@@ -289,7 +289,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
         shard.write(entry)
         shard.write(entry)
     assert [*feature.folder.iterdir()] == feature.shards
-    np.testing.assert_array_equal(feature.read(1, None)["x"], np.ones(3, np.float32))
+    np.testing.assert_array_equal(feature.read(1, None).arrays["x"], np.ones(3, np.float32))
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
