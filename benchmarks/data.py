@@ -5,9 +5,10 @@
 
 Prints clips a second of one core, as the processor time of the process says it, so that other work on the machine
 changes little: of decoding alone, of the whole way from a FLAC file to a batch, and of the way from the cache; the
-median of `--repeats`, and their range. "Handed over" is what the training process itself does for a batch that worker processes
-read: it is one thread, so that more workers do not speed it up. Beside them what eight devices consume: their peak rate times `--mfu`, divided
-by the operations of a step from the cache as XLA counts them (benchmarks/feature_cache.py).
+median of `--repeats`, and their range. "Handed over" is what the training process itself does for a batch that worker
+processes read: it is one thread, so that more workers do not speed it up. Beside them what eight devices consume: their
+peak rate times `--mfu`, divided by the operations of a step from the cache as XLA counts them
+(benchmarks/feature_cache.py).
 
 Recordings are 10.24 s of the embedded music at 48 kHz; the cache is of random numbers in the recipe's shapes. Both lie
 in a temporary folder, and are read again and again: the file system's cache holds them, no disk is measured.
