@@ -218,13 +218,19 @@ def transcriptions(source: Source, n: int = _CAPTIONS) -> list[str]:
 
 
 def _some(source: Source, read: Callable[[int], Sequence[str | None]], n: int) -> list[str]:
-    texts = []
-    for index in range(0, len(source), max(len(source) // n, 1)):
-        try:
-            texts += read(index)
-        except UnreadableRecord:
-            continue
-    return [text for text in texts if text][:n]
+    evenly = range(0, len(source), max(len(source) // n, 1))
+    for numbers in (evenly, range(len(source))):  # those that have texts may be few
+        texts: list[str] = []
+        for index in numbers:
+            try:
+                texts += filter(None, read(index))
+            except UnreadableRecord:
+                continue
+            if len(texts) >= n:
+                break
+        if texts:
+            return texts[:n]
+    return []
 
 
 def load(name: str, kind: str, length: int) -> Tokenizer:
