@@ -27,7 +27,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
 from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTable, PhonemeTokenizer, read_tokenizer
-from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
+from audioldm2_jax.runtime.hub_access import hub_reachable, no_folder, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
 CLAP_FOLDER, SECOND_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
@@ -287,8 +287,9 @@ def _phoneme_table(name: str) -> PhonemeTable:
 
 def _not_here(name: str, kind: str) -> str:
     return (
-        f"cannot load the {kind} tokenizer {name!r}: no folder here; {out_of_reach('/'.join(name.split('/')[:2]))}, or "
-        f"name a folder that holds a tokenizer with --config.text.{kind}_tokenizer=PATH"
+        f"cannot load the {kind} tokenizer: {no_folder(name)}; as the id of a repository on the hub (owner/name): "
+        f"{out_of_reach('/'.join(name.split('/')[:2]))}, or name a folder that holds a tokenizer with "
+        f"--config.text.{kind}_tokenizer=PATH"
     )
 
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.conditioning.conditions import second_kind
 from audioldm2_jax.data import sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -33,6 +33,7 @@ from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
@@ -114,6 +115,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
             write_tokenizers(config)
         hosts.wait_for_file(root / text.SECOND_FOLDER, "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
+    _check_hub(config, [name for name in chosen if not finished(config, name)])
     hosts.wait_for_hosts("run folder checked")
     if hosts.is_first():
         lineage.adopt(config, say)
@@ -132,8 +134,9 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
         for part in {*stage.needs(config), *stage.continues(config), *stage.makes(config)}:
             place = config.init_from[part]
-            if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
-                raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
+            key = f"--config.init_from.{part}"
+            if place and not hub.is_id(place.strip()) and not local_path(place, key).exists():
+                raise RunError(f"{key}: {no_folder(place)}; {name} starts from it")
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
         _check_cache(config, name)
@@ -147,6 +150,22 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
                 f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with "
                 "--config.stages="
             )
+
+
+def _check_hub(config: ConfigDict, names: list[str]) -> None:
+    """Looks whether the repositories on the hub that stages start from are there, of each for its config.json.
+
+    Raises:
+        RunError: one is not; so is a path that looks like a hub id, and that nothing has.
+    """
+    for name in names:
+        for part, source in lineage.inputs(config, name).items():
+            if source.place != config.init_from[part] or local_path(source.place, source.origin).exists():
+                continue
+            try:
+                model_folder.locate_config(source.place, part)
+            except model_folder.FolderError as error:
+                raise RunError(f"--config.init_from.{part}: {error} {name} starts from it") from error
 
 
 def _check_cache(config: ConfigDict, name: str) -> None:
