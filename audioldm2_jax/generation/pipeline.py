@@ -163,7 +163,8 @@ class AudioLDM2:
         return cls(components, schedule, prompts, front_end, scheduler_class=scheduler_class, source=path, mesh=mesh)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
+        """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, but for that of a unified model, and so does
+        `from_pretrained`.
 
         On several hosts all call it, and the first one writes.
 
@@ -176,9 +177,8 @@ class AudioLDM2:
         if self.source is None:
             raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
         source, index = Path(self.source), model_folder.read_index(self.source)
-        others = ("tokenizer", "tokenizer_2", "feature_extractor")
         # AudioLDMPipeline has no feature extractor, but a CLAP that takes audio needs one.
-        others = [name for name in others if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        others = [name for name in model_folder.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
         missing = [name for name in others if not (source / name).is_dir()]
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
@@ -205,7 +205,7 @@ class AudioLDM2:
         eta: float = 0.0,
         seed: int = 0,
         latents: np.ndarray | None = None,
-        transcription: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         max_new_tokens: int | None = None,
         *,
         edit: Edit | None = None,
@@ -228,7 +228,8 @@ class AudioLDM2:
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
-          transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
+          transcription: what is said, one for all prompts or one each: models of speech need it, unified ones take it,
+            also for some of the prompts alone (None for the others).
           max_new_tokens: length of the LOA; by default that of the language model's config.json.
           edit: what of a given clip is kept (`audioldm2_jax.generation.editing`).
           solver: ddim, ddpm, plms, euler, euler_ancestral, dpmsolver++ or unipc; by default that of the folder's
@@ -283,7 +284,7 @@ class AudioLDM2:
         uncond: str = "language_model",
         use_loa: bool = True,
         use_text_states: bool = True,
-        transcription: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
         texts = self.prompt_encoder.tokenize(prompts, negatives, transcription, emptied=not use_text_states)

@@ -143,12 +143,14 @@ def test_encode_prompt_positions_and_masks():
     projection = Network(module, variables)
     mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     text = {"clap_ids": jnp.ones((2, 2), int), "clap_mask": jnp.ones((2, 2), int), "t5_ids": 3 * mask, "t5_mask": mask}
-    prefix, states, text_mask = encode_prompt(Text.clap, Text.t5, projection, text)
+    prefix, states, text_mask = encode_prompt(Text.clap, {"t5": Text.t5}, projection, text)
     assert prefix.embeddings.shape == (2, 9, D) and states.shape == (2, 4, 3)
     np.testing.assert_array_equal(text_mask, mask)
     np.testing.assert_array_equal(prefix.mask[0], [1, 1, 1, 1, 1, 1, 1, 0, 1])
     np.testing.assert_array_equal(prefix.positions, [[0, 1, 2, 3, 4, 5, 6, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
-    alone, _, _ = encode_prompt(Text.clap, Text.t5, projection, {key: value[:1, :3] for key, value in text.items()})
+    alone, _, _ = encode_prompt(
+        Text.clap, {"t5": Text.t5}, projection, {key: value[:1, :3] for key, value in text.items()}
+    )
     np.testing.assert_array_equal(alone.positions[0], prefix.positions[0][np.asarray(prefix.mask[0]) > 0])
 
     dropped, which = drop_captions(
@@ -165,7 +167,7 @@ def test_encode_prompt_positions_and_masks():
     np.testing.assert_array_equal(which, [True, False])
     np.testing.assert_array_equal(dropped["t5_ids"], [[1, 0, 0, 0], [3, 3, 3, 3]])
     # The empty caption stands where the caption stood: its EOS has the caption's position.
-    empty, _, _ = encode_prompt(Text.clap, Text.t5, projection, dropped)
+    empty, _, _ = encode_prompt(Text.clap, {"t5": Text.t5}, projection, dropped)
     np.testing.assert_array_equal(empty.mask[0], [1, 1, 1, 1, 1, 0, 0, 0, 1])
     assert empty.positions[0, -1] == prefix.positions[0, -1]
 

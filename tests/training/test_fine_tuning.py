@@ -197,6 +197,6 @@ def test_a_model_of_speech_is_gone_on_from_with_a_recipe_of_speech(hub, tmp_path
     with config.unlocked():
         config.text.clap_length = 40  # as many as the folder's CLAP has room for
     recipe_check.check(config, ["joint"])
-    tokenizers = open_tokenizers(config.text, second_kind="phoneme")
-    ids, mask = tokenizers.second(["a bee"])
-    assert ids.shape == mask.shape == (1, 60) and tokenizers.second.table.ids == table
+    tokenizers = open_tokenizers(config.text, kinds=("clap", "phoneme"))
+    ids, mask = tokenizers.by_kind["phoneme"](["a bee"])
+    assert ids.shape == mask.shape == (1, 60) and tokenizers.by_kind["phoneme"].table.ids == table
