@@ -327,8 +327,6 @@ SPECS: dict[str, ComponentSpec] = {
             "layer_norm_epsilon": 1e-6,
         },
     ),
-    # Of unified models, which diffusers does not have: phonemes beside T5's tokens.
-    "text_encoder_3": _VITS,
     "audiomae": ComponentSpec(
         AudioMAE,
         None,
@@ -336,6 +334,8 @@ SPECS: dict[str, ComponentSpec] = {
         lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.split(jax.random.key(0), 1)),
         NAMES["audiomae"],
     ),
+    # Of unified models, which diffusers does not have: phonemes beside T5's tokens.
+    "text_encoder_3": _VITS,
 }
 """What the component of each name is where its config.json does not say otherwise."""
 

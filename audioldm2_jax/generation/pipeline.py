@@ -51,7 +51,8 @@ class Output(NamedTuple):
         of the prompts, and the one that CLAP finds nearest to the prompt stands first.
       sampling_rate: Hz.
       mels: natural-log mel spectrograms [clips, frames, bands] of the VAE, also where a recording took their place.
-      latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them.
+      latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them; of the whole of
+        what was made, also where its beginning is not given back (`editing.SpeechPrompt`).
     """
 
     audios: np.ndarray
@@ -246,7 +247,8 @@ class AudioLDM2:
         Raises:
           ValueError: for bad input; the message names it and says what to do.
         """
-        texts = self.prompt_encoder.tokenize(prompt, negative_prompt, transcription, emptied=not use_text_states)
+        said = edit.transcribe(transcription) if edit else transcription
+        texts = self.prompt_encoder.tokenize(prompt, negative_prompt, said, emptied=not use_text_states)
         self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
@@ -256,7 +258,8 @@ class AudioLDM2:
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
-        for remark in edit.remarks(samples / self.sampling_rate) if edit else ():
+        spoken = [said] if isinstance(said, str) else said or ()
+        for remark in edit.remarks(samples / self.sampling_rate, spoken) if edit else ():
             logging.warning("%s", remark)
         tokens = self.prompt_encoder.loa_tokens if max_new_tokens is None else max_new_tokens
         source = self._source_clip(edit, shape[0], samples, tokens) if edit else _SourceClip()
@@ -270,7 +273,9 @@ class AudioLDM2:
         mels, audios = self.decode(final)
         audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
         if edit:
-            audios = join(edit, audios, self.sampling_rate)
+            cut = round(edit.cut_seconds * self.sampling_rate)
+            audios = join(edit, audios, self.sampling_rate)[:, cut:]
+            mels = mels[:, cut // self._hop :]
         made = Output(audios, self.sampling_rate, mels, final.transpose(0, 3, 1, 2))
         if num_waveforms_per_prompt == 1 or self.clap_mel is None:
             return made
