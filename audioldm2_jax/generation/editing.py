@@ -267,7 +267,7 @@ class Continuation(Edit):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpeechPrompt(Continuation):
-    """In-context speech: new words in the voice of a recording [arXiv 2308.05734v2, on in-context learning; A2 issue 24].
+    """In-context speech: new words in the voice of a recording [arXiv 2308.05734v2; A2 issue 24].
 
     GPT-2 reads the phonemes of the recording and of the new words, then the recording's language of audio, and goes on
     with that. The UNet is given both parts of it, and the recording's own latents where it stands, so that the new part
