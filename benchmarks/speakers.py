@@ -8,8 +8,8 @@ and by its description, beside another voice and beside what espeak-ng says in t
 
     python benchmarks/speakers.py --clips 48 --model runs/speech
 
-The listener is Resemblyzer (Apache licence), the speaker encoder of Jia et al. 2018 (arXiv 1806.04558) with its published
-weights: of its package those are used and nothing else, since it asks for versions of others that are long gone.
+The listener is Resemblyzer (Apache licence), a speaker encoder [Wan et al. 2018, arXiv 1710.10467]: of its package the
+weights are used and nothing else, since it asks for versions of other packages that are long gone.
 """
 
 from __future__ import annotations
@@ -60,12 +60,13 @@ def main() -> None:
     pairs = [draw_pair(index, options.seconds) for index in range(options.clips)]
     prompts, wanted = ([speak(pair[0], pair[part]) for pair in pairs] for part in (1, 2))
     sounds = {"espeak-ng": wanted} | ({} if model is None else generated(model, pairs, prompts, options))
-    print(
-        f"cosine of {len(pairs)} recordings with one that says something else (95 %), and how often the own is nearer:"
-    )
+    print(f"cosine of {len(pairs)} recordings with others that say something else (95 %); and how often the one of the")
+    print("same voice is nearer than others are on average, and than every other:")
     for name, recordings in sounds.items():
-        own, other = similarities(recordings, prompts, [speaker for speaker, *_ in pairs])
-        print(f"  {name:12} own voice {mean(own)}  another's {mean(other)}  nearer {share(own > other)}")
+        own, others = similarities(recordings, prompts, [speaker for speaker, *_ in pairs])
+        average = np.nanmean(others, 1)
+        print(f"  {name:12} own voice {mean(own)}  other voices {mean(average)}", end="")
+        print(f"  nearer {share(own > average)}  nearest {share(own > np.nanmax(others, 1))}")
 
 
 def draw_pair(index: int, seconds: float) -> tuple[Speaker, str, str]:
@@ -107,10 +108,11 @@ def generated(model, pairs, prompts: Sequence[np.ndarray], options: argparse.Nam
 def similarities(
     recordings: Sequence[np.ndarray], references: Sequence[np.ndarray], speakers: Sequence[Speaker]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of recordings with references: of each with its own, and the mean of those of other voices; [n] each."""
+    """Cosines of recordings with references: of each with its own [n], and with those of other voices [n, n], NaN where
+    the voice is its own."""
     cosines = embed(recordings) @ embed(references).T
     others = np.array([[one.voice != other.voice for other in speakers] for one in speakers])
-    return np.diagonal(cosines), (cosines * others).sum(1) / others.sum(1)
+    return np.diagonal(cosines), np.where(others, cosines, np.nan)
 
 
 def embed(recordings: Sequence[np.ndarray]) -> np.ndarray:
