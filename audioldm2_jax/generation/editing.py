@@ -295,11 +295,11 @@ class SpeechPrompt(Continuation):
 
     def transcribe(self, transcription: str | Sequence[str | None] | None) -> str | list[str]:
         """Puts what is said in the recording before the new words, of which every prompt needs some."""
-        if isinstance(transcription, str):
-            return f"{self.transcription.strip()} {transcription.strip()}"
-        if transcription is None or not all(isinstance(text, str) and text.strip() for text in transcription):
+        texts = [transcription] if isinstance(transcription, str) else transcription
+        if texts is None or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError("There are no new words: give a transcription of what is to be said behind the recording.")
-        return [self.transcribe(text) for text in transcription]
+        both = [f"{self.transcription.strip()} {text.strip()}" for text in texts]
+        return both[0] if isinstance(transcription, str) else both
 
     def remarks(self, seconds: float, said: Sequence[str | None] = ()) -> list[str]:
         left, used = seconds - self.encoded_seconds, self.encoded_seconds
