@@ -65,10 +65,12 @@ class Prompts:
             try:
                 if classes[name] == "VitsTokenizer":
                     speech = phonemes.read_tokenizer(path / name)
-                else:
-                    captions.append(AutoTokenizer.from_pretrained(path / name))
-            except (OSError, ValueError) as error:
-                raise FolderError(f"{path / name} cannot be read: {error}") from None
+                    continue
+                captions.append(AutoTokenizer.from_pretrained(path / name))
+                if not isinstance(length := captions[-1].model_max_length, int | float):
+                    raise ValueError(f"model_max_length={length!r}; it has to be a whole number")
+            except Exception as error:  # of transformers and tokenizers, which raise plain Exceptions, too
+                raise FolderError(f"{path / name} cannot be read: {' '.join(str(error).split())}") from error
         return cls(*captions, speech=speech, clap_limit=clap_limit, t5_limit=t5_limit)
 
     def check_tables(self, path: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -37,6 +37,10 @@ class LanguageModelStage(Stage):
         return ("waveform", *text_fields(config), *words_fields(config))
 
     @classmethod
+    def learns_from(cls, config):
+        return words_fields(config)
+
+    @classmethod
     def needs(cls, config):
         return ("audiomae", "text_encoder", *texts.frozen(config, cls.name))
 
