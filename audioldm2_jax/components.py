@@ -9,7 +9,7 @@ folder may leave out, and the buffers that PyTorch keeps beside the weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,21 +17,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import buffers
+from audioldm2_jax.checkpoints import buffers, config_json
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
 from audioldm2_jax.conditioning.conditions import second_kind, second_width
 from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
-from audioldm2_jax.models.clap import Clap, ClapText
+from audioldm2_jax.models.clap import Clap, ClapText, ClapTextTower
 from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.hifigan import HifiGan
+from audioldm2_jax.models.htsat import ClapAudioTower
 from audioldm2_jax.models.phonemes import VitsTextEncoder
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
 from audioldm2_jax.models.unet import UNet, contexts_per_level
 from audioldm2_jax.models.vae import AutoencoderKL
+
+NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+"""Fields of modules that are ours to choose, not the folder's."""
 
 LOA_TOKENS = 8
 """How many tokens the language model writes where its config.json has no `max_new_tokens` (diffusers'
@@ -52,7 +56,9 @@ class ComponentSpec:
       from_config: the module's fields from config.json, where a key means something else there.
       to_config: further keys of config.json, from the others and the unused tensors, so that PyTorch's class agrees.
       required: keys with the only value that our network plays; written, and checked on reading where present.
-      defaults: keys of the module's fields that older folders leave out, with the value they had then.
+      defaults: keys that are read and that older folders leave out, with the value they had then.
+      nested: keys whose value is a config of its own, with the module whose fields it has.
+      further: types of the keys that are read and are no fields of the module.
       buffers: what PyTorch stores beside the weights, from the config and the weights' tensors.
       dropped: patterns of unused tensors that came from files of another class and that this class does not have.
     """
@@ -67,6 +73,8 @@ class ComponentSpec:
     to_config: Callable[[Config, Tensors], dict] = lambda config, unused: {}
     required: Config = dataclasses.field(default_factory=dict)
     defaults: Config = dataclasses.field(default_factory=dict)
+    nested: Mapping[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     buffers: Callable[[Config, Tensors], Tensors] = lambda config, tensors: {}
     dropped: tuple[str, ...] = ()
 
@@ -74,6 +82,16 @@ class ComponentSpec:
     def weights_file(self) -> str:
         """The name of the safetensors file."""
         return "model.safetensors" if self.library == "transformers" else "diffusion_pytorch_model.safetensors"
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The types of the keys of config.json that are read (`config_json.mistyped`)."""
+        known = _own_types(self.network) | {key: _own_types(network) for key, network in self.nested.items()}
+        return known | self.further
+
+
+def _own_types(network: type[nn.Module]) -> dict[str, Any]:
+    return {key: kind for key, kind in config_json.types_of(network).items() if key not in NOT_IN_CONFIG}
 
 
 def _ids() -> tuple[jax.Array, jax.Array]:
@@ -147,6 +165,7 @@ SPECS: dict[str, ComponentSpec] = {
             "conv_out_kernel": 3,
         },
         defaults={"attention_head_dim": 8, "transformer_layers_per_block": 1, "layers_per_block": 2},
+        further={"sample_size": int | Sequence[int] | None},
     ),
     "vae": ComponentSpec(
         AutoencoderKL,
@@ -167,7 +186,8 @@ SPECS: dict[str, ComponentSpec] = {
             "latents_mean": None,
             "latents_std": None,
         },
-        defaults={"norm_num_groups": 32},
+        defaults={"norm_num_groups": 32, "scaling_factor": 0.18215},
+        further={"scaling_factor": config_json.Scale},
     ),
     "vocoder": ComponentSpec(
         HifiGan,
@@ -176,7 +196,8 @@ SPECS: dict[str, ComponentSpec] = {
         lambda vocoder: (jnp.zeros((1, 8, vocoder.model_in_dim)),),
         NAMES["vocoder"],
         model_type="speecht5_hifigan",
-        defaults={"normalize_before": True},
+        defaults={"normalize_before": True, "sampling_rate": 16000},
+        further={"n_fft": int, "fmin": float, "fmax": float, "compression": float},
         buffers=buffers.vocoder,
     ),
     "language_model": ComponentSpec(
@@ -200,6 +221,7 @@ SPECS: dict[str, ComponentSpec] = {
             "add_cross_attention": False,
         },
         defaults={"layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1},
+        further={"max_new_tokens": int | None},
         buffers=buffers.word_table,
         dropped=(r"\.attn\.(masked_)?bias$", r"^lm_head\."),  # tables of older versions, and a second name of wte
     ),
@@ -271,6 +293,7 @@ SPECS: dict[str, ComponentSpec] = {
                 "layer_norm_eps": 1e-5,
             },
         },
+        nested={"text_config": ClapTextTower, "audio_config": ClapAudioTower},
         buffers=buffers.clap,
     ),
     "text_encoder_2": ComponentSpec(
@@ -390,7 +413,10 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
     specs = (SPECS[name], *OTHER_SPECS.get(name, ()))
     # The class decides, since model_type has changed (that of SpeechT5HifiGan was "hifigan"), or else the type, since
     # classes of one type share their weights (GPT2Model, GPT2LMHeadModel).
-    classes = (config.get("_class_name"), *(config.get("architectures") or ()))
+    architectures = config.get("architectures") or ()
+    if not isinstance(architectures, list | tuple):
+        raise FolderError(f"{name}/config.json has architectures={architectures!r}; it has to be a list of names.")
+    classes = (config.get("_class_name"), *architectures)
     named = [spec for spec in specs if spec.class_name in classes]
     typed = [spec for spec in specs if spec.model_type and spec.model_type == config.get("model_type")]
     if named or typed:

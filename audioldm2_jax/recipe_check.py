@@ -96,9 +96,10 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         if _at(config, key) != _at(changed, key)
     ]
     if config.budget != 1:
-        _follow_budget(changed)
+        kept = _follow_budget(changed, usual)
         steps = ", ".join(f"{name} {stage.steps}" for name, stage in changed.train.items())
-        lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}")
+        stays = f"; set, and so not multiplied: {', '.join(kept)}" if kept else ""
+        lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}{stays}")
     return (changed.lock() if lines else config), lines
 
 
@@ -220,21 +221,27 @@ def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
     audiomae.img_size = network
 
 
-def _follow_budget(config: ConfigDict) -> None:
+def _follow_budget(config: ConfigDict, usual: ConfigDict) -> list[str]:
     """Multiplies what is counted in steps, and the records of the cache, each of which is seen as often as before;
-    what is 0, which means never, at once or all, stays so.
+    what is 0, which means never, at once or all, stays so, and so does what is not as the recipe has it.
+
+    Returns:
+        what was set by hand, and stays.
 
     Raises:
         RecipeError: the budget is not a positive number.
     """
     if not (math.isfinite(config.budget) and config.budget > 0):
         raise RecipeError(f"budget={config.budget}: it has to be above 0; 0.1 takes a tenth of the recipe's steps")
-    for stage in config.train.values():
-        for key in _IN_STEPS & {*stage}:
-            if stage[key] > 0:  # `check` refuses what is below 0
-                stage[key] = max(round(stage[key] * config.budget), 1)
-    if config.data.cache_records > 0:
-        config.data.cache_records = max(round(config.data.cache_records * config.budget), 1)
+    sections = [(f"train.{name}", stage, usual.train[name], _IN_STEPS) for name, stage in config.train.items()]
+    kept = []
+    for where, section, former, keys in (*sections, ("data", config.data, usual.data, ("cache_records",))):
+        for key in (key for key in section if key in keys):
+            if section[key] != former[key]:
+                kept.append(f"{where}.{key}={section[key]}")
+            elif section[key] > 0:  # `check` refuses what is below 0
+                section[key] = max(round(section[key] * config.budget), 1)
+    return kept
 
 
 def _sound(config: ConfigDict) -> Iterator[str]:

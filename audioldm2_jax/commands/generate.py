@@ -49,6 +49,8 @@ OF_MODES = {
 SPEAKER = "A female reporter is speaking full of emotion"
 #: The authors' span that is made anew where none is named: parts of the clip.
 SPAN = (0.4, 0.6)
+#: Seconds of a clip that are made where nobody says how many.
+LONGEST = 600
 
 
 def flags() -> argparse.ArgumentParser:
@@ -202,13 +204,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def given_clip(options: argparse.Namespace, sampling_rate: int):
+def given_clip(options: argparse.Namespace, pipeline):
     """What of the file `-f` is kept, as an `audioldm2_jax.generation.editing.Edit`; None without a file.
+
+    Of the file no more is read than `pipeline` looks at.
 
     Raises:
       ValueError: for a file that cannot be read, or flags that do not fit together.
     """
-    from audioldm2_jax.audio import files
     from audioldm2_jax.generation import editing
 
     for flag, modes in OF_MODES.items():
@@ -218,7 +221,7 @@ def given_clip(options: argparse.Namespace, sampling_rate: int):
         if options.mode != "generation":
             raise ValueError(f"--mode {options.mode} starts from a sound file: give one with -f.")
         return None
-    clip = files.read(local_path(options.file_path, "-f"), sampling_rate), sampling_rate
+    clip = _beginning(options, pipeline), pipeline.sampling_rate
     if options.mode == "transfer":
         return editing.Transfer(*clip, 0.5 if options.transfer_strength is None else options.transfer_strength)
     if options.mode == "continuation":
@@ -227,8 +230,31 @@ def given_clip(options: argparse.Namespace, sampling_rate: int):
         return editing.Variation(*clip, options.until)
     span = options.span and tuple(options.span)
     if not span and not options.band:
-        span = tuple(part * len(clip[0]) / sampling_rate for part in SPAN)
+        seconds = len(clip[0]) / pipeline.sampling_rate
+        span = tuple(part * min(seconds, options.duration or math.inf) for part in SPAN)
     return editing.Inpainting(*clip, span, options.band and tuple(options.band))
+
+
+def _beginning(options: argparse.Namespace, pipeline):
+    """The file `-f`, [samples] at the model's rate, as far as it makes a difference.
+
+    Raises:
+      ValueError: for a file that cannot be read, or of which minutes would be made anew without having been asked for.
+    """
+    from audioldm2_jax.audio import files
+
+    path, rate = local_path(options.file_path, "-f"), pipeline.sampling_rate
+    made = options.duration
+    if made is None and options.mode in ("generation", "continuation"):
+        made = pipeline.own_length
+    if made is None:
+        made = files.length(path, rate) / rate
+        if made > LONGEST:
+            raise ValueError(f"{path} has {made:.0f} s, and as many would be made: say how many with -dur SECONDS.")
+    looked_at = [made, options.until, pipeline.clip_encoder.window, *(options.span or ())]
+    seconds = max(value for value in looked_at if value is not None and math.isfinite(value))
+    # Beyond that, as much as tells that the file does not end there.
+    return files.read(path, rate, samples=math.ceil((max(seconds, 0) + 1) * rate))
 
 
 def generate(options: argparse.Namespace):
@@ -260,7 +286,7 @@ def generate(options: argparse.Namespace):
     cluster.join(cluster.Cluster(**{name: getattr(options, name) for name in cluster.FLAGS}))
     start.open_devices()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
-    edit = given_clip(options, pipeline.sampling_rate)
+    edit = given_clip(options, pipeline)
     # A CLAP that only reads has no favourite.
     candidates = options.n_candidate_gen_per_text if pipeline.clap_mel else 1
     settings = {

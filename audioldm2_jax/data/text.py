@@ -27,7 +27,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
 from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTable, PhonemeTokenizer, read_tokenizer
-from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
+from audioldm2_jax.runtime.hub_access import hub_reachable, no_folder, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
 CLAP_FOLDER, SECOND_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
@@ -218,13 +218,19 @@ def transcriptions(source: Source, n: int = _CAPTIONS) -> list[str]:
 
 
 def _some(source: Source, read: Callable[[int], Sequence[str | None]], n: int) -> list[str]:
-    texts = []
-    for index in range(0, len(source), max(len(source) // n, 1)):
-        try:
-            texts += read(index)
-        except UnreadableRecord:
-            continue
-    return [text for text in texts if text][:n]
+    evenly = range(0, len(source), max(len(source) // n, 1))
+    for numbers in (evenly, range(len(source))):  # those that have texts may be few
+        texts: list[str] = []
+        for index in numbers:
+            try:
+                texts += filter(None, read(index))
+            except UnreadableRecord:
+                continue
+            if len(texts) >= n:
+                break
+        if texts:
+            return texts[:n]
+    return []
 
 
 def load(name: str, kind: str, length: int) -> Tokenizer:
@@ -281,8 +287,9 @@ def _phoneme_table(name: str) -> PhonemeTable:
 
 def _not_here(name: str, kind: str) -> str:
     return (
-        f"cannot load the {kind} tokenizer {name!r}: no folder here; {out_of_reach('/'.join(name.split('/')[:2]))}, or "
-        f"name a folder that holds a tokenizer with --config.text.{kind}_tokenizer=PATH"
+        f"cannot load the {kind} tokenizer: {no_folder(name)}; as the id of a repository on the hub (owner/name): "
+        f"{out_of_reach('/'.join(name.split('/')[:2]))}, or name a folder that holds a tokenizer with "
+        f"--config.text.{kind}_tokenizer=PATH"
     )
 
 

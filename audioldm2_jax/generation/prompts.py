@@ -62,8 +62,10 @@ class Prompts:
                     table = phonemes.read_tokenizer(path / name)
                     return cls(tokenizers["tokenizer"], speech=table, clap_limit=clap_limit)
                 tokenizers[name] = AutoTokenizer.from_pretrained(path / name)
-            except (OSError, ValueError) as error:
-                raise FolderError(f"{path / name} cannot be read: {error}") from None
+                if not isinstance(length := tokenizers[name].model_max_length, int | float):
+                    raise ValueError(f"model_max_length={length!r}; it has to be a whole number")
+            except Exception as error:  # of transformers and tokenizers, which raise plain Exceptions, too
+                raise FolderError(f"{path / name} cannot be read: {' '.join(str(error).split())}") from error
         limits = {"clap_limit": clap_limit, "t5_limit": t5_limit}
         return cls(tokenizers["tokenizer"], tokenizers.get("tokenizer_2"), **limits)
 

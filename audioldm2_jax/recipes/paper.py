@@ -17,7 +17,8 @@ def base() -> ConfigDict:
             "seed": 0,
             "run_dir": "runs/audioldm2",
             # How long all of it trains, as a multiple: the steps of every stage, and with them warm-up, decay, the
-            # start of discriminators, the intervals of logs, saves and evaluation, and `data.cache_records`.
+            # start of discriminators, the intervals of logs, saves and evaluation, and `data.cache_records`; but not
+            # what of these is set to another number than the recipe's.
             "budget": 1.0,
             # Comma-separated. Side by side, each starts in this order as soon as its inputs are there and a core is
             # free; else they run in the order in which they build on each other.

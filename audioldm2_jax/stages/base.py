@@ -88,6 +88,14 @@ class Stage:
         return ("waveform",)
 
     @classmethod
+    def learns_from(cls, config: ConfigDict) -> tuple[str, ...]:
+        """Returns the fields of the batch of which one has to be true for an example to teach the stage anything.
+
+        Of the data it is given those records alone; () for a stage that learns from all.
+        """
+        return ()
+
+    @classmethod
     def text_kinds(cls, config: ConfigDict) -> tuple[str, ...]:
         """Returns whose tokens the stage reads, of "clap", "t5" and "phoneme"; () for a stage without text."""
         fields = cls.reads_fields(config)

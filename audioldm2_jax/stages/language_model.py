@@ -30,6 +30,10 @@ class LanguageModelStage(Stage):
         return ("waveform", *text_fields(config), words_field(config))
 
     @classmethod
+    def learns_from(cls, config):
+        return (words_field(config),)
+
+    @classmethod
     def needs(cls, config):
         return ("audiomae", "text_encoder") + (
             () if config.train[cls.name].train_text_encoder_2 else ("text_encoder_2",)

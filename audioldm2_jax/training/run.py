@@ -14,10 +14,9 @@ run_dir/
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +24,22 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.conditioning.conditions import second_kind
-from audioldm2_jax.data import encoders, pipeline, sources, text
-from audioldm2_jax.data.encoders import Encoder
-from audioldm2_jax.data.example import Source
+from audioldm2_jax.data import sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.evaluation import heldout_loss, samples
+from audioldm2_jax.evaluation import samples
+from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
+from audioldm2_jax.training.stage_data import StageData
 
 #: Field of the batch → what stages that read it learn from, how that is found in a source, and its name in metadata.
 _LEARNT_FROM = {
@@ -115,6 +115,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
             write_tokenizers(config)
         hosts.wait_for_file(root / text.SECOND_FOLDER, "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
+    _check_hub(config, [name for name in chosen if not finished(config, name)])
     hosts.wait_for_hosts("run folder checked")
     if hosts.is_first():
         lineage.adopt(config, say)
@@ -133,8 +134,9 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
         for part in {*stage.needs(config), *stage.continues(config), *stage.makes(config)}:
             place = config.init_from[part]
-            if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
-                raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
+            key = f"--config.init_from.{part}"
+            if place and not hub.is_id(place.strip()) and not local_path(place, key).exists():
+                raise RunError(f"{key}: {no_folder(place)}; {name} starts from it")
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
         _check_cache(config, name)
@@ -148,6 +150,22 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
                 f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with "
                 "--config.stages="
             )
+
+
+def _check_hub(config: ConfigDict, names: list[str]) -> None:
+    """Looks whether the repositories on the hub that stages start from are there, of each for its config.json.
+
+    Raises:
+        RunError: one is not; so is a path that looks like a hub id, and that nothing has.
+    """
+    for name in names:
+        for part, source in lineage.inputs(config, name).items():
+            if source.place != config.init_from[part] or local_path(source.place, source.origin).exists():
+                continue
+            try:
+                model_folder.locate_config(source.place, part)
+            except model_folder.FolderError as error:
+                raise RunError(f"--config.init_from.{part}: {error} {name} starts from it") from error
 
 
 def _check_cache(config: ConfigDict, name: str) -> None:
@@ -236,76 +254,70 @@ def word_tables(config: ConfigDict, components: dict[str, model_folder.Component
     return found
 
 
-def open_source(config: ConfigDict, split: str) -> Source:
-    """Opens the data, with the records that process 0 found. Called by all hosts.
-
-    A file that one host alone cannot read would otherwise give that host, silently, another order of all of its data.
-    """
-    source = sources.open_source(config, split)
-    listing = hosts.broadcast(source.listing() if hosts.is_first() else None, f"records of {split}")
-    if not hosts.is_first() and (difference := source.follow(listing)):
-        logging.warning("process %d follows process 0 in what can be read. %s", jax.process_index(), difference)
-    return source
-
-
 def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
     Raises:
         RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
     """
-    where, tokenizers = stage_folder(config, name), None
-    if STAGES[name].text_kinds(config):
-        tokenizers = _load_tokenizers(config)
-    clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
-    available = encoders.recipe_encoders(clip_samples, tokenizers)
-    components = load_components(config, name)
-    if tokenizers:
-        text.check_tables(tokenizers, **word_tables(config, components))
+    where = stage_folder(config, name)
+    components, tokenizers = _load(config, name)
     if lineage.begun(config, name):
         lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
-    source = open_source(config, "train")
-
-    def batches(split: str, source: Source, wanted: Sequence[Encoder]) -> Callable[..., Iterator]:
-        return lambda batch_size, step=0: pipeline.batches(
-            source,
-            wanted,
-            batch_size=batch_size,
-            samples=clip_samples,
-            seed=config.seed,
-            start_step=step,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            workers=config.data.workers if split == "train" else 0,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
-
-    heldout = batches("heldout", open_source(config, "heldout"), available)
-    held = partial(heldout_loss.read, config.train[name], heldout)
-    cached = feature_cache.open_cache(config, name, components, source, available, progress, should_stop, held)
-    empty_text = encoders.empty_text(available) | (cached.empty_text if cached else {})
-    stage = STAGES[name](stage_settings.part(config, name), components, empty_text)
+    data = StageData(config, name, components, tokenizers, progress, should_stop)
+    stage = STAGES[name](stage_settings.part(config, name), components, data.empty_text)
     mesh = sharding.make_mesh(config.mesh)
-    evaluators = (
-        HeldoutLoss(stage, (lambda: cached.heldout) if cached else held, mesh),
-        Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
-    )
-    if cached:
-        of_example, of_cache = stage.cached_fields()
-        wanted = (*encoders.select(available, of_example), encoders.Features(of_cache))
-        training = batches("train", cached.source, wanted)
-    else:
-        training = batches("train", source, encoders.select(available, stage.batch_fields))
-    train_batches = partial(training, stage.hparams.batch_size)
-    trained = loop.train(stage, mesh, train_batches, where, progress, should_stop, evaluators)
+    evaluators: list[Evaluator] = [
+        Samples(stage, partial(data.heldout, samples.clips(mesh)), mesh, where / "samples", progress.say)
+    ]
+    if data.has_heldout:
+        evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
+    trained = loop.train(stage, mesh, partial(data.train, stage), where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
     return trained.data_wait
+
+
+def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[Path]:
+    """Makes what is missing of the caches that the chosen stages train from, and trains nothing. Called by all hosts.
+
+    Each host makes its share of the shards; what is there stays, so that the same call goes on after an interruption.
+
+    Args:
+        config: a recipe, resolved; read are `stages`, and the networks from the run folder or `init_from`.
+
+    Returns:
+        the folders, without those of stages that train from sound.
+
+    Raises:
+        RunError: none of the stages reads a cache, or one lacks a network; the message says what to do.
+        CacheError, Stopped, OSError: see `feature_cache.open_cache`.
+    """
+    folders = {name: folder for name in plan(config) if (folder := feature_cache.folder(config, name))}
+    if not folders:
+        raise RunError(
+            f"--config.stages={config.stages} with --config.data.cache={config.data.cache}: no stage trains from a "
+            "cache; name its folder with --config.data.cache=FOLDER, and of the stages "
+            f"{', '.join(name for name, stage in STAGES.items() if stage.reads_features(config))}"
+        )
+    prepare(config, progress.say)
+    for name in folders:
+        components, tokenizers = _load(config, name)
+        StageData(config, name, components, tokenizers, progress, should_stop)
+    return list(dict.fromkeys(folders.values()))
+
+
+def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Component], text.Tokenizers | None]:
+    """Reads what stage `name` starts from: its components, and the tokenizers where it reads text."""
+    tokenizers = _load_tokenizers(config) if STAGES[name].text_kinds(config) else None
+    components = load_components(config, name)
+    if tokenizers:
+        text.check_tables(tokenizers, **word_tables(config, components))
+    return components, tokenizers
 
 
 def is_published(config: ConfigDict) -> bool:

@@ -180,6 +180,17 @@ def test_a_phoneme_encoder_alone_becomes_a_vits(tmp_path, projection):
     assert rest < 300
 
 
+def test_a_phoneme_encoder_that_is_trained_on_stays_one(tmp_path):
+    """A stage that goes on from such a folder writes the recipe's sizes, which say nothing of the rest."""
+    config = SPEECH_CONFIGS["text_encoder_2"]
+    variables = random_variables("text_encoder_2", config)
+    model_folder.write_component(tmp_path / "first", "text_encoder_2", config, variables)
+    read = model_folder.read_component(tmp_path / "first", "text_encoder_2")
+    assert "decoder.conv_pre.weight" in read.unused
+    model_folder.write_component(tmp_path, "text_encoder_2", config, variables, read.unused)
+    load_twin(tmp_path / "text_encoder_2", spec_of("text_encoder_2", config))
+
+
 @pytest.mark.parametrize(
     ("configs", "pipeline", "classes"),
     [
