@@ -75,14 +75,19 @@ class Records(Source):
         if skipped:
             message = "%s: %d of %d %s cannot be read and are skipped%s"
             logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
-        self.names = split_names(list(found), split, heldout_share)
-        if not self.names:
-            raise ValueError(
-                f"{shown(root)}: all {len(found)} records are held out, and none is left to learn from: lower "
-                f"--config.data.heldout_share={heldout_share:g}, or add records"
-            )
+        self.names = self._of_split(list(found), split, heldout_share)
         self._places = [found[name][0] for name in self.names]
         self._texts = [found[name][1] for name in self.names]
+
+    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
+        """Those of the names that are of a split; a source that is given its splits overrides this."""
+        chosen = split_names(names, split, heldout_share)
+        if not chosen:
+            raise ValueError(
+                f"{shown(self.root)}: all {len(names)} records are held out, and none is left to learn from: lower "
+                f"--config.data.heldout_share={heldout_share:g}, or add records"
+            )
+        return chosen
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         """An excerpt of a record as of `excerpt`; None: the whole.
