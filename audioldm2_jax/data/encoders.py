@@ -16,6 +16,7 @@ Further encoders need no change elsewhere: what they read of an example is their
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from audioldm2_jax.data.phonemes import PhonemeTokenizer
 from audioldm2_jax.data.text import Tokenizer, Tokenizers
 
 Fields = Mapping[str, np.ndarray]
+_QUOTED = 5  # records whose transcription cannot be said, in each process
 
 
 class Encoder:
@@ -89,11 +91,25 @@ class Transcription(Caption):
         try:
             return self._encode(example.transcription)
         except ValueError as error:
+            _warn_of_refusal(example, str(error))
             raise UnreadableRecord(str(error)) from error
 
     def empty(self) -> Fields:
         """Returns the fields of no transcription."""
         return self._encode(None)
+
+
+def _warn_of_refusal(example: Example, reason: str) -> None:
+    """Says, of the first few records in each process, that nothing is learnt of words from them; the metric
+    `replaced_records` counts all."""
+    name = str(example.labels.get("name", example.transcription))
+    if name not in _refused and len(_refused) < _QUOTED:
+        _refused.add(name)
+        last = " (further ones are not listed)" if len(_refused) == _QUOTED else ""
+        logging.warning("%s is left out of what teaches words: %s%s", name, reason, last)
+
+
+_refused: set[str] = set()
 
 
 @dataclass(frozen=True)

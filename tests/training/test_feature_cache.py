@@ -341,6 +341,10 @@ def test_where_a_cache_pays():
     config.train.diffusion.steps = 100
     assert folder(config, "diffusion") == folder(config, "joint") == Path("/runs/one/cache")
     assert folder(config, "vae") is None
+    config.data.source = "builtin:music;builtin:speech;builtin:audio"  # which have more clips
+    assert folder(config, "diffusion") == Path("/runs/one/cache")
+    config.data.update(examples=100, cache_records=0)
+    assert folder(config, "diffusion") is None
     config.data.source = "/recordings"
     assert folder(config, "diffusion") is None
     config.data.cache = "/cache"
