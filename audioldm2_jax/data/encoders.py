@@ -5,7 +5,7 @@ A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m t
     waveform              [b, samples] float32  −1..1: mean zero, peak 0.5, normalised after cropping, zeros at the end
     clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
     t5_ids, t5_mask       [b, m] int32          the caption for T5
-    phoneme_ids, …_mask   [b, m] int32          in models of speech, in T5's place: the transcription
+    phoneme_ids, …_mask   [b, m] int32          the transcription: of speech in T5's place, of unified models beside
     captioned             [b] bool              False: there is no caption, and the ids are those of ""
     transcribed           [b] bool              False: there is no transcription, and the phonemes are padding
 
@@ -147,9 +147,11 @@ def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encode
     always = (Waveform(samples), Captioned(), Transcribed())
     if not tokenizers:
         return always
-    kind = tokenizers.second_kind
-    second = {"t5": Caption, "phoneme": Transcription}[kind](kind, tokenizers.second)
-    return (*always, Caption("clap", tokenizers.clap), second)
+    texts = (
+        (Transcription if kind == "phoneme" else Caption)(kind, tokenizer)
+        for kind, tokenizer in tokenizers.by_kind.items()
+    )
+    return (*always, *texts)
 
 
 def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder, ...]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioldm2_jax import recipes
+from audioldm2_jax import config_files, recipes
 from audioldm2_jax.audio.files import write
 from audioldm2_jax.data import mixture, pipeline
 from audioldm2_jax.data.builtin.music import MusicCorpus
@@ -157,6 +157,17 @@ def test_embedded_corpora_know_without_looking():
     assert corpus.first(10**8).restricted(("transcribed",)) is None
     few = corpus.first(10**8)
     assert few.restricted(("captioned",)) is few
+
+
+def test_the_full_recipe_learns_from_all_kinds():
+    """Every kind has a third of every stage's examples; what is said is only in speech."""
+    config = config_files.load("full")
+    source = open_source(config, "train")
+    assert source.restricted(("captioned",)) is source
+    for drawn_from, kinds in ((source, [0, 1, 2]), (source.restricted(("transcribed",)), [1])):
+        counts = Counter(source._part(drawn_from.draw(number, 0)) for number in range(60))
+        assert counts == dict.fromkeys(kinds, 60 // len(kinds))
+        assert all(drawn_from.text(drawn_from.draw(number, 0)) for number in range(60))
 
 
 def test_a_mixture_of_a_mixture():

@@ -95,7 +95,7 @@ def opened(config, name="language_model", said=None, should_stop=lambda: 0):
     """The cache of a stage, as `run.train_stage` opens it."""
     source = stage_data.open_source(config, "train")
     run.prepare(config)
-    tokenizers = run.text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
+    tokenizers = run._load_tokenizers(config)
     available = encoders.recipe_encoders(SAMPLES, tokenizers)
     parts = run.load_components(config, name)
     return feature_cache.open_cache(config, name, parts, source, available, said or Said(), should_stop)
@@ -341,6 +341,10 @@ def test_where_a_cache_pays():
     config.train.diffusion.steps = 100
     assert folder(config, "diffusion") == folder(config, "joint") == Path("/runs/one/cache")
     assert folder(config, "vae") is None
+    config.data.source = "builtin:music;builtin:speech;builtin:audio"  # which have more clips
+    assert folder(config, "diffusion") == Path("/runs/one/cache")
+    config.data.update(examples=100, cache_records=0)
+    assert folder(config, "diffusion") is None
     config.data.source = "/recordings"
     assert folder(config, "diffusion") is None
     config.data.cache = "/cache"
