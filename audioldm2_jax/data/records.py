@@ -79,13 +79,28 @@ class Records(Source):
         self._places = [found[name][0] for name in self.names]
         self._texts = [found[name][1] for name in self.names]
 
+    def _sound(self, index: int) -> Path | bytes:
+        """The sound file of a record: where it lies, or its content.
+
+        Raises:
+            UnreadableAudio: it cannot be read.
+        """
+        raise NotImplementedError
+
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         """An excerpt of a record as of `excerpt`; None: the whole.
 
         Raises:
-            UnreadableRecord: it cannot be read.
+            UnreadableAudio: it cannot be read.
         """
-        raise NotImplementedError
+        sound = self._sound(index)
+        if isinstance(sound, bytes):
+            where = shown(self.root / self.names[index])
+            return files.read_encoded(sound, where, self.sampling_rate, samples, position)
+        start = 0
+        if samples is not None and position:
+            start = int(position * max(files.length(sound, self.sampling_rate) - samples + 1, 1))
+        return files.read(sound, self.sampling_rate, start, samples)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -96,6 +111,17 @@ class Records(Source):
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; decodes no more than the excerpt."""
         return self._example(index, samples, position)
+
+    def name(self, index: int) -> str:
+        """See `Source.name`."""
+        return self.names[index]
+
+    def original(self, index: int) -> files.Original:
+        """See `Source.original`."""
+        try:
+            return files.original(self._sound(index), shown(self.root / self.names[index]))
+        except files.UnreadableAudio as error:
+            raise UnreadableRecord(str(error)) from error
 
     def text(self, index: int) -> str | None:
         """The first caption of a record, without reading it."""
@@ -192,6 +218,9 @@ class Recordings(Records):
         that spares the three places and the size is not seen.
         """
         return file_digests({name: self.path(name) for name in self.names[:records]}, places=3)
+
+    def _sound(self, index: int) -> Path:
+        return self.path(self.names[index])
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         start = 0 if samples is None else int(position * max(self._places[index] - samples + 1, 1))
