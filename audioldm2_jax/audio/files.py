@@ -142,6 +142,8 @@ def original(sound: str | os.PathLike | bytes, where: str = "") -> Original:
             yield from checked(file.blocks_of(), where or shown(sound))
 
     with opened() as file:
+        if file.samplerate < 1:
+            raise UnreadableAudio(f"{where or shown(sound)} says that it has {file.samplerate} Hz: correct its header")
         return Original(file.samplerate, file.channels, f"{file.format} {file.subtype}", blocks)
 
 

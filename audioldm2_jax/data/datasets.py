@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,7 +13,8 @@ from tensorflow_datasets.core.features import audio_feature  # before the alias 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import TEXT_FEATURES, TRANSCRIPTION_FEATURES
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.records import split_names
+from audioldm2_jax.data.records import file_digests, split_names
+from audioldm2_jax.data.shards import PLACES
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import printable
 
@@ -101,13 +103,14 @@ class Dataset(Source):
         self._rate = getattr(audio, "sample_rate", None) or 0
         if not self._rate and not self._rate_feature:
             logging.warning("%s says nothing of its sampling rate; taking it for %d Hz", name, sampling_rate)
-        splits = "train" if "train" in builder.info.splits else "+".join(builder.info.splits)
+        chosen = ["train"] if "train" in builder.info.splits else [*builder.info.splits]
         try:
-            self._records = builder.as_data_source(split=splits)
+            self._records = builder.as_data_source(split="+".join(chosen))
         except NotImplementedError as error:
             raise ValueError(f"tfds:{name} cannot be read at random: {_PREPARE.format(name=name)}") from error
         if not len(self._records):
             raise ValueError(f"tfds:{name} has no records")
+        self._files = [Path(path) for split_name in chosen for path in builder.info.splits[split_name].filepaths]
         numbers = split_names([str(i) for i in range(len(self._records))], split, heldout_share)
         self._numbers = np.asarray(numbers, dtype=np.int64)
 
@@ -149,6 +152,10 @@ class Dataset(Source):
             )
         return ""
 
+    def digests(self, records: int) -> dict[str, str]:
+        """See `Source.digests`: of its files."""
+        return file_digests({path.name: path for path in self._files}, PLACES)
+
     def text(self, index: int) -> str | None:
         """The caption of a record (which is read for it, its sound not decoded)."""
         return next(iter(self.captions(index)), None)
@@ -186,7 +193,9 @@ class Dataset(Source):
             if isinstance(audio, bytes):
                 waveform = files.read_encoded(audio, where, self.sampling_rate, samples, position)
             else:
-                waveform = _excerpt(np.asarray(audio), self._rate_of(record), where, self.sampling_rate, samples, position)
+                waveform = _excerpt(
+                    np.asarray(audio), self._rate_of(record), where, self.sampling_rate, samples, position
+                )
         except files.UnreadableAudio as error:
             raise UnreadableRecord(str(error)) from error
         except (ValueError, TypeError, ZeroDivisionError, MemoryError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,13 @@ class Records(Source):
         if skipped:
             message = "%s: %d of %d %s cannot be read and are skipped%s"
             logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
-        self.names = split_names(list(found), split, heldout_share)
+        self.names = split_names(list(found), split, heldout_share, self._recording)
         self._places = [found[name][0] for name in self.names]
         self._texts = [found[name][1] for name in self.names]
+
+    def _recording(self, name: str) -> str:
+        """The recording of which a record is a piece, by name: that decides its split."""
+        return name
 
     def _sound(self, index: int) -> Path | bytes:
         """The sound file of a record: where it lies, or its content.
@@ -178,7 +182,7 @@ class Records(Source):
 
 
 class Recordings(Records):
-    """Records that are sound files.
+    """Records that are sound files. How many recordings have captions and cannot be read, `without_sound` tells.
 
     Args:
         texts: name → what is written about it, of those of which something is.
@@ -204,6 +208,7 @@ class Recordings(Records):
             except files.UnreadableAudio as error:
                 skipped[name] = str(error)
         super().__init__(root, found, skipped, split, sampling_rate, heldout_share)
+        self.without_sound = sum(bool(texts.get(name, Texts()).captions) for name in skipped)
 
     def path(self, name: str) -> Path:
         """Where the recording of that name lies."""
@@ -227,17 +232,21 @@ class Recordings(Records):
         return files.read(self.path(self.names[index]), self.sampling_rate, start, samples)
 
 
-def split_names(names: list[str], split: str, heldout_share: float) -> list[str]:
+def split_names(names: list[str], split: str, heldout_share: float, recording: Callable[[str], str] = str) -> list[str]:
     """The names of one split: a name's own hash decides, so that adding records moves none from split to split.
 
     The held-out split is never empty: where chance leaves it so, it takes the name with the lowest hash (a single
     record is in both splits).
+
+    Args:
+        recording: name → that of the recording of which the record is a piece. All pieces of it are in one split.
     """
-    heldout = {name for name in names if digest("split", name) < heldout_share * 2**64}
-    heldout = heldout or {min(names, key=lambda name: digest("split", name))}
-    if split == "heldout" or len(names) == 1:
-        return [name for name in names if name in heldout]
-    return [name for name in names if name not in heldout]
+    recordings = {recording(name) for name in names}
+    heldout = {name for name in recordings if digest("split", name) < heldout_share * 2**64}
+    heldout = heldout or {min(recordings, key=lambda name: digest("split", name))}
+    if split == "heldout" or len(recordings) == 1:
+        return [name for name in names if recording(name) in heldout]
+    return [name for name in names if recording(name) not in heldout]
 
 
 def file_digests(paths: Mapping[str, Path], places: int) -> dict[str, str]:
