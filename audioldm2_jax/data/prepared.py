@@ -28,6 +28,7 @@ from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, sh
 
 TABLE = "recordings.parquet"
 INFO = "dataset_info.json"
+STATE = "prepare.json"  # what is made of what; there from the beginning on
 SET, SPLIT = "recordings", "train"
 #: What tells, in dataset_info.json, that a set has this format.
 MODULE = __name__
@@ -46,7 +47,13 @@ def piece_names(recording: str, pieces: int) -> list[str]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds a set of this format."""
+    """Whether a folder holds a set of this format.
+
+    Raises:
+        ValueError: it holds one that is not finished.
+    """
+    if (folder / STATE).is_file() and not (folder / INFO).is_file():
+        raise ValueError(f"{shown(folder)} is not finished: the same command that began to prepare it goes on with it")
     try:
         return read_json_object(folder / INFO).get("moduleName") == MODULE
     except TextFileError:

@@ -17,7 +17,7 @@ from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.data.prepared import Prepared, is_prepared
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.storage import StorageError, local_path
 
 BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus, EffectsCorpus)}
 _KINDS = """data.source is one of
@@ -71,7 +71,7 @@ def _prepared(place: str) -> Path | None:
     """The folder at a path where it holds what `prepare` made, which goes by names as a folder of recordings does."""
     try:
         folder = local_path(place, "--config.data.source")
-    except ValueError:  # another one tells
+    except StorageError:  # another one tells
         return None
     return folder if is_prepared(folder) else None
 

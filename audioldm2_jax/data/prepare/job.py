@@ -33,7 +33,6 @@ from audioldm2_jax.runtime.lock import RunLock
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import read_json_object, shown
 
-STATE = "prepare.json"
 _VERSION = 1  # of how records are made: what another one began is not gone on with
 _FEWEST, _MOST, _SHARDS = 32, 1024, 64  # records a shard, and the number of shards that is aimed at between these
 _LONGEST = 3600.0  # seconds of a record, which is read as a whole and of which a worker holds one and a half
@@ -177,7 +176,7 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
         "sound": _digest(sorted(source.digests(len(source)).items())),
     }
     made_with = options.made_with(len(source))
-    path = out / STATE
+    path = out / prepared.STATE
     if path.exists():
         _compare(path, made_with, of_source)
     else:
@@ -214,13 +213,13 @@ def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -
         raise PrepareError(
             f"the source has {of_source['records']} records and had {count} when {out} was begun: {anew}"
         )
+    differing = [f"{key} {begun.get(key)} → {value}" for key, value in made_with.items() if begun.get(key) != value]
+    if differing:
+        raise PrepareError(f"{out} was begun with other settings ({', '.join(differing)}): use those, or {anew}")
     if before.get("texts") != of_source["texts"]:
         raise PrepareError(f"names, lengths or captions in the source have changed since {out} was begun: {anew}")
     if before.get("sound") != of_source["sound"]:
         raise PrepareError(f"recordings of the source have changed since {out} was begun: {anew}")
-    differing = [f"{key} {begun.get(key)} → {value}" for key, value in made_with.items() if begun.get(key) != value]
-    if differing:
-        raise PrepareError(f"{out} was begun with other settings ({', '.join(differing)}): use those, or {anew}")
 
 
 def _make(
