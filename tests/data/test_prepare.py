@@ -141,7 +141,7 @@ for i in range(len(source)):
         int(record["sampling_rate"]))))
 print([name for name in ("tensorflow", "audioldm2_jax", "jax") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True, timeout=600)
     *rows, loaded = map(eval, done.stdout.splitlines())
     source = opened(made[0], "heldout", share=1.0)
     assert len(rows) == len(source) == made[1]["records"] and "tensorflow" not in loaded
@@ -265,7 +265,7 @@ def children(pid):
     return [int(line) for line in found.stdout.split()]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -273,13 +273,13 @@ def wait_for(condition, seconds=60):
 
 
 def kill(source, out, moment):
-    """Runs the command until `moment` holds, and ends it as nothing can be prepared for; its workers end by themselves."""
+    """Runs the command until `moment` holds and ends it without a warning; its workers end by themselves."""
     process = command(source, out, "--workers=2")
     wait_for(lambda: moment() or process.poll() is not None)
     of_it = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in of_it), 20)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in of_it))
 
 
 def test_killed_at_any_moment_it_goes_on_and_the_result_is_the_same(folder, made, tmp_path):
@@ -291,7 +291,7 @@ def test_killed_at_any_moment_it_goes_on_and_the_result_is_the_same(folder, made
     kill(folder, out, lambda: any(out.glob("recordings-train*")))
     whole = {path.name: path.stat().st_mtime_ns for path in out.glob("recordings-train*")}
     process = command(folder, out, "--workers=2")
-    text, errors = process.communicate(timeout=120)
+    text, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert whole and "recordings are there already" in text
     assert all(time == (out / name).stat().st_mtime_ns for name, time in whole.items())
@@ -304,7 +304,7 @@ def test_interrupted_it_says_how_to_go_on(folder, tmp_path):
     process = command(folder, tmp_path / "out", "--workers=1")
     wait_for(lambda: children(process.pid))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and errors.splitlines()[-1].startswith("interrupted: the same command goes on")
     assert not (tmp_path / "out/lock.json").exists()
 
@@ -312,7 +312,7 @@ def test_interrupted_it_says_how_to_go_on(folder, tmp_path):
 def test_where_the_disk_is_full_one_line_says_so_and_no_shard_is_there(folder, tmp_path):
     out = tmp_path / "out"
     process = command(folder, out, "--workers=1", limit=20_000)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     lines = [line for line in errors.splitlines() if not line.startswith(("WARNING", " "))]
     assert process.returncode == 1 and len(lines) == 1, errors
     assert lines[0].startswith(f"error: cannot write {out}/recordings-train.array_record-") and "Make room" in lines[0]

@@ -6,6 +6,8 @@ import io
 import logging
 from typing import Any
 
+from audioldm2_jax.data.prepare.report import duration
+
 _SHOWN = (
     ("seconds", "length in seconds", "log"),
     ("rms", "loudness: root mean square in dB of full scale", "linear"),
@@ -28,7 +30,7 @@ def draw(report: dict[str, Any]) -> bytes | None:
                 histogram = spreads[key]["histogram"]
                 axis.stairs(histogram["counts"], histogram["edges"], fill=True)
                 axis.set_xscale(scale)
-        figure.suptitle(f"{report['hours']:.2f} hours, {report['recordings']} recordings")
+        figure.suptitle(f"{duration(report['hours'])}, {report['recordings']} recordings")
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=110, format="png")
         return drawn.getvalue()

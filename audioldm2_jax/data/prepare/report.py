@@ -165,7 +165,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     captions, seconds = report["captions"], report["seconds"]
     cut = f", {report['cut']} of them cut" if report["cut"] else ""
     lines = [
-        f"{report['hours']:.2f} hours: {report['recordings']} recordings{cut}, {report['records']} records of "
+        f"{duration(report['hours'])}: {report['recordings']} recordings{cut}, {report['records']} records of "
         f"{report['sampling_rate']} Hz in {report['shards']} shards, {report['bytes'] / 2**20:.1f} MiB",
         f"seconds: {seconds['min']:g} to {seconds['max']:g}, half of them below {seconds['median']:g}",
         f"originals: {_said(report['rates'], ' Hz')}; channels {_said(report['channels'])}",
@@ -178,6 +178,11 @@ def summary(report: dict[str, Any]) -> list[str]:
         if report[key]["count"]:
             lines.append(f"{what}: {report[key]['count']}")
     return lines
+
+
+def duration(hours: float) -> str:
+    """Hours as a person reads them."""
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 _FAULTS = {
