@@ -9,7 +9,7 @@ folder may leave out, and the buffers that PyTorch keeps beside the weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,25 +17,33 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import buffers
+from audioldm2_jax.checkpoints import buffers, config_json
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
-from audioldm2_jax.conditioning.conditions import second_kind, second_width
+from audioldm2_jax.conditioning.conditions import speaks, text_encoders, text_width
 from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
-from audioldm2_jax.models.clap import Clap, ClapText
+from audioldm2_jax.models.clap import Clap, ClapText, ClapTextTower
 from audioldm2_jax.models.gpt2 import GPT2
 from audioldm2_jax.models.hifigan import HifiGan
+from audioldm2_jax.models.htsat import ClapAudioTower
 from audioldm2_jax.models.phonemes import VitsTextEncoder
 from audioldm2_jax.models.projection import ProjectionModel
 from audioldm2_jax.models.t5 import T5Encoder
 from audioldm2_jax.models.unet import UNet, contexts_per_level
 from audioldm2_jax.models.vae import AutoencoderKL
 
+NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+"""Fields of modules that are ours to choose, not the folder's."""
+
 LOA_TOKENS = 8
 """How many tokens the language model writes where its config.json has no `max_new_tokens` (diffusers'
 default)."""
+
+
+UNIFIED_PROJECTION = "AudioLDM2UnifiedProjectionModel"
+"""The class in config.json of a projection model that joins three texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +60,9 @@ class ComponentSpec:
       from_config: the module's fields from config.json, where a key means something else there.
       to_config: further keys of config.json, from the others and the unused tensors, so that PyTorch's class agrees.
       required: keys with the only value that our network plays; written, and checked on reading where present.
-      defaults: keys of the module's fields that older folders leave out, with the value they had then.
+      defaults: keys that are read and that older folders leave out, with the value they had then.
+      nested: keys whose value is a config of its own, with the module whose fields it has.
+      further: types of the keys that are read and are no fields of the module.
       buffers: what PyTorch stores beside the weights, from the config and the weights' tensors.
       dropped: patterns of unused tensors that came from files of another class and that this class does not have.
     """
@@ -67,6 +77,8 @@ class ComponentSpec:
     to_config: Callable[[Config, Tensors], dict] = lambda config, unused: {}
     required: Config = dataclasses.field(default_factory=dict)
     defaults: Config = dataclasses.field(default_factory=dict)
+    nested: Mapping[str, type[nn.Module]] = dataclasses.field(default_factory=dict)
+    further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     buffers: Callable[[Config, Tensors], Tensors] = lambda config, tensors: {}
     dropped: tuple[str, ...] = ()
 
@@ -74,6 +86,16 @@ class ComponentSpec:
     def weights_file(self) -> str:
         """The name of the safetensors file."""
         return "model.safetensors" if self.library == "transformers" else "diffusion_pytorch_model.safetensors"
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The types of the keys of config.json that are read (`config_json.mistyped`)."""
+        known = _own_types(self.network) | {key: _own_types(network) for key, network in self.nested.items()}
+        return known | self.further
+
+
+def _own_types(network: type[nn.Module]) -> dict[str, Any]:
+    return {key: kind for key, kind in config_json.types_of(network).items() if key not in NOT_IN_CONFIG}
 
 
 def _ids() -> tuple[jax.Array, jax.Array]:
@@ -114,6 +136,32 @@ def _clap_inputs(clap: Clap) -> tuple:
     return (*_ids(), jnp.zeros((1, frames, audio["num_mel_bins"])))
 
 
+_VITS = ComponentSpec(
+    VitsTextEncoder,
+    "transformers",
+    "VitsModel",
+    lambda encoder: _ids(),
+    NAMES["vits"],
+    model_type="vits",
+    to_config=buffers.vits_config,
+    required={"hidden_act": "relu"},
+    defaults={
+        "vocab_size": 38,
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "window_size": 4,
+        "use_bias": True,
+        "ffn_dim": 768,
+        "ffn_kernel_size": 3,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "layer_norm_eps": 1e-5,
+    },
+    buffers=buffers.vits,
+)
+
 SPECS: dict[str, ComponentSpec] = {
     "unet": ComponentSpec(
         UNet,
@@ -147,6 +195,7 @@ SPECS: dict[str, ComponentSpec] = {
             "conv_out_kernel": 3,
         },
         defaults={"attention_head_dim": 8, "transformer_layers_per_block": 1, "layers_per_block": 2},
+        further={"sample_size": int | Sequence[int] | None},
     ),
     "vae": ComponentSpec(
         AutoencoderKL,
@@ -167,7 +216,8 @@ SPECS: dict[str, ComponentSpec] = {
             "latents_mean": None,
             "latents_std": None,
         },
-        defaults={"norm_num_groups": 32},
+        defaults={"norm_num_groups": 32, "scaling_factor": 0.18215},
+        further={"scaling_factor": config_json.Scale},
     ),
     "vocoder": ComponentSpec(
         HifiGan,
@@ -176,7 +226,8 @@ SPECS: dict[str, ComponentSpec] = {
         lambda vocoder: (jnp.zeros((1, 8, vocoder.model_in_dim)),),
         NAMES["vocoder"],
         model_type="speecht5_hifigan",
-        defaults={"normalize_before": True},
+        defaults={"normalize_before": True, "sampling_rate": 16000},
+        further={"n_fft": int, "fmin": float, "fmax": float, "compression": float},
         buffers=buffers.vocoder,
     ),
     "language_model": ComponentSpec(
@@ -200,6 +251,7 @@ SPECS: dict[str, ComponentSpec] = {
             "add_cross_attention": False,
         },
         defaults={"layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1},
+        further={"max_new_tokens": int | None},
         buffers=buffers.word_table,
         dropped=(r"\.attn\.(masked_)?bias$", r"^lm_head\."),  # tables of older versions, and a second name of wte
     ),
@@ -271,6 +323,7 @@ SPECS: dict[str, ComponentSpec] = {
                 "layer_norm_eps": 1e-5,
             },
         },
+        nested={"text_config": ClapTextTower, "audio_config": ClapAudioTower},
         buffers=buffers.clap,
     ),
     "text_encoder_2": ComponentSpec(
@@ -304,6 +357,8 @@ SPECS: dict[str, ComponentSpec] = {
         lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.split(jax.random.key(0), 1)),
         NAMES["audiomae"],
     ),
+    # Of unified models, which diffusers does not have: phonemes beside T5's tokens.
+    "text_encoder_3": _VITS,
 }
 """What the component of each name is where its config.json does not say otherwise."""
 
@@ -349,36 +404,27 @@ OTHER_SPECS: dict[str, tuple[ComponentSpec, ...]] = {
             buffers=buffers.clap_text,
         ),
     ),
-    # Speech: phonemes in the place of T5's tokens.
-    "text_encoder_2": (
+    # Of unified models. No class of diffusers: AudioLDM2ProjectionModel would leave the third sequence out.
+    "projection_model": (
         ComponentSpec(
-            VitsTextEncoder,
-            "transformers",
-            "VitsModel",
-            lambda encoder: _ids(),
-            NAMES["vits"],
-            model_type="vits",
-            to_config=buffers.vits_config,
-            required={"hidden_act": "relu"},
-            defaults={
-                "vocab_size": 38,
-                "hidden_size": 192,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 2,
-                "window_size": 4,
-                "use_bias": True,
-                "ffn_dim": 768,
-                "ffn_kernel_size": 3,
-                "hidden_dropout": 0.1,
-                "attention_dropout": 0.1,
-                "activation_dropout": 0.1,
-                "layer_norm_eps": 1e-5,
-            },
-            buffers=buffers.vits,
+            ProjectionModel,
+            None,
+            UNIFIED_PROJECTION,
+            lambda model: (
+                *SPECS["projection_model"].dummy_inputs(model),
+                jnp.zeros((1, 1, model.text_encoder_2_dim)),
+                jnp.ones((1, 1), jnp.int32),
+            ),
+            NAMES["projection_model"],
         ),
     ),
+    # Speech: phonemes in the place of T5's tokens.
+    "text_encoder_2": (_VITS,),
 }
 """What else it may be."""
+
+
+_NAMING = ("model_type", "_class_name")  # keys of a config that tell which network it is, and no fields of it
 
 
 def spec_of(name: str, config: Config) -> ComponentSpec:
@@ -390,7 +436,10 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
     specs = (SPECS[name], *OTHER_SPECS.get(name, ()))
     # The class decides, since model_type has changed (that of SpeechT5HifiGan was "hifigan"), or else the type, since
     # classes of one type share their weights (GPT2Model, GPT2LMHeadModel).
-    classes = (config.get("_class_name"), *(config.get("architectures") or ()))
+    architectures = config.get("architectures") or ()
+    if not isinstance(architectures, list | tuple):
+        raise FolderError(f"{name}/config.json has architectures={architectures!r}; it has to be a list of names.")
+    classes = (config.get("_class_name"), *architectures)
     named = [spec for spec in specs if spec.class_name in classes]
     typed = [spec for spec in specs if spec.model_type and spec.model_type == config.get("model_type")]
     if named or typed:
@@ -400,6 +449,11 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
         return SPECS[name]
     known = ", ".join(spec.model_type or spec.class_name for spec in specs)
     raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
+
+
+def recipe_parts(config: ConfigDict) -> tuple[str, ...]:
+    """The components of a recipe's model, those that `init_from` knows: not every model has a third text encoder."""
+    return tuple(name for name in SPECS if name in config.init_from)
 
 
 def recipe_spec(config: ConfigDict, name: str) -> ComponentSpec:
@@ -415,14 +469,17 @@ def recipe_fields(config: ConfigDict, name: str) -> dict[str, Any]:
     """The config of component `name` as a recipe has it: its section of `models`, and what follows from others."""
     models, audio = config.models, config.audio
     if name == "projection_model":
-        phonemes = second_kind(config) == "phoneme"
+        phonemes, encoders = speaks(config), text_encoders(config)
+        third = {}
+        if "text_encoder_3" in encoders:
+            third = {"_class_name": UNIFIED_PROJECTION, "text_encoder_2_dim": text_width(config, "text_encoder_3")}
         return {
             "text_encoder_dim": models.text_encoder.projection_dim,
-            "text_encoder_1_dim": second_width(config),
+            "text_encoder_1_dim": text_width(config, "text_encoder_2"),
             "langauge_model_dim": models.language_model.n_embd,
             "use_learned_position_embedding": phonemes or None,
             "max_seq_length": config.text.phoneme_length if phonemes else None,
-        }
+        } | third
     mel = {"model_in_dim": audio.mel.n_mels, "sampling_rate": audio.sampling_rate} if name == "vocoder" else {}
     return models[name].to_dict() | mel
 
@@ -448,5 +505,5 @@ def build_from_recipe(config: ConfigDict, name: str) -> nn.Module:
     network = recipe_spec(config, name).network
     settings = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
     known = {field.name for field in dataclasses.fields(network)}
-    fields = {key: value for key, value in recipe_fields(config, name).items() if key != "model_type"}
+    fields = {key: value for key, value in recipe_fields(config, name).items() if key not in _NAMING}
     return network(**fields, **{key: settings[key] for key in settings if key in known})

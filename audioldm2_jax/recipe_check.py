@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import mel
-from audioldm2_jax.conditioning.conditions import second_kind, second_width
+from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds, text_width
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.runtime.storage import local_path
 
 _FBANK_RATE = 100  # frames a second
 _DECODER_WINDOW = 4  # patches in time that the windows of AudioMAE's decoder hold
-_AROUND_TEXT = 5  # places of GPT-2's prefix that are not T5's: SOS, CLAP, EOS, SOS and EOS
+_OF_CLAP, _ENDS = 3, 2  # places of GPT-2's prefix: SOS, CLAP and EOS; SOS and EOS of each other text
 _LOA_CONTEXTS = 2  # of a UNet's level: the first of its contexts see the LOA, later ones the text
 
 
@@ -96,9 +96,10 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         if _at(config, key) != _at(changed, key)
     ]
     if config.budget != 1:
-        _follow_budget(changed)
+        kept = _follow_budget(changed, usual)
         steps = ", ".join(f"{name} {stage.steps}" for name, stage in changed.train.items())
-        lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}")
+        stays = f"; set, and so not multiplied: {', '.join(kept)}" if kept else ""
+        lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}{stays}")
     return (changed.lock() if lines else config), lines
 
 
@@ -196,7 +197,7 @@ def _tables(config: ConfigDict) -> tuple[tuple[str, str, ConfigDict], ...]:
     models = config.models
     clap = ("text_encoder", "clap_tokenizer", models.text_encoder.text_config)
     t5 = ("text_encoder_2", "t5_tokenizer", models.text_encoder_2)
-    return (clap, t5) if second_kind(config) == "t5" else (clap,)
+    return (clap, t5) if "t5" in text_kinds(config) else (clap,)
 
 
 def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
@@ -220,21 +221,27 @@ def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
     audiomae.img_size = network
 
 
-def _follow_budget(config: ConfigDict) -> None:
+def _follow_budget(config: ConfigDict, usual: ConfigDict) -> list[str]:
     """Multiplies what is counted in steps, and the records of the cache, each of which is seen as often as before;
-    what is 0, which means never, at once or all, stays so.
+    what is 0, which means never, at once or all, stays so, and so does what is not as the recipe has it.
+
+    Returns:
+        what was set by hand, and stays.
 
     Raises:
         RecipeError: the budget is not a positive number.
     """
     if not (math.isfinite(config.budget) and config.budget > 0):
         raise RecipeError(f"budget={config.budget}: it has to be above 0; 0.1 takes a tenth of the recipe's steps")
-    for stage in config.train.values():
-        for key in _IN_STEPS & {*stage}:
-            if stage[key] > 0:  # `check` refuses what is below 0
-                stage[key] = max(round(stage[key] * config.budget), 1)
-    if config.data.cache_records > 0:
-        config.data.cache_records = max(round(config.data.cache_records * config.budget), 1)
+    sections = [(f"train.{name}", stage, usual.train[name], _IN_STEPS) for name, stage in config.train.items()]
+    kept = []
+    for where, section, former, keys in (*sections, ("data", config.data, usual.data, ("cache_records",))):
+        for key in (key for key in section if key in keys):
+            if section[key] != former[key]:
+                kept.append(f"{where}.{key}={section[key]}")
+            elif section[key] > 0:  # `check` refuses what is below 0
+                section[key] = max(round(section[key] * config.budget), 1)
+    return kept
 
 
 def _sound(config: ConfigDict) -> Iterator[str]:
@@ -387,14 +394,14 @@ def _unet_contexts(config: ConfigDict) -> Iterator[str]:
     models = config.models
     widths = (
         ("models.audiomae.embed_dim", models.audiomae.embed_dim),
-        ("models.text_encoder_2.d_model", second_width(config)),
+        ("models.text_encoder_2.d_model", text_width(config, "text_encoder_2")),
     )
     try:
         levels = contexts_per_level(models.unet.cross_attention_dim, len(models.unet.block_out_channels))
     except ValueError as error:
         yield f"models.unet: {error}"
         return
-    speech = second_kind(config) == "phoneme"
+    speech = "t5" not in text_kinds(config)
     for contexts in levels:
         if speech and len(contexts) > _LOA_CONTEXTS:
             yield (
@@ -420,11 +427,12 @@ def _language(config: ConfigDict) -> Iterator[str]:
         )
     time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
     tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))
-    key = f"{second_kind(config)}_length"
-    places = config.text[key] + _AROUND_TEXT + tokens
+    lengths = {f"text.{kind}_length": config.text[f"{kind}_length"] for kind in text_encoders(config).values()}
+    places = _OF_CLAP + sum(length + _ENDS for length in lengths.values()) + tokens
     if places - 1 > models.language_model.n_positions:
+        read = " and ".join(f"{key}={length}" for key, length in lengths.items())
         yield (
-            f"GPT-2 reads text.{key}={config.text[key]} tokens and writes {tokens} of the LOA (loa.pooling="
+            f"GPT-2 reads {read} tokens and writes {tokens} of the LOA (loa.pooling="
             f"{loa.pooling}), {places} places with those around them, and models.language_model.n_positions is "
             f"{models.language_model.n_positions}: enlarge it to {places}, shorten the captions or pool more"
         )

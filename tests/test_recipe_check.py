@@ -95,6 +95,17 @@ def test_all_that_is_counted_in_steps_follows_the_budget():
             recipe_check.follow(changed("tiny", budget=value))
 
 
+def test_steps_that_were_set_are_not_multiplied():
+    """Who types both says how long that stage trains, and how long all others do."""
+    set_by_hand = changed("tiny", budget=0.1, train__vae__steps=3, train__vae__log_every=1, data__cache_records=7)
+    config, (line,) = recipe_check.follow(set_by_hand)
+    assert (config.train.vae.steps, config.train.vae.log_every, config.data.cache_records) == (3, 1, 7)
+    assert config.train.audiomae.steps == round(recipes.get("tiny").train.audiomae.steps / 10)
+    assert " vae 3, " in line and line.endswith(
+        "; set, and so not multiplied: train.vae.log_every=1, train.vae.steps=3, data.cache_records=7"
+    )
+
+
 def test_tables_follow_a_larger_vocabulary():
     config, lines = recipe_check.follow(changed("tiny", text__vocabulary=1000))
     assert config.models.text_encoder.text_config.vocab_size == config.models.text_encoder_2.vocab_size == 1000

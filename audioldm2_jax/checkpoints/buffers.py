@@ -35,6 +35,7 @@ _NO_REST = {
     "speaker_embedding_size": 0,
 }
 _REST_KEY = "decoder.conv_pre.weight"
+_NOTHING = range(_NO_REST["upsample_initial_channel"])  # the channels of that weight where there is no rest
 _STATISTICS = "text_encoder.project.bias"  # [2 · flow_size]: means and logarithms of variances
 
 
@@ -77,9 +78,10 @@ def vits_config(config: Config, unused: Tensors) -> dict[str, Any]:
     """The keys of VitsConfig that make the rest nothing; none where the rest is among the unused tensors.
 
     diffusers loads a whole VitsModel and uses its text encoder alone. From the authors' files, or trained here, there
-    is nothing behind the encoder, but maybe its projection to means and variances, whose width stays.
+    is nothing behind the encoder, but maybe its projection to means and variances, whose width stays. A rest that is
+    nothing may have come along from a folder that was written here; a recipe's config does not speak of it.
     """
-    if _REST_KEY in unused:
+    if len(unused.get(_REST_KEY, _NOTHING)) != len(_NOTHING):
         return {}
     width = len(unused[_STATISTICS]) // 2 if _STATISTICS in unused else 1
     return {**_NO_REST, "flow_size": width}

@@ -7,10 +7,22 @@ from pathlib import Path, PurePosixPath
 
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.tensors import choose, shard_names
-from audioldm2_jax.runtime.hub_access import hub_reachable, out_of_reach
+from audioldm2_jax.runtime.hub_access import hub_reachable, no_folder, out_of_reach
 
 # A component's files beside its weights: configs, tokenizers, manifests.
 _SMALL = (".json", ".txt", ".model")
+
+
+def is_id(text: str) -> bool:
+    """Whether a text may be the id of a repository: `owner/name`, or the `name` of one of the hub's oldest."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(text)
+        return True
+    except HFValidationError:
+        return False
 
 
 def fetch_file(repository: str, name: str) -> Path | None:
@@ -70,17 +82,17 @@ def _listing(repository: str) -> list[str] | None:
 def _snapshot(repository: str, names: list[str]) -> Path:
     """Fetches files (patterns) of a repository; returns its place in the cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+    if not is_id(repository):
+        raise FolderError(f"{no_folder(repository)}, nor is that the id of a repository on the hub (owner/name).")
     try:
         offline = {} if hub_reachable() else {"local_files_only": True}
         return Path(snapshot_download(repository, allow_patterns=names, **offline))
-    except HFValidationError:
-        reason = "nor is that the id of a repository (owner/name)"
     except RepositoryNotFoundError:
-        reason = "nor is there such a repository on the hub; for a private one, log in with `hf auth login`"
+        reason = "there is no such repository on the hub; for a private one, log in with `hf auth login`"
     except LocalEntryNotFoundError:
         reason = out_of_reach(repository)
     except Exception as error:  # whatever the network and the disk may raise
         reason = f"the hub does not give it ({(str(error).strip() or repr(error)).splitlines()[0]})"
-    raise FolderError(f"{repository} is no folder here; {reason}.")
+    raise FolderError(f"{no_folder(repository)}; as the id of a repository on the hub (owner/name): {reason}.")

@@ -7,6 +7,7 @@
     tokenizer/ tokenizer_2/              tokenizer.json and what belongs to it
     scheduler/ feature_extractor/        scheduler_config.json, preprocessor_config.json
     audiomae/                            beyond diffusers, and not in the index
+    text_encoder_3/ tokenizer_3/         of unified models, which no pipeline of diffusers plays: the index says so
 
 Each subfolder that we write holds a manifest of SHA-256 digests, which is checked on reading; folders written
 by others have none. A subfolder appears whole or not at all.
@@ -19,7 +20,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ import numpy as np
 from flax import linen as nn
 
 from audioldm2_jax.audio.mel import ClapMelSettings
-from audioldm2_jax.checkpoints import hub
+from audioldm2_jax.checkpoints import config_json, hub
 from audioldm2_jax.checkpoints.atomic_folder import (
     MANIFEST,
     FolderError,
@@ -42,7 +43,7 @@ from audioldm2_jax.checkpoints.atomic_folder import (
 )
 from audioldm2_jax.checkpoints.parameter_names import to_flax, to_torch
 from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
-from audioldm2_jax.components import SPECS, ComponentSpec, spec_of
+from audioldm2_jax.components import NOT_IN_CONFIG, SPECS, ComponentSpec, spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime.storage import local_path
@@ -50,14 +51,24 @@ from audioldm2_jax.runtime.storage import local_path
 INDEX = "model_index.json"
 PARTS = tuple(SPECS)
 """The networks of a model folder."""
-_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline")
+UNIFIED_PIPELINE = "AudioLDM2UnifiedPipeline"
+"""What the index calls the pipeline of a unified model. diffusers has none of that name."""
+_THIRD = ("text_encoder_3", "tokenizer_3")  # of unified models alone
+_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline", UNIFIED_PIPELINE)
 _OTHERS = {
     "tokenizer": "RobertaTokenizerFast",
     "tokenizer_2": "T5TokenizerFast",
+    "tokenizer_3": "VitsTokenizer",
     "feature_extractor": "ClapFeatureExtractor",
 }
-# Ours to choose, not the folder's.
-_NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
+COPIED = tuple(_OTHERS)
+"""The tokenizers and the front end of CLAP, which are copied from folder to folder as they are."""
+_PACKAGE = __name__.split(".")[0]
+# Types of what is read of CLAP's front end.
+_FEATURE_EXTRACTOR = {
+    **dict.fromkeys(("sampling_rate", "fft_window_size", "hop_length", "feature_size"), int),
+    **dict.fromkeys(("frequency_min", "frequency_max", "max_length_s"), float),
+}
 # What a config.json says of the file it came with, not of the network; transformers would load in such a precision.
 _OF_THE_SOURCE = {"dtype", "torch_dtype", "_name_or_path"}
 
@@ -68,7 +79,7 @@ class Component(NamedTuple):
     Attributes:
       module: the Linen module.
       variables: its collections (`params`, `batch_stats`), float32 NumPy arrays when read.
-      config: what its config.json says.
+      config: what its config.json says, and where that is silent, what is then meant (`ComponentSpec.defaults`).
       unused: tensors that belong to the file and that the module does not use, by their PyTorch names.
     """
 
@@ -90,15 +101,20 @@ def build(name: str, config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.
       FolderError: where a key is missing, or has a value that our network does not play.
     """
     spec = spec_of(name, config)
-    for key, wanted, found in _differences(spec.required, config):
+    for fault in config_json.mistyped(config, spec.types):
+        raise FolderError(f"{name}/config.json has {fault}.")
+    for key, wanted, found in config_json.differences(spec.required, config):
         raise FolderError(f"{name}/config.json has {key}={found!r}; only {wanted!r} is supported.")
-    config = _merge(_merge(spec.defaults, spec.required), config)
-    fields = [f for f in dataclasses.fields(spec.network) if f.name not in _NOT_IN_CONFIG]
+    config = config_json.merge(config_json.merge(spec.defaults, spec.required), config)
+    fields = [f for f in dataclasses.fields(spec.network) if f.name not in NOT_IN_CONFIG]
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in config]
     if missing:
         raise FolderError(f"{name}/config.json lacks {', '.join(missing)}; is it a {spec.class_name}?")
-    config = spec.from_config(config)
-    values = {f.name: _frozen(config[f.name]) for f in fields if f.name in config}
+    try:
+        config = spec.from_config(config)
+    except ValueError as error:
+        raise FolderError(f"{name}/config.json describes no {spec.class_name}: {error}") from error
+    values = {f.name: config_json.frozen(config[f.name]) for f in fields if f.name in config}
     return spec.network(**values, dtype=dtype)
 
 
@@ -115,7 +131,11 @@ def variable_shapes(name: str, config: Mapping[str, Any]) -> Any:
 def _traced(name: str, config: str) -> Any:
     """Remembered, since to trace a network takes seconds, and converting one needs its shapes several times."""
     module, spec = build(name, json.loads(config)), spec_of(name, json.loads(config))
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *spec.dummy_inputs(module)))
+    try:
+        return jax.eval_shape(lambda: module.init(jax.random.key(0), *spec.dummy_inputs(module)))
+    except Exception as error:  # whatever sizes that do not fit each other make a network raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FolderError(f"{name}/config.json describes no {spec.class_name}: {reason}") from error
 
 
 def write_component(
@@ -148,7 +168,7 @@ def write_component(
     }
     config = _written_config(spec, config, unused)
     tensors = to_torch(variables, spec.names)
-    buffers = spec.buffers(_merge(spec.defaults, config), tensors)
+    buffers = spec.buffers(config_json.merge(spec.defaults, config), tensors)
     tensors |= {key: np.array(value, order="C") for key, value in (buffers | unused).items()}
     with new_folder(Path(folder) / name) as target:
         write_json(target / "config.json", config)
@@ -174,6 +194,7 @@ def read_component(
     config = read_json(path / "config.json")
     module = build(name, config, dtype)
     spec = spec_of(name, config)
+    config = config_json.merge(spec.defaults, config)
     target = variable_shapes(name, config)
     tensors = read_tensors(path, variant)
     try:
@@ -224,6 +245,24 @@ def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> 
     if not path.exists():
         folder = name if hub.fetch_file(str(source).strip(), f"{name}/config.json") else ""
         path = hub.fetch_folders(str(source).strip(), [folder], variant)
+    return _with_config(path, source, name)
+
+
+def locate_config(source: str | os.PathLike, name: str) -> Path:
+    """The folder of the config.json of network `name`; of what is on the hub nothing else is fetched.
+
+    Raises:
+      FolderError, StorageError: as `locate`.
+    """
+    path = local_path(os.fspath(source), "the model's folder")
+    if not path.exists():
+        found = [hub.fetch_file(str(source).strip(), file) for file in (f"{name}/config.json", "config.json")]
+        path = next((file.parent for file in found if file), path)
+    return _with_config(path, source, name)
+
+
+def _with_config(path: Path, source: str | os.PathLike, name: str) -> Path:
+    """The folder of network `name`, which is `path` or in it; `source` is how the user names it."""
     for candidate in (path / name, path):
         if (candidate / "config.json").is_file():
             return candidate
@@ -252,7 +291,9 @@ def write_index(folder: str | os.PathLike) -> None:
     """Writes model_index.json, with which diffusers finds the components, each of the class that its folder holds.
 
     The pipeline is AudioLDM2Pipeline, or AudioLDMPipeline where nothing but CLAP conditions the UNet. A component
-    that the pipeline has and the folder has not is written as [null, null].
+    that the pipeline has and the folder has not is written as [null, null]. Neither reads three texts: that of a
+    unified model is `UNIFIED_PIPELINE`, and since AudioLDM2Pipeline.from_pretrained does not look at that name, and
+    leaves out components that it does not know, its projection model is of a class of this package, which stops it.
 
     Raises:
       FolderError: where a component's config.json cannot be read, or the scheduler is missing.
@@ -262,9 +303,15 @@ def write_index(folder: str | os.PathLike) -> None:
     classes = {name: [spec.library, spec.class_name] for name, spec in specs.items() if spec.library}
     classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
     classes |= {name: ["transformers", kind] for name, kind in _OTHERS.items() if (path / name).is_dir()}
+    if specs.get("projection_model") and not specs["projection_model"].library:
+        classes["projection_model"] = [_PACKAGE, specs["projection_model"].class_name]
     if "tokenizer_2" in classes and classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
         classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
     pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if SPECS[name].library), "scheduler", *_OTHERS]
+    if "text_encoder_3" in specs:
+        pipeline = UNIFIED_PIPELINE
+    else:
+        parts = [name for name in parts if name not in _THIRD]
     labelled = "unet" in specs and read_json(path / "unet/config.json").get("class_embed_type")
     if labelled and "language_model" not in specs:
         pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]
@@ -287,6 +334,12 @@ def read_index(folder: str | os.PathLike) -> dict[str, Any]:
     index = read_json(Path(folder) / INDEX)
     if index.get("_class_name") not in _PIPELINES:
         raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an {' or '.join(_PIPELINES)}.")
+    for name in (*PARTS, *_OTHERS, "scheduler"):
+        entry = index.get(name)
+        if entry is not None and not (isinstance(entry, list) and len(entry) == 2):
+            raise FolderError(
+                f"{Path(folder) / INDEX} has {name}={entry!r}; it has to be [library, class] or [null, null]."
+            )
     return index
 
 
@@ -315,6 +368,8 @@ def read_scheduler(folder: str | os.PathLike) -> tuple[NoiseSchedule, str]:
     path = Path(folder) / "scheduler"
     check_manifest(path)
     config = read_json(path / "scheduler_config.json")
+    for fault in config_json.mistyped(config, config_json.types_of(NoiseSchedule) | {"_class_name": str}):
+        raise FolderError(f"{path}/scheduler_config.json: {fault}.")
     try:
         return NoiseSchedule.from_config(config), config.get("_class_name", "DDIMScheduler")
     except (ValueError, TypeError) as error:
@@ -368,6 +423,8 @@ def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
         raise FolderError(
             f"{file} says {config.get('feature_extractor_type')}; only ClapFeatureExtractor is supported."
         )
+    for fault in config_json.mistyped(config, _FEATURE_EXTRACTOR):
+        raise FolderError(f"{file}: {fault}.")
     try:
         return ClapMelSettings(
             sampling_rate=config["sampling_rate"],
@@ -385,55 +442,11 @@ def read_feature_extractor(folder: str | os.PathLike) -> ClapMelSettings:
 
 
 def _written_config(spec: ComponentSpec, config: Mapping[str, Any], unused: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    plain = _plain(config)
-    for key, wanted, found in _differences(spec.required, plain):
+    plain = config_json.plain(config)
+    for key, wanted, found in config_json.differences(spec.required, plain):
         raise FolderError(f"The config of a {spec.class_name} has {key}={found!r}; only {wanted!r} is supported.")
     named = {"_class_name": spec.class_name}
     if spec.model_type:
         named = {"architectures": [spec.class_name], "model_type": spec.model_type}
     said = spec.to_config(plain, unused) | named
-    return _merge(_merge(spec.required, _without(_OF_THE_SOURCE, plain)), said)
-
-
-def _without(keys: set[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping, and those in it, without some keys."""
-    return {
-        key: _without(keys, value) if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if key not in keys
-    }
-
-
-def _differences(fixed: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(key, wanted, found) where `config` contradicts `fixed`; nested."""
-    for key, wanted in fixed.items():
-        found = config.get(key, wanted)
-        if isinstance(wanted, Mapping):
-            yield from ((f"{key}.{below}", *rest) for below, *rest in _differences(wanted, found))
-        elif found != wanted:
-            yield key, wanted, found
-
-
-def _merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both mappings in one; of two values the second's, of two mappings both."""
-    merged = dict(first)
-    for key, value in second.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples and mappings as FrozenDict, so that a module with such fields is hashable."""
-    if isinstance(value, Mapping):
-        return nn.FrozenDict({key: _frozen(item) for key, item in value.items()})
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """Mappings as dict and sequences as list: what JSON knows."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+    return config_json.merge(config_json.merge(spec.required, config_json.without(_OF_THE_SOURCE, plain)), said)

@@ -7,6 +7,8 @@ make it again. With a sound file (-f), what is made starts from it:
     --mode transfer -f clip.wav         the clip, pulled towards the text
     --mode sr_inpainting -f clip.wav    a span of time or a band of frequencies made anew
     --mode continuation -f clip.wav     how it goes on
+    --prompt_transcription "what is said in it" -f clip.wav --transcription "the new words"
+                                        the new words in the voice of the clip; with --mode continuation behind it
 """
 
 import argparse
@@ -44,11 +46,16 @@ OF_MODES = {
     "span": ("sr_inpainting",),
     "band": ("sr_inpainting",),
     "until": ("generation", "continuation"),
+    "prompt_transcription": ("generation", "continuation"),
 }
 #: The authors' speaker where a transcription comes without a description.
 SPEAKER = "A female reporter is speaking full of emotion"
+#: Where the voice is that of a recording.
+SOMEONE = "A person is speaking"
 #: The authors' span that is made anew where none is named: parts of the clip.
 SPAN = (0.4, 0.6)
+#: Seconds of a clip that are made where nobody says how many.
+LONGEST = 600
 
 
 def flags() -> argparse.ArgumentParser:
@@ -84,6 +91,10 @@ def flags() -> argparse.ArgumentParser:
         "--band", type=float, nargs=2, metavar=("FROM", "TO"), help="sr_inpainting: Hz to be made anew; inf is the top"
     )
     clip.add_argument("--until", type=float, help="generation, continuation: seconds of the file that are used; all")
+    clip.add_argument(
+        "--prompt_transcription",
+        help="what is said in the file: with a model of speech --transcription is said in its voice",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--ddim_steps", type=int, default=200, help="denoising steps")
     how.add_argument(
@@ -139,7 +150,7 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
         if len(prompts) == bool(options.text.strip()):
             raise ValueError(f"The list of prompts {options.text_list} is empty: write a prompt a line.")
     if not prompts and options.transcription is not None:
-        prompts = [SPEAKER]
+        prompts = [SPEAKER if options.prompt_transcription is None else SOMEONE]
     if not prompts:
         raise ValueError('Nothing to generate: give -t "a prompt", or -tl with a file of prompts.')
     names = {}
@@ -202,13 +213,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def given_clip(options: argparse.Namespace, sampling_rate: int):
+def given_clip(options: argparse.Namespace, pipeline):
     """What of the file `-f` is kept, as an `audioldm2_jax.generation.editing.Edit`; None without a file.
+
+    Of the file no more is read than `pipeline` looks at.
 
     Raises:
       ValueError: for a file that cannot be read, or flags that do not fit together.
     """
-    from audioldm2_jax.audio import files
     from audioldm2_jax.generation import editing
 
     for flag, modes in OF_MODES.items():
@@ -218,17 +230,43 @@ def given_clip(options: argparse.Namespace, sampling_rate: int):
         if options.mode != "generation":
             raise ValueError(f"--mode {options.mode} starts from a sound file: give one with -f.")
         return None
-    clip = files.read(local_path(options.file_path, "-f"), sampling_rate), sampling_rate
+    clip = _beginning(options, pipeline), pipeline.sampling_rate
     if options.mode == "transfer":
         return editing.Transfer(*clip, 0.5 if options.transfer_strength is None else options.transfer_strength)
+    if options.prompt_transcription is not None:
+        keep = options.mode == "continuation"
+        return editing.SpeechPrompt(*clip, options.until, options.prompt_transcription, keep)
     if options.mode == "continuation":
         return editing.Continuation(*clip, options.until)
     if options.mode == "generation":
         return editing.Variation(*clip, options.until)
     span = options.span and tuple(options.span)
     if not span and not options.band:
-        span = tuple(part * len(clip[0]) / sampling_rate for part in SPAN)
+        seconds = len(clip[0]) / pipeline.sampling_rate
+        span = tuple(part * min(seconds, options.duration or math.inf) for part in SPAN)
     return editing.Inpainting(*clip, span, options.band and tuple(options.band))
+
+
+def _beginning(options: argparse.Namespace, pipeline):
+    """The file `-f`, [samples] at the model's rate, as far as it makes a difference.
+
+    Raises:
+      ValueError: for a file that cannot be read, or of which minutes would be made anew without having been asked for.
+    """
+    from audioldm2_jax.audio import files
+
+    path, rate = local_path(options.file_path, "-f"), pipeline.sampling_rate
+    made = options.duration
+    if made is None and options.mode in ("generation", "continuation"):
+        made = pipeline.own_length
+    if made is None:
+        made = files.length(path, rate) / rate
+        if made > LONGEST:
+            raise ValueError(f"{path} has {made:.0f} s, and as many would be made: say how many with -dur SECONDS.")
+    looked_at = [made, options.until, pipeline.clip_encoder.window, *(options.span or ())]
+    seconds = max(value for value in looked_at if value is not None and math.isfinite(value))
+    # Beyond that, as much as tells that the file does not end there.
+    return files.read(path, rate, samples=math.ceil((max(seconds, 0) + 1) * rate))
 
 
 def generate(options: argparse.Namespace):
@@ -260,7 +298,7 @@ def generate(options: argparse.Namespace):
     cluster.join(cluster.Cluster(**{name: getattr(options, name) for name in cluster.FLAGS}))
     start.open_devices()
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
-    edit = given_clip(options, pipeline.sampling_rate)
+    edit = given_clip(options, pipeline)
     # A CLAP that only reads has no favourite.
     candidates = options.n_candidate_gen_per_text if pipeline.clap_mel else 1
     settings = {

@@ -1,8 +1,9 @@
 """Recordings to a data set that is read fast: %(prog)s --source /your/recordings --out /data/prepared
 
---source takes what --config.data.source takes, but for mixtures and the embedded corpora. What is written are records
-in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the recordings with their measures, and a
-report: report.md, report.json, report.png. Training reads it with --config.data.source=tfds:/data/prepared.
+--source takes what --config.data.source takes, but for mixtures, the embedded corpora and public data sets in their own
+layouts. What is written are records in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the
+recordings with their measures, and a report: report.md, report.json, report.png. Training reads it with
+--config.data.source=tfds:/data/prepared.
 
 It can be interrupted at any time, also by kill -9: the same command goes on where it stopped.
 """

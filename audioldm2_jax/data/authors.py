@@ -15,17 +15,15 @@ captions of all; without any, its labels are the caption by their names.
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from audioldm2_jax.data.captions import Texts, captions_of, joined_labels
+from audioldm2_jax.data.captions import Texts, captions_of
+from audioldm2_jax.data.class_names import ClassNames
 from audioldm2_jax.data.records import Recordings, listing_of
-from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, read_text, shown
+from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, shown
 
 ROOT_FILE = "dataset_root.json"
 _LABELS = "class_label_indices"
@@ -46,23 +44,17 @@ class AuthorsData(Recordings):
         content, skipped = read_json_object(file), {}
         if isinstance(content.get("data"), list):
             sets = {file.stem: (file.parent, file)}
-            names_of_labels = {}
+            classes = ClassNames({})
         else:
-            sets, names_of_labels = _sets(file, content, skipped)
+            sets, classes = _sets(file, content, skipped)
         self._folders = {_key(name): folder for name, (folder, _) in sets.items()}
         captions: dict[str, tuple[str, ...]] = {}
-        nameless = 0
         for name, (_, records) in sets.items():
             for wav, texts, labels in _records(records):
-                texts = texts or _of_labels(labels, names_of_labels)
-                nameless += bool(labels) and not texts
+                texts = texts or classes.captions(_labels(labels))
                 key = f"{_key(name)}/{wav}"
                 captions[key] = tuple(dict.fromkeys((*captions.get(key, ()), *texts)))
-        if nameless:
-            logging.warning(
-                "%s: %d records have no caption and labels without names; %s in %s names a table of them",
-                *(shown(file), nameless, _LABELS, ROOT_FILE),
-            )
+        classes.warn(file)
         texts = {name: Texts(found) for name, found in captions.items()}
         super().__init__(file.parent, list(texts), texts, skipped, split, sampling_rate, heldout_share)
 
@@ -79,8 +71,8 @@ def _key(dataset: str) -> str:
 
 def _sets(
     file: Path, content: Mapping[str, Any], skipped: dict[str, str]
-) -> tuple[dict[str, tuple[Path, Path]], dict[str, str]]:
-    """What a dataset_root.json names: data set → (folder of recordings, file of records), and the names of labels.
+) -> tuple[dict[str, tuple[Path, Path]], ClassNames]:
+    """What a dataset_root.json names: data set → (folder of recordings, file of records), and the names of classes.
 
     Data sets that are not here go to `skipped`: the file lists what its authors have.
     """
@@ -91,10 +83,10 @@ def _sets(
             f'{shown(file)} has no data sets: it needs {{"NAME": "folder", "metadata": {{"path": {{"NAME": '
             '{"train": "file"}}}}'
         )
-    found, names_of_labels = {}, {}
+    found, tables = {}, []
     for name, parts in listed.items():
         if table := parts.get(_LABELS):
-            names_of_labels |= _table(_place(file, table, f"{_LABELS} of {name}"))
+            tables.append(_place(file, table, f"{_LABELS} of {name}"))
         if "train" not in parts:
             continue
         try:
@@ -106,7 +98,7 @@ def _sets(
             f"{shown(file)}: none of its data sets ({', '.join(map(shown, listed)) or 'none'}) has a file train and a "
             f"folder of recordings that are here{listing_of([*skipped.values()])}"
         )
-    return found, names_of_labels
+    return found, ClassNames.read(*tables)
 
 
 def _place(file: Path, written: object, what: str) -> Path:
@@ -117,17 +109,6 @@ def _place(file: Path, written: object, what: str) -> Path:
         if (folder / written.strip()).exists():
             return folder / written.strip()
     raise ValueError(f"{shown(file)}: {what} is {shown(written)}, which is not here: correct it")
-
-
-def _table(file: Path) -> dict[str, str]:
-    """The names of labels by their ids, from a CSV file with the columns index, mid, display_name."""
-    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
-    try:
-        if not {"mid", "display_name"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{shown(file)} has no columns mid and display_name, which name labels")
-        return {row["mid"]: row["display_name"] for row in rows if row["mid"] and row["display_name"]}
-    except csv.Error as error:
-        raise ValueError(f"{shown(file)} is not CSV ({error})") from error
 
 
 def _records(file: Path) -> list[tuple[str, tuple[str, ...], object]]:
@@ -146,11 +127,8 @@ def _records(file: Path) -> list[tuple[str, tuple[str, ...], object]]:
     return found
 
 
-def _of_labels(labels: object, names: Mapping[str, str]) -> tuple[str, ...]:
-    """The labels as a caption: ids such as /m/09x0r by their names, where these are known, and names as they are."""
-    if isinstance(labels, str):
-        labels = labels.split(",") if labels.lstrip().startswith("/") else [labels]
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        return ()
-    known = [names.get(label.strip()) if label.strip().startswith("/") else label for label in labels]
-    return joined_labels(known)
+def _labels(value: object) -> list[str]:
+    """The labels of a record: a list, ids with commas between them, or the one that stands there; else none."""
+    if isinstance(value, str):
+        return value.split(",") if value.lstrip().startswith("/") else [value]
+    return value if isinstance(value, list) and all(isinstance(label, str) for label in value) else []

@@ -7,13 +7,16 @@ A cache has a folder for each feature:
                                             a shard of its entries, whole or not there
 
 A feature of sound has `crops` entries a record, one beside the other, of excerpts that are spread evenly over it; one
-of text has one entry a record. Entry: 1, eight bytes of the caption's digest (zeros where it is not made from it), the
-arrays of the fields one after the other; or 0 and why the record cannot be read.
+of text has one entry a record, which holds what was made of each of its captions. Entry: eight bytes, of which the
+first is 1, and the second 1 where the excerpt has the record's transcription; then for each caption eight bytes of its
+digest (zeros where the feature is not made from it) and the arrays of the fields one after the other. Or 0 and why the
+record cannot be read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -28,13 +31,12 @@ import ml_dtypes  # noqa: F401  makes bfloat16 known to NumPy
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
-from audioldm2_jax.data.draw import Draw
-from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+from audioldm2_jax.data.example import Derived, Example, Source, UnreadableRecord
 
 FILE = "cache.json"
 _SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
 _WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
-_DIGEST = 8  # bytes
+_HEAD, _DIGEST = 8, 8  # bytes; with them arrays begin where memory is read fast
 _ADVICE = (
     "Make room, or choose another place with --config.data.cache=FOLDER; the same command goes on with what was made"
 )
@@ -57,6 +59,18 @@ class Field(NamedTuple):
     def size(self) -> int:
         """Bytes."""
         return np.dtype(self.dtype).itemsize * int(np.prod(self.shape))
+
+
+class Entry(NamedTuple):
+    """What the cache holds of an excerpt, or of one caption of a record.
+
+    Attributes:
+        arrays: by field; views of what was read, which cannot be written to.
+        transcribed: whether what is said in the record, where that is known, is said in the excerpt.
+    """
+
+    arrays: dict[str, np.ndarray]
+    transcribed: bool
 
 
 class _Whole(NamedTuple):
@@ -155,15 +169,27 @@ class Feature:
         """What writes a shard."""
         return ShardWriter(self.shards[shard], len(self.entries_of(shard)), _ADVICE)
 
-    def pack(self, arrays: Sequence[np.ndarray], text: str | None) -> bytes:
-        """Returns the entry of a record's arrays, in the order of the fields."""
-        for field, array in zip(self.fields, arrays, strict=True):
-            if array.shape != field.shape or array.dtype != np.dtype(field.dtype):
-                raise ValueError(f"{field.name} is {array.dtype} {array.shape}, not {field.dtype} {field.shape}")
-        return b"".join((b"\1", self._digest(text), *(np.ascontiguousarray(array).tobytes() for array in arrays)))
+    def pack(
+        self, rows: Sequence[Sequence[np.ndarray]], texts: Sequence[str | None], transcribed: bool = False
+    ) -> bytes:
+        """Returns an entry.
 
-    def read(self, entry: int, text: str | None) -> dict[str, np.ndarray]:
-        """Returns the arrays of an entry by field.
+        Args:
+            rows: for each caption, or once for an excerpt, the arrays in the order of the fields.
+            texts: these captions; of an excerpt what it has.
+            transcribed: see `Entry`.
+        """
+        packed = [bytes((1, transcribed)).ljust(_HEAD, b"\0")]
+        for arrays, text in zip(rows, texts, strict=True):
+            packed.append(self._digest(text))
+            for field, array in zip(self.fields, arrays, strict=True):
+                if array.shape != field.shape or array.dtype != np.dtype(field.dtype):
+                    raise ValueError(f"{field.name} is {array.dtype} {array.shape}, not {field.dtype} {field.shape}")
+                packed.append(np.ascontiguousarray(array).tobytes())
+        return b"".join(packed)
+
+    def read(self, entry: int, text: str | None) -> Entry:
+        """Returns what an entry holds, of its captions that of `text`.
 
         Raises:
             UnreadableRecord: the record could not be read when the cache was made.
@@ -181,16 +207,18 @@ class Feature:
             ) from error
         if packed[:1] == b"\0":
             raise UnreadableRecord(packed[1:].decode("utf-8", "replace"))
-        if len(packed) != 1 + _DIGEST + sum(field.size for field in self.fields):
+        stride, digest = _DIGEST + sum(field.size for field in self.fields), self._digest(text)
+        if len(packed) <= _HEAD or (len(packed) - _HEAD) % stride:
             raise CacheError(f"{self.folder} is damaged: its entry {entry} has {len(packed)} bytes. {self.anew}")
-        if packed[1 : 1 + _DIGEST] != self._digest(text):
+        rows = range(_HEAD, len(packed), stride)
+        position = next((row + _DIGEST for row in rows if packed.startswith(digest, row)), None)
+        if position is None:
             raise CacheError(f"{self.folder} was made from other captions: {text!r} is new. {self.anew}")
-        found, position = {}, 1 + _DIGEST
+        found = {}
         for field in self.fields:
-            flat = np.frombuffer(packed, np.dtype(field.dtype), int(np.prod(field.shape)), position)
-            found[field.name] = flat.reshape(field.shape)
+            found[field.name] = np.ndarray(field.shape, field.dtype, packed, position)
             position += field.size
-        return found
+        return Entry(found, bool(packed[1]))
 
     @property
     def anew(self) -> str:
@@ -220,7 +248,7 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
         OSError: it cannot be written.
     """
     feature = Feature(folder, fields, entries, of_text)
-    wanted = json.loads(json.dumps({"version": 1, "fields": fields, "entries": entries, "made_from": made_from}))
+    wanted = json.loads(json.dumps({"version": 2, "fields": fields, "entries": entries, "made_from": made_from}))
     path = folder / FILE
     for left in folder.glob(".*.partial"):  # by a run that was killed: a shard's may have gigabytes
         with contextlib.suppress(OSError):  # another host is faster
@@ -289,51 +317,62 @@ class Excerpts:
         record, crop = divmod(int(self.numbers[place]), self.crops)
         try:
             if self.of_text:
-                return Example(np.zeros(0, np.float32), self.source.text(record))
+                captions = self.source.captions(record)
+                return Example(np.zeros(0, np.float32), next(iter(captions), None), captions=captions)
             return self.source.excerpt(record, self.samples, (crop + 0.5) / self.crops)
         except UnreadableRecord as error:
             return str(error)
 
 
-class Cached(Source):
+class Cached(Derived):
     """The records of a source as what the cache holds of them: captions and features, no sound.
 
-    Of a record with several crops, an excerpt is the one that its position falls on.
+    Of a record with several crops, an excerpt is the one that its position falls on; the features of text come with
+    the caption (`with_caption`).
     """
 
     def __init__(self, source: Source, features: Sequence[Feature], crops: int):
         """Args:
-        source: that the cache was made of; its captions and transcriptions are read.
+        source: that the cache was made of; its captions and transcriptions are read, and how it draws is kept.
         features: complete ones.
         crops: entries a record, of features of sound.
         """
-        self.source, self.features, self.crops = source, tuple(features), crops
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def draw(self, number: int, seed: int) -> int:
-        return self.source.draw(number, seed)
-
-    def another(self, index: int, draw: Draw) -> int:
-        return self.source.another(index, draw)
+        super().__init__(source)
+        self.features, self.crops = tuple(features), crops
 
     def __getitem__(self, index: int) -> Example:
-        return self.excerpt(index, 0, 0.0)
+        return self.with_caption(self.excerpt(index, 0, 0.0), index, 0.0)
 
-    def text(self, index: int) -> str | None:
-        return self.source.text(index)
-
-    def transcription(self, index: int) -> str | None:
-        return self.source.transcription(index)
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        """See `Source.restricted`; the features stay."""
+        found = self.source.restricted(fields)
+        return None if found is None else Cached(found, self.features, self.crops)
 
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; `samples` was settled when the cache was made."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in the cache")
-        text, crop = self.source.text(index), int(position * self.crops)
-        entries = (
-            feature.read(index if feature.of_text else index * self.crops + crop, text) for feature in self.features
+        number = index * self.crops + int(position * self.crops)
+        entries = [feature.read(number, None) for feature in self.features if not feature.of_text]
+        captions = self.source.captions(index)
+        return Example(
+            np.zeros(0, np.float32),
+            next(iter(captions), None),
+            features=_merged(entries),
+            transcription=self.source.transcription(index) if all(entry.transcribed for entry in entries) else None,
+            captions=captions,
         )
-        found = dict(itertools.chain.from_iterable(entry.items() for entry in entries))
-        return Example(np.zeros(0, np.float32), text, features=found, transcription=self.source.transcription(index))
+
+    def with_caption(self, example: Example, index: int, position: float) -> Example:
+        """See `Source.with_caption`; with the features of that caption.
+
+        Raises:
+            UnreadableRecord: the captions could not be read when the cache was made.
+        """
+        chosen = super().with_caption(example, index, position)
+        entries = [feature.read(index, chosen.text) for feature in self.features if feature.of_text]
+        return dataclasses.replace(chosen, features={**example.features, **_merged(entries)})
+
+
+def _merged(entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    return {field: array for entry in entries for field, array in entry.arrays.items()}

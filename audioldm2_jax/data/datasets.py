@@ -170,6 +170,11 @@ class Dataset(Source):
         record, _ = self._record(index)
         return _text(record[self._said]) if self._said else None
 
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        """See `Source.restricted`; what the set's features say, as all of the sound would be read for the texts."""
+        there = {"captioned": self.text_feature, "transcribed": self._said}
+        return self if any(there[field] for field in fields) else None
+
     def _record(self, index: int) -> tuple[dict, str]:
         """A record, and what messages call it."""
         number = int(self._numbers[index])

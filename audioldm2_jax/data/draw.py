@@ -8,8 +8,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from grain.experimental import index_shuffle
-
 T = TypeVar("T")
 
 
@@ -61,6 +59,8 @@ def permuted(position: int, size: int, *key: int | str) -> int:
     """Where `position` comes to lie in the permutation of 0..size-1 that `key` names; of many, computed, not stored."""
     if size <= _FEW:
         return _shuffled(size, *key)[position]
+    from grain.experimental import index_shuffle  # not before: it imports JAX, which a process that reads does without
+
     return index_shuffle(position, max_index=size - 1, seed=digest(*key) % 2**32, rounds=4)
 
 

@@ -76,6 +76,30 @@ class Source:
         """What is said in a record; a source whose examples have a transcription overrides this."""
         return None
 
+    def with_caption(self, example: Example, index: int, position: float) -> Example:
+        """An excerpt of record `index` with one of its captions; `position` in [0, 1) says which."""
+        if len(example.captions) < 2:
+            return example
+        return dataclasses.replace(example, text=example.captions[int(position * len(example.captions))])
+
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        """The same records under the same numbers, of which only those are drawn that have something to learn from.
+
+        A stage that learns nothing from the others wants them in no slot of its batches. It looks through all records;
+        a source that knows the answer otherwise overrides this.
+
+        Args:
+            fields: "captioned", "transcribed" or both, as in the batch (data/encoders.py): what a record has to have,
+                of several at least one.
+
+        Returns:
+            the source itself where all records have it; None where none has.
+        """
+        found = _having(self, fields)
+        if len(found) == len(self):
+            return self
+        return Restricted(self, fields) if len(found) else None
+
     def draw(self, number: int, seed: int) -> int:
         """Which record is the `number`th of a run: every epoch is a permutation of its own."""
         epoch, position = divmod(number, len(self))
@@ -131,11 +155,61 @@ class Source:
         )
 
 
-class First(Source):
+class Derived(Source):
+    """A source that is another one but for what a subclass changes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def excerpt(self, index: int, samples: int, position: float) -> Example:
+        return self.source.excerpt(index, samples, position)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def original(self, index: int) -> Original:
+        return self.source.original(index)
+
+    def text(self, index: int) -> str | None:
+        return self.source.text(index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.source.captions(index)
+
+    def transcription(self, index: int) -> str | None:
+        return self.source.transcription(index)
+
+    def with_caption(self, example: Example, index: int, position: float) -> Example:
+        return self.source.with_caption(example, index, position)
+
+    def draw(self, number: int, seed: int) -> int:
+        return self.source.draw(number, seed)
+
+    def another(self, index: int, draw: Draw) -> int:
+        return self.source.another(index, draw)
+
+    def listing(self) -> Any:
+        return self.source.listing()
+
+    def follow(self, listing: Any) -> str:
+        return self.source.follow(listing)
+
+    def digests(self, records: int) -> dict[str, str]:
+        return self.source.digests(records)
+
+
+class First(Derived):
     """The first records of a source."""
 
     def __init__(self, source: Source, records: int) -> None:
-        self.source, self.records = source, records
+        super().__init__(source)
+        self.records = records
 
     def __len__(self) -> int:
         return self.records
@@ -155,8 +229,15 @@ class First(Source):
     def transcription(self, index: int) -> str | None:
         return self.source.transcription(self._checked(index))
 
-    def listing(self) -> Any:
-        return self.source.listing()
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        found = self.source.restricted(fields)  # which may know without looking
+        return found and (self if found is self.source else super().restricted(fields))
+
+    def draw(self, number: int, seed: int) -> int:
+        return Source.draw(self, number, seed)
+
+    def another(self, index: int, draw: Draw) -> int:
+        return Source.another(self, index, draw)
 
     def digests(self, records: int) -> dict[str, str]:
         return self.source.digests(min(records, self.records))
@@ -165,3 +246,55 @@ class First(Source):
         if not 0 <= index < self.records:
             raise IndexError(f"record {index} of {self.records}")
         return index
+
+
+class Restricted(Derived):
+    """A source of which only those records are drawn that have something; see `Source.restricted`.
+
+    Raises:
+        ValueError: none has it.
+    """
+
+    def __init__(self, source: Source, fields: tuple[str, ...]) -> None:
+        super().__init__(source)
+        self.fields, self.drawn = fields, _having(source, fields)
+        if not len(self.drawn):
+            raise ValueError(f"none of the {len(source)} records is {' or '.join(fields)}")
+
+    def draw(self, number: int, seed: int) -> int:
+        """See `Source.draw`: every epoch is a permutation of those that are drawn."""
+        epoch, position = divmod(number, len(self.drawn))
+        return int(self.drawn[permuted(position, len(self.drawn), seed, "epoch", epoch)])
+
+    def another(self, index: int, draw: Draw) -> int:
+        """See `Source.another`; one that is drawn."""
+        return int(self.drawn[draw.below(len(self.drawn))])
+
+    def first(self, records: int) -> Source:
+        """See `Source.first`."""
+        return self if records >= len(self) else Restricted(self.source.first(records), self.fields)
+
+    def follow(self, listing: Any) -> str:
+        """See `Source.follow`."""
+        difference = self.source.follow(listing)
+        self.drawn = _having(self.source, self.fields)
+        return difference
+
+
+def has(source: Source, fields: tuple[str, ...], index: int) -> bool:
+    """Whether a record has one of `fields`; see `Source.restricted`."""
+    read = {"captioned": source.captions, "transcribed": source.transcription}
+    return any(read[field](index) for field in fields)
+
+
+def _having(source: Source, fields: tuple[str, ...]) -> np.ndarray:
+    """The numbers of the records that have one of `fields`; one whose texts cannot be read counts: it is told when
+    drawn."""
+
+    def one(index: int) -> bool:
+        try:
+            return has(source, fields, index)
+        except UnreadableRecord:
+            return True
+
+    return np.flatnonzero(np.fromiter(map(one, range(len(source))), np.bool_, len(source)))

@@ -26,7 +26,8 @@ class Mixture(Source):
     def __init__(self, parts: Sequence[Source], weights: Sequence[Fraction]) -> None:
         """Args:
         parts: the sources.
-        weights: of each, positive; only their ratios matter.
+        weights: of each, not negative, and one of them positive; only their ratios matter. Of a source with the
+            weight 0 nothing is drawn.
         """
         self.parts, self.weights = tuple(parts), tuple(weights)
         self._begins = [0, *itertools.accumulate(map(len, self.parts))]
@@ -58,6 +59,20 @@ class Mixture(Source):
         """See `Source.transcription`."""
         part, own = self._find(index)
         return part.transcription(own)
+
+    def with_caption(self, example: Example, index: int, position: float) -> Example:
+        """See `Source.with_caption`."""
+        part, own = self._find(index)
+        return part.with_caption(example, own, position)
+
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        """See `Source.restricted`; a source of which nothing is left has no share, the others keep their ratios."""
+        parts = [part.restricted(fields) for part in self.parts]
+        if all(one is other for one, other in zip(parts, self.parts)):
+            return self
+        weights = [Fraction(0) if part is None else weight for part, weight in zip(parts, self.weights)]
+        drawn = [other if one is None else one for one, other in zip(parts, self.parts)]
+        return Mixture(drawn, weights) if any(weights) else None
 
     def draw(self, number: int, seed: int) -> int:
         """See `Source.draw`."""
@@ -117,7 +132,7 @@ def _shares(weights: Sequence[Fraction]) -> list[int]:
     block = math.lcm(*(share.denominator for share in exact))
     if block <= _BLOCK:
         return [int(share * block) for share in exact]
-    return [max(round(share * _BLOCK), 1) for share in exact]
+    return [max(round(share * _BLOCK), 1) if share else 0 for share in exact]
 
 
 def parse(named: str) -> list[tuple[str, Fraction]]:

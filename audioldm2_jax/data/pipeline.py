@@ -10,7 +10,6 @@ threads, nor on where the run was started. Records are drawn without repetition 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -67,22 +66,17 @@ class ExampleIndex:
             UnreadableRecord: 20 records in a row could not be read.
         """
         number = step * self.batch_size + slot
-        position = Draw(self.seed, "crop", number).random()
+        position, caption = (Draw(self.seed, use, number).random() for use in ("crop", "caption"))
         index = self.source.draw(number, self.seed)
         for attempt in range(_ATTEMPTS):
             try:
-                made = self._encode(self._with_a_caption(self.source.excerpt(index, self.samples, position), number))
+                excerpt = self.source.excerpt(index, self.samples, position)
+                made = self._encode(self.source.with_caption(excerpt, index, caption))
                 return made | {"replaced": np.int32(attempt)}
             except UnreadableRecord as error:
                 reason = error
                 index = self.source.another(index, Draw(self.seed, "again", number, attempt))
         raise UnreadableRecord(f"{_ATTEMPTS} records drawn one after the other cannot be read; the last: {reason}")
-
-    def _with_a_caption(self, example: Example, number: int) -> Example:
-        """The example with one of its captions, drawn anew for every example."""
-        if len(example.captions) < 2:
-            return example
-        return dataclasses.replace(example, text=Draw(self.seed, "caption", number).pick(example.captions))
 
     def _encode(self, example: Example) -> dict[str, np.ndarray]:
         return {field: array for encoder in self.encoders for field, array in encoder(example).items()}

@@ -22,7 +22,7 @@ import numpy as np
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts
-from audioldm2_jax.data.records import Records, file_digests
+from audioldm2_jax.data.records import Records, file_digests, split_names
 from audioldm2_jax.data.shards import PLACES
 from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, shown
 
@@ -112,8 +112,8 @@ class Prepared(Records):
 
         return stored._replace(blocks=blocks)
 
-    def _recording(self, name: str) -> str:
-        return self._pieces.get(name, name)
+    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
+        return split_names(names, split, heldout_share, lambda name: self._pieces.get(name, name))
 
     def _record(self, index: int) -> dict:
         try:

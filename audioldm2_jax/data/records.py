@@ -75,13 +75,13 @@ class Records(Source):
         if skipped:
             message = "%s: %d of %d %s cannot be read and are skipped%s"
             logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
-        self.names = split_names(list(found), split, heldout_share, self._recording)
+        self.names = self._of_split(list(found), split, heldout_share)
         self._places = [found[name][0] for name in self.names]
         self._texts = [found[name][1] for name in self.names]
 
-    def _recording(self, name: str) -> str:
-        """The recording of which a record is a piece, by name: that decides its split."""
-        return name
+    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
+        """Those of the names that are of a split; a source that is given its splits overrides this."""
+        return split_names(names, split, heldout_share)
 
     def _sound(self, index: int) -> Path | bytes:
         """The sound file of a record: where it lies, or its content.

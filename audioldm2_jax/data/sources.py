@@ -31,6 +31,8 @@ _KINDS = """data.source is one of
                          *.parquet or *.arrow, audio data sets of Hugging Face
                          *.tar, WebDataset
                          dataset_root.json, as AudioLDM's authors have their data
+                         AudioCaps, MusicCaps, AudioSet, WavCaps, Clotho, FMA, LJSpeech, LibriTTS or GigaSpeech as
+                         their authors publish them (docs/data.md)
   /FILE                one such file
 or several of these with their weights: builtin:music,2;/FOLDER,1"""
 

@@ -45,6 +45,18 @@ class ClipEncoder:
         """Mel frames, and bands, to a latent."""
         return 2 ** (len(self.components["vae"].config["block_out_channels"]) - 1)
 
+    @property
+    def window(self) -> float:
+        """Seconds that AudioMAE takes of a clip; 0 without it."""
+        if "audiomae" not in self.components:
+            return 0.0
+        return self._fbank.frames * self._fbank.hop_length / self._fbank.sampling_rate
+
+    @property
+    def _fbank(self) -> FbankSettings:
+        frames, bands = self.components["audiomae"].config["img_size"]
+        return FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
+
     def latents(self, waveform: np.ndarray, frames: int) -> np.ndarray:
         """Scaled latents [1, frames, frequencies, channels] of a clip [samples]: their mean, without noise.
 
@@ -76,15 +88,13 @@ class ClipEncoder:
                 f"checkpoint, or the authors' file of this model, with {command_line('convert')}."
             )
         audiomae = self.components["audiomae"]
-        frames, bands = audiomae.config["img_size"]
+        settings, window = self._fbank, self.window
         patch = audiomae.module.patch_size
-        pooling = pooling_of(tokens, frames // patch, bands // patch)
-        settings = FbankSettings(sampling_rate=16000, n_mels=bands, frames=frames)
-        window = frames * settings.hop_length / settings.sampling_rate  # seconds that AudioMAE takes
+        pooling = pooling_of(tokens, settings.frames // patch, settings.n_mels // patch)
         whole = _clip(waveform, round(window * self.sampling_rate))
         network = jax.device_put(audiomae.network)
         loa = _loa(network, whole[None], sampling_rate=self.sampling_rate, settings=settings, pooling=pooling)
-        steps = frames // patch // pooling
+        steps = settings.frames // patch // pooling
         within = min(steps, int(min(seconds, window) / window * steps + 1e-6))
         return np.asarray(loa[:, : within * (loa.shape[1] // steps)]) if within else None
 

@@ -79,7 +79,7 @@ class UNet(nn.Module):
     out_channels: int
     block_out_channels: Sequence[int]
     layers_per_block: int | Sequence[int]
-    cross_attention_dim: int | Sequence
+    cross_attention_dim: int | Sequence[int | Sequence[int | None] | None]
     attention_head_dim: int | Sequence[int]
     transformer_layers_per_block: int | Sequence[int]
     down_block_types: Sequence[str]

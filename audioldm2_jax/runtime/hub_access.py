@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 _SECONDS = 5  # until the hub counts as out of reach, unless HF_HUB_ETAG_TIMEOUT says otherwise
 
@@ -27,6 +28,12 @@ def hub_reachable() -> bool:
     except Exception:  # whatever the network may raise
         return False
     return True
+
+
+def no_folder(name: str) -> str:
+    """Returns where a folder `name` was looked for and is not, for a message; the hub's ids look like paths."""
+    looked_for = str(Path(name).absolute())
+    return f"{name} does not exist" if looked_for == name else f"{name} is no folder here ({looked_for} does not exist)"
 
 
 def out_of_reach(name: str) -> str:

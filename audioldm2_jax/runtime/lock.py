@@ -90,18 +90,28 @@ class RunLock:
             "token": self.token,
         }
         partial = self.path.with_name(f".{FILE}.{self.token}")
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        try:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        except OSError:  # a full disk
+            partial.unlink(missing_ok=True)
+            raise
         try:
             os.link(partial, self.path)  # whole or not at all, also over NFS
             return True
         except FileExistsError:
             return False
         except OSError:  # a file system without links
-            with contextlib.suppress(FileExistsError):
-                with open(self.path, "x", encoding="utf-8") as file:
-                    file.write(partial.read_text(encoding="utf-8"))
-                return True
-            return False
+            try:
+                file = open(self.path, "x", encoding="utf-8")
+            except FileExistsError:
+                return False
+            try:
+                with file:
+                    file.write(json.dumps(content, indent=1))
+            except OSError:  # half a lock would keep this run out, too
+                self.path.unlink(missing_ok=True)
+                raise
+            return True
         finally:
             partial.unlink(missing_ok=True)
 

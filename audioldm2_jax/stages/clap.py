@@ -28,6 +28,10 @@ class ClapStage(Stage):
         return ("waveform", "clap_ids", "clap_mask", "captioned")
 
     @classmethod
+    def learns_from(cls, config):
+        return ("captioned",)
+
+    @classmethod
     def makes(cls, config):
         return ("text_encoder",)
 

@@ -1,19 +1,21 @@
 """Makes the cache of a stage's features (data/cache.py), on all hosts, and opens it.
 
 Where `data.cache` names a folder, or is "auto" and that pays, what frozen networks make of the data is computed once
-and read by every stage that asks for it. Every host makes its own share of the shards with its own devices. What was
-made stays when a run is stopped; two stages that need the same at the same time begin at different shards, and each
-leaves out what it finds.
+and read by every stage that asks for it. A mixture has a cache for each of its sources, CACHE/SOURCE/FEATURE, so that
+other weights or a further source leave what there is. Every host makes its own share of the shards with its own
+devices. What was made stays when a run is stopped; two stages that need the same at the same time begin at different
+shards, and each leaves out what it finds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,24 +24,23 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.data import cache, encoders, sources, text
+from audioldm2_jax.conditioning.conditions import text_kinds
+from audioldm2_jax.data import cache, sources, text
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source
-from audioldm2_jax.models.network import Network
+from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import shown
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage
+from audioldm2_jax.training.feature_maker import FeatureMaker
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress
 
-_BATCH = 16  # clips a device
 _DAY = 24 * 3600.0  # seconds that a host waits for others that are slower
 _LATE = 600.0  # seconds until this host sees what another one wrote
 _INTERVAL = 20.0  # seconds between two lines of progress
@@ -76,7 +77,8 @@ def folder(config: ConfigDict, name: str) -> Path | None:
         for other in STAGES
         if STAGES[other].reads_features(config)
     )
-    held = min(config.data.cache_records or config.data.examples, config.data.examples)
+    records = config.data.examples * len(sources.names(config.data.source))
+    held = min(config.data.cache_records or records, records)
     pays = _embedded(config) and drawn > held
     return Path(config.run_dir) / "cache" if pays else None
 
@@ -112,27 +114,82 @@ def open_cache(
     root = folder(config, name)
     if root is None:
         return None
-    data = config.data
-    whole, source = source, source.first(data.cache_records or len(source))
-    records = len(source)
     wanted = [features.get(feature) for feature in dict.fromkeys(STAGES[name].reads_features(config))]
-    maker = _Maker(config, wanted, components, available)
-    opened = []
+    maker = FeatureMaker(config, wanted, components, available)
+    made_by = _made_by(config, name, wanted)
+    kept = source.first(config.data.cache_records or len(source))
+    cached = []
+    for part in _parts(config, root, source, kept):
+        opened = _open_features(config, part, wanted, maker, made_by)
+        for of_text in (False, True):
+            chosen = [pair for pair in zip(wanted, opened) if pair[0].of_text == of_text]
+            if chosen:
+                _complete(_Work(config, name, maker, *zip(*chosen), part, progress), should_stop)
+        cached.append(cache.Cached(part.source, opened, config.data.cache_crops))
+    with_features = [maker.with_features(wanted, batch) for batch in heldout()]
+    whole = Mixture(cached, kept.weights) if isinstance(kept, Mixture) else cached[0]
+    return FeatureCache(whole, maker.of_empty_text(wanted), with_features)
+
+
+class _Part(NamedTuple):
+    """A source of the data.
+
+    Attributes:
+        number: among the sources.
+        name: as `data.source` has it.
+        whole: the source.
+        source: what of it is cached.
+        folder: of its features.
+    """
+
+    number: int
+    name: str
+    whole: Source
+    source: Source
+    folder: Path
+
+
+def _parts(config: ConfigDict, root: Path, whole: Source, kept: Source) -> list[_Part]:
+    """Returns the sources of the data; of several, each has a folder of its own, which is called as the source."""
+    named = [name for name, _ in sources.names(config.data.source)]
+    if not isinstance(kept, Mixture):
+        return [_Part(0, named[0], whole, kept, root)]
+    folders: dict[str, None] = {}
+    for name in named:
+        last = re.sub(r"[^\w.-]+", "-", Path(name).name.rpartition(":")[2]).strip(".") or "source"
+        numbered = (last, *(f"{last}-{number}" for number in range(2, len(named) + 1)))
+        folders[next(folder for folder in numbered if folder not in folders)] = None
+    parts = zip(named, whole.parts, kept.parts, folders, strict=True)
+    return [_Part(number, *three, root / folder) for number, (*three, folder) in enumerate(parts)]
+
+
+def _made_by(config: ConfigDict, name: str, wanted: Sequence[features.Feature]) -> list[dict[str, Any]]:
+    """Returns what decides each feature beside the data."""
     origins = lineage.inputs(config, name)
-    digests = hosts.broadcast(source.digests(records) if hosts.is_first() else None, "digests of recordings")
-    of_data = _source(config, whole, named=not digests)  # files are known by what they hold, wherever they lie
-    for feature, fields in zip(wanted, maker.fields(wanted)):
-        entries = records if feature.of_text else records * data.cache_crops
-        made_from = _made_from(config, feature, lineage.digest(origins[feature.component].place, feature.component))
+    return [_made_from(config, one, lineage.digest(origins[one.component].place, one.component)) for one in wanted]
+
+
+def _open_features(
+    config: ConfigDict,
+    part: _Part,
+    wanted: Sequence[features.Feature],
+    maker: FeatureMaker,
+    made_by: Sequence[Mapping[str, Any]],
+) -> list[cache.Feature]:
+    """Opens or begins the features of a source. Called by all hosts.
+
+    Raises:
+        CacheError, OSError: see `cache.open_feature`.
+    """
+    records, crops, opened = len(part.source), config.data.cache_crops, []
+    digests = hosts.broadcast(part.source.digests(records) if hosts.is_first() else None, "digests of recordings")
+    of_data = _source(config, part, named=not digests)  # files are known by what they hold, wherever they lie
+    for feature, fields, made_from in zip(wanted, maker.fields(wanted), made_by):
+        entries = records if feature.of_text else records * crops
         of_sound = {"recordings": digests} if digests and not feature.of_text else {}
-        made_from |= {"source": of_data | of_sound, "records": records, "crops": data.cache_crops}
-        opened.append(cache.open_feature(root / feature.name, fields, entries, feature.of_text, made_from))
-    for of_text in (False, True):
-        chosen = [pair for pair in zip(wanted, opened) if pair[0].of_text == of_text]
-        if chosen:
-            _complete(_Work(config, name, maker, *zip(*chosen), source, progress), should_stop)
-    with_features = [_with_features(maker, wanted, batch) for batch in heldout()]
-    return FeatureCache(cache.Cached(source, opened, data.cache_crops), _of_empty_text(maker, wanted), with_features)
+        everything = {**made_from, "source": of_data | of_sound, "records": records, "crops": crops}
+        opened.append(cache.open_feature(part.folder / feature.name, fields, entries, feature.of_text, everything))
+    return opened
 
 
 def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> dict[str, Any]:
@@ -140,7 +197,7 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     made = {feature.component: digest, "dtype": config.dtype}
     if feature.of_text:  # named as its tokenizer is
         made["length"] = config.text[f"{feature.name}_length"]
-        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folder_of(feature.name))
+        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folders(text_kinds(config))[feature.name])
     else:
         made |= {"seconds": config.audio.seconds, "sampling_rate": config.audio.sampling_rate}
     for section in feature.reads:
@@ -151,112 +208,16 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     return made
 
 
-def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
+def _source(config: ConfigDict, part: _Part, named: bool) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
-    listing = shown(json.dumps(source.listing(), ensure_ascii=False)).encode()  # a name may not be UTF-8
-    known = {"heldout_share": config.data.heldout_share, "length": len(source)}
+    listing = shown(json.dumps(part.whole.listing(), ensure_ascii=False)).encode()  # a name may not be UTF-8
+    known = {"heldout_share": config.data.heldout_share, "length": len(part.whole)}
     known["audio_feature"] = config.data.audio_feature
     if named:
-        known["name"] = config.data.source
-    if any(name.startswith("builtin:") for name, _ in sources.names(config.data.source)):
+        known["name"] = part.name
+    if part.name.startswith("builtin:"):
         known["seed"] = config.seed
     return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
-
-
-class _Maker:
-    """Computes features of excerpts, in batches, on the devices of this host."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        wanted: Sequence[features.Feature],
-        components: Mapping[str, Component],
-        available: Sequence[Encoder],
-    ):
-        self._components, self._ends = components, FrontEnds(config.audio)
-        self._encoders = {feature.name: encoders.select(available, sorted(feature.inputs)) for feature in wanted}
-        self.samples = round(config.audio.seconds * config.audio.sampling_rate)
-        mesh = Mesh(np.array(jax.local_devices()), ("data",))
-        self.batch = _BATCH * mesh.devices.size
-        self._split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-        self._variables = {
-            part: jax.device_put(components[part].variables, whole)
-            for part in dict.fromkeys(feature.component for feature in wanted)
-        }
-        self._make = jax.jit(self._arrays, static_argnums=0)
-
-    def __call__(self, wanted: Sequence[features.Feature], read: Sequence[Example]) -> list[list[np.ndarray]]:
-        """Returns the arrays [excerpts, ...] of each feature in `wanted`, of at most `batch` excerpts."""
-        return self._of_part(wanted, self._encode(wanted, read))
-
-    def of_batch(self, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
-        """Returns the arrays [excerpts, ...] of each feature in `wanted`, of however many excerpts."""
-        inputs = {field: batch[field] for feature in wanted for field in feature.inputs}
-        size = len(next(iter(inputs.values())))
-        parts = [
-            self._of_part(wanted, {field: array[begin : begin + self.batch] for field, array in inputs.items()})
-            for begin in range(0, size, self.batch)
-        ]
-        return [[np.concatenate(several) for several in zip(*arrays)] for arrays in zip(*parts)]
-
-    def fields(self, wanted: Sequence[features.Feature]) -> list[list[cache.Field]]:
-        """Returns the fields of each feature."""
-        silence = Example(np.zeros(self.samples, np.float32), None)
-        shapes = jax.eval_shape(
-            functools.partial(self._arrays, tuple(wanted)), self._variables, self._encode(wanted, [silence])
-        )
-        return [
-            [cache.Field(name, array.dtype.name, array.shape[1:]) for name, array in zip(feature.fields, arrays)]
-            for feature, arrays in zip(wanted, shapes)
-        ]
-
-    def _encode(self, wanted: Sequence[features.Feature], read: Sequence[Example]) -> dict[str, np.ndarray]:
-        """Returns the batch that features are made from."""
-        used = dict.fromkeys(encoder for feature in wanted for encoder in self._encoders[feature.name])
-        rows = [{k: v for encoder in used for k, v in encoder(example).items()} for example in read]
-        return {field: np.stack([row[field] for row in rows]) for field in rows[0]}
-
-    def _of_part(self, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]) -> list[list[np.ndarray]]:
-        """Returns the arrays of at most `batch` excerpts; computed is always a whole batch, the last one repeated."""
-        size = len(next(iter(batch.values())))
-        rows = np.minimum(np.arange(self.batch), size - 1)
-        placed = jax.device_put({field: array[rows] for field, array in batch.items()}, self._split)
-        made = jax.device_get(self._make(tuple(wanted), self._variables, placed))
-        return [[array[:size] for array in arrays] for arrays in made]
-
-    def _arrays(
-        self, wanted: Sequence[features.Feature], variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
-    ) -> tuple[tuple[jax.Array, ...], ...]:
-        return tuple(
-            tuple(
-                feature.make(
-                    self._ends,
-                    Network(self._components[feature.component].module, variables[feature.component]),
-                    batch,
-                )
-            )
-            for feature in wanted
-        )
-
-
-def _of_empty_text(maker: _Maker, wanted: Sequence[features.Feature]) -> dict[str, np.ndarray]:
-    """Returns the features of the empty caption, [1, ...] by field."""
-    of_text = [feature for feature in wanted if feature.of_text]
-    made = maker(of_text, [Example(np.zeros(0, np.float32), None)]) if of_text else []
-    return {name: array for feature, arrays in zip(of_text, made) for name, array in zip(feature.fields, arrays)}
-
-
-def _with_features(
-    maker: _Maker, wanted: Sequence[features.Feature], batch: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the batch with its features."""
-    found = dict(batch)
-    for of_text in (False, True):  # as the cache is made: so that it is the same program
-        chosen = [feature for feature in wanted if feature.of_text == of_text]
-        if chosen:
-            arrays = zip(chosen, maker.of_batch(chosen, batch))
-            found |= {field: array for feature, made in arrays for field, array in zip(feature.fields, made)}
-    return found
 
 
 def _complete(work: _Work, should_stop: Callable[[], int]) -> None:
@@ -265,7 +226,9 @@ def _complete(work: _Work, should_stop: Callable[[], int]) -> None:
     Raises:
         Stopped, CacheError: see `open_cache`.
     """
-    shards = range(jax.process_index(), len(work.opened[0].shards), jax.process_count())
+    # Of small sources, each of one shard, every host makes some.
+    begin = (jax.process_index() - work.part.number) % jax.process_count()
+    shards = range(begin, len(work.opened[0].shards), jax.process_count())
     # Stages at work side by side begin at different places and meet.
     offset = [*STAGES].index(work.name) * len(shards) // len(STAGES)
     stop = max(hosts.gather(work.make([*shards[offset:], *shards[:offset]], should_stop), "cache", _DAY))
@@ -288,14 +251,14 @@ class _Work:
         self,
         config: ConfigDict,
         name: str,
-        maker: _Maker,
+        maker: FeatureMaker,
         wanted: Sequence[features.Feature],
         opened: Sequence[cache.Feature],
-        source: Source,
+        part: _Part,
         progress: Progress,
     ):
         self.config, self.name, self.maker, self.wanted, self.opened = config, name, maker, wanted, opened
-        self.source, self.progress = source, progress
+        self.part, self.progress = part, progress
 
     def make(self, shards: Sequence[int], should_stop: Callable[[], int]) -> int:
         """Makes those of the shards that are missing; returns the signal that asked to stop, 0 without one."""
@@ -339,14 +302,36 @@ class _Work:
         """Yields, a batch of excerpts at a time, the entries of each feature."""
         data, of_text = self.config.data, self.wanted[0].of_text
         numbers = self.opened[0].entries_of(shard)
-        excerpts = cache.Excerpts(self.source, 1 if of_text else data.cache_crops, self.maker.samples, numbers, of_text)
+        excerpts = cache.Excerpts(
+            self.part.source, 1 if of_text else data.cache_crops, self.maker.samples, numbers, of_text
+        )
         threads = max(data.threads, 1) * max(data.workers, 1)
         stream = iter(grain.MapDataset.source(excerpts).to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
         while read := list(itertools.islice(stream, self.maker.batch)):
-            good = [excerpt for excerpt in read if isinstance(excerpt, Example)]
-            made = self.maker(self.wanted, good) if good else [[] for _ in self.wanted]
-            rows = [
-                iter([feature.pack(row, excerpt.text) for *row, excerpt in zip(*arrays, good)])
-                for feature, arrays in zip(self.opened, made)
-            ]
-            yield [[cache.unreadable(e) if isinstance(e, str) else next(row) for e in read] for row in rows]
+            yield [*zip(*map(self._packed, read, self._made(read)))]
+
+    def _made(self, read: Sequence[Example | str]) -> Iterator[list[list[list[np.ndarray]]]]:
+        """Yields what is made of each excerpt, [feature][caption][field]; without text there is one caption."""
+        captions = [_captions(one) if self.wanted[0].of_text else [one] for one in read if isinstance(one, Example)]
+        flat, rows = list(itertools.chain.from_iterable(captions)), [[] for _ in self.wanted]
+        for begin in range(0, len(flat), self.maker.batch):
+            made = self.maker(self.wanted, flat[begin : begin + self.maker.batch])
+            for found, arrays in zip(rows, made):
+                found += zip(*arrays)
+        several = [iter(found) for found in rows]
+        counts = iter(map(len, captions))
+        for one in read:
+            count = next(counts) if isinstance(one, Example) else 0
+            yield [list(itertools.islice(found, count)) for found in several]
+
+    def _packed(self, read: Example | str, made: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[bytes]:
+        """Returns the entry of an excerpt for each feature."""
+        if isinstance(read, str):
+            return [cache.unreadable(read) for _ in self.opened]
+        texts = [one.text for one in _captions(read)] if self.wanted[0].of_text else [None]
+        return [feature.pack(rows, texts, read.transcription is not None) for feature, rows in zip(self.opened, made)]
+
+
+def _captions(read: Example) -> list[Example]:
+    """Returns a record as often as it has captions, each time with another one; once where it has none."""
+    return [dataclasses.replace(read, text=caption) for caption in read.captions] or [read]

@@ -1,7 +1,7 @@
 """A whole run: the recipe's stages in dependency order, the run folder, and the model folder at its end.
 
 run_dir/
-  tokenizer/ tokenizer_2/       as in the model folder
+  tokenizer/ tokenizer_2/ …     as in the model folder
   stages/STAGE/config.json      the settings that the stage was begun with
   stages/STAGE/lineage.json     the components and tokenizers that it was begun with; a copy is in result/
   stages/STAGE/checkpoints/     for resuming
@@ -14,10 +14,9 @@ run_dir/
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +24,23 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.conditioning.conditions import second_kind
-from audioldm2_jax.data import encoders, pipeline, sources, text
-from audioldm2_jax.data.encoders import Encoder
-from audioldm2_jax.data.example import Source
+from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.components import recipe_parts
+from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds
+from audioldm2_jax.data import sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.evaluation import heldout_loss, samples
+from audioldm2_jax.evaluation import samples
+from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
+from audioldm2_jax.training.stage_data import StageData
 
 #: Field of the batch → what stages that read it learn from, how that is found in a source, and its name in metadata.
 _LEARNT_FROM = {
@@ -105,7 +106,8 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     Raises:
         RunError: it belongs to another recipe, holds results of different generations, and what `make_folder` raises.
     """
-    root, chosen = make_folder(config), plan(config)
+    make_folder(config)
+    chosen = plan(config)
     _check_inputs(config, [name for name in chosen if not finished(config, name)])
     for name in STAGES:
         stage_settings.check(config, name)
@@ -113,8 +115,9 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
-        hosts.wait_for_file(root / text.SECOND_FOLDER, "tokenizers written")
+        hosts.wait_for_file(_tokenizer_folders(config)[-1], "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
+    _check_hub(config, [name for name in chosen if not finished(config, name)])
     hosts.wait_for_hosts("run folder checked")
     if hosts.is_first():
         lineage.adopt(config, say)
@@ -133,21 +136,51 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
         for part in {*stage.needs(config), *stage.continues(config), *stage.makes(config)}:
             place = config.init_from[part]
-            if place.startswith(("/", ".", "~")) and not local_path(place, f"--config.init_from.{part}").exists():
-                raise RunError(f"--config.init_from.{part}={place}: there is no such folder; {name} starts from it")
+            key = f"--config.init_from.{part}"
+            if place and not hub.is_id(place.strip()) and not local_path(place, key).exists():
+                raise RunError(f"{key}: {no_folder(place)}; {name} starts from it")
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
         _check_cache(config, name)
-    source = None
-    for field, (what, found, key) in _LEARNT_FROM.items():
-        learning = [name for name in names if field in STAGES[name].reads_fields(config)]
-        source = source or (sources.open_source(config, "train") if learning else None)
-        if learning and not found(source):
+    _check_words(config, names)
+
+
+def _check_words(config: ConfigDict, names: list[str]) -> None:
+    """Looks whether the data has what stages learn from: of several kinds of texts one is enough.
+
+    Raises:
+        RunError: it has none.
+    """
+    learning: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        fields = tuple(field for field in _LEARNT_FROM if field in STAGES[name].reads_fields(config))
+        if fields:
+            learning.setdefault(fields, []).append(name)
+    source = sources.open_source(config, "train") if learning else None
+    for fields, stages in learning.items():
+        texts, finders, keys = zip(*(_LEARNT_FROM[field] for field in fields))
+        if not any(find(source) for find in finders):
             raise RunError(
-                f"{', '.join(learning)} learn from {what}, and of the {len(source)} records of {config.data.source} "
-                f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with "
-                "--config.stages="
+                f"{', '.join(stages)} learn from {' or '.join(texts)}, and of the {len(source)} records of "
+                f"{config.data.source} none has one: write them into a metadata.jsonl as {' or '.join(keys)}, or leave "
+                "these stages out with --config.stages="
             )
+
+
+def _check_hub(config: ConfigDict, names: list[str]) -> None:
+    """Looks whether the repositories on the hub that stages start from are there, of each for its config.json.
+
+    Raises:
+        RunError: one is not; so is a path that looks like a hub id, and that nothing has.
+    """
+    for name in names:
+        for part, source in lineage.inputs(config, name).items():
+            if source.place != config.init_from[part] or local_path(source.place, source.origin).exists():
+                continue
+            try:
+                model_folder.locate_config(source.place, part)
+            except model_folder.FolderError as error:
+                raise RunError(f"--config.init_from.{part}: {error} {name} starts from it") from error
 
 
 def _check_cache(config: ConfigDict, name: str) -> None:
@@ -165,19 +198,24 @@ def _check_cache(config: ConfigDict, name: str) -> None:
         raise RunError(f"--config.data.cache={config.data.cache}: {there} is {fault}; name a folder, auto or off")
 
 
+def _tokenizer_folders(config: ConfigDict) -> list[Path]:
+    """Returns where the run's tokenizers lie; the last one is there once all are."""
+    return [Path(config.run_dir) / name for name in text.folders(text_kinds(config)).values()]
+
+
 def write_tokenizers(config: ConfigDict) -> None:
-    """Writes the run's tokenizers, both or none, unless they are there."""
-    root = Path(config.run_dir)
-    if (root / text.SECOND_FOLDER).is_dir():
+    """Writes the run's tokenizers, all or none, unless they are there."""
+    root, folders = Path(config.run_dir), _tokenizer_folders(config)
+    if folders[-1].is_dir():
         return
     partial = root / ".tokenizers.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"), second_kind(config))
-    text.check_tables(tokenizers, **word_tables(config, {}))
+    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"), text_kinds(config))
+    text.check_tables(tokenizers, word_tables(config, {}))
     tokenizers.save(partial)
-    for name in (text.CLAP_FOLDER, text.SECOND_FOLDER):  # the last is the one that is looked for
-        shutil.rmtree(root / name, ignore_errors=True)
-        os.replace(partial / name, root / name)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial / folder.name, folder)
     partial.rmdir()
 
 
@@ -215,37 +253,23 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
 
 
 def _load_tokenizers(config: ConfigDict) -> text.Tokenizers:
-    kind = second_kind(config)
-    return text.load_tokenizers(config.run_dir, config.text.clap_length, config.text[f"{kind}_length"], kind)
+    return text.load_tokenizers(config.run_dir, {kind: config.text[f"{kind}_length"] for kind in text_kinds(config)})
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
-    """Returns the rows of the text encoders' tables of words; None where only weights that are not read yet know.
+    """Returns the rows of the text encoders' tables of words, by what they read; None where only weights that are not
+    read yet know.
 
     Args:
         components: those that are read already.
     """
     found: dict[str, int | None] = {}
-    for name, part, section in (
-        ("clap_rows", "text_encoder", config.models.text_encoder.text_config),
-        ("second_rows", "text_encoder_2", config.models.text_encoder_2),
-    ):
+    others = ((kind, part, config.models[part]) for part, kind in text_encoders(config).items())
+    for kind, part, section in (("clap", "text_encoder", config.models.text_encoder.text_config), *others):
         known = components[part].config if part in components else {}
         of_weights = (known.get("text_config") or known).get("vocab_size")
-        found[name] = of_weights if known else None if config.init_from[part] else section.vocab_size
+        found[kind] = of_weights if known else None if config.init_from[part] else section.vocab_size
     return found
-
-
-def open_source(config: ConfigDict, split: str) -> Source:
-    """Opens the data, with the records that process 0 found. Called by all hosts.
-
-    A file that one host alone cannot read would otherwise give that host, silently, another order of all of its data.
-    """
-    source = sources.open_source(config, split)
-    listing = hosts.broadcast(source.listing() if hosts.is_first() else None, f"records of {split}")
-    if not hosts.is_first() and (difference := source.follow(listing)):
-        logging.warning("process %d follows process 0 in what can be read. %s", jax.process_index(), difference)
-    return source
 
 
 def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> float:
@@ -254,58 +278,64 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     Raises:
         RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
     """
-    where, tokenizers = stage_folder(config, name), None
-    if STAGES[name].text_kinds(config):
-        tokenizers = _load_tokenizers(config)
-    clip_samples = round(config.audio.seconds * config.audio.sampling_rate)
-    available = encoders.recipe_encoders(clip_samples, tokenizers)
-    components = load_components(config, name)
-    if tokenizers:
-        text.check_tables(tokenizers, **word_tables(config, components))
+    where = stage_folder(config, name)
+    components, tokenizers = _load(config, name)
     if lineage.begun(config, name):
         lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
     hosts.wait_for_file(where, f"{name} begun")
-    source = open_source(config, "train")
-
-    def batches(split: str, source: Source, wanted: Sequence[Encoder]) -> Callable[..., Iterator]:
-        return lambda batch_size, step=0: pipeline.batches(
-            source,
-            wanted,
-            batch_size=batch_size,
-            samples=clip_samples,
-            seed=config.seed,
-            start_step=step,
-            host_index=jax.process_index(),
-            host_count=jax.process_count(),
-            workers=config.data.workers if split == "train" else 0,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-        )
-
-    heldout = batches("heldout", open_source(config, "heldout"), available)
-    held = partial(heldout_loss.read, config.train[name], heldout)
-    cached = feature_cache.open_cache(config, name, components, source, available, progress, should_stop, held)
-    empty_text = encoders.empty_text(available) | (cached.empty_text if cached else {})
-    stage = STAGES[name](stage_settings.part(config, name), components, empty_text)
+    data = StageData(config, name, components, tokenizers, progress, should_stop)
+    stage = STAGES[name](stage_settings.part(config, name), components, data.empty_text)
     mesh = sharding.make_mesh(config.mesh)
-    evaluators = (
-        HeldoutLoss(stage, (lambda: cached.heldout) if cached else held, mesh),
-        Samples(stage, partial(heldout, samples.clips(mesh)), mesh, where / "samples", progress.say),
-    )
-    if cached:
-        of_example, of_cache = stage.cached_fields()
-        wanted = (*encoders.select(available, of_example), encoders.Features(of_cache))
-        training = batches("train", cached.source, wanted)
-    else:
-        training = batches("train", source, encoders.select(available, stage.batch_fields))
-    train_batches = partial(training, stage.hparams.batch_size)
-    trained = loop.train(stage, mesh, train_batches, where, progress, should_stop, evaluators)
+    evaluators: list[Evaluator] = [
+        Samples(stage, partial(data.heldout, samples.clips(mesh)), mesh, where / "samples", progress.say)
+    ]
+    if data.has_heldout:
+        evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
+    trained = loop.train(stage, mesh, partial(data.train, stage), where, progress, should_stop, evaluators)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
     return trained.data_wait
+
+
+def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[Path]:
+    """Makes what is missing of the caches that the chosen stages train from, and trains nothing. Called by all hosts.
+
+    Each host makes its share of the shards; what is there stays, so that the same call goes on after an interruption.
+
+    Args:
+        config: a recipe, resolved; read are `stages`, and the networks from the run folder or `init_from`.
+
+    Returns:
+        the folders, without those of stages that train from sound.
+
+    Raises:
+        RunError: none of the stages reads a cache, or one lacks a network; the message says what to do.
+        CacheError, Stopped, OSError: see `feature_cache.open_cache`.
+    """
+    folders = {name: folder for name in plan(config) if (folder := feature_cache.folder(config, name))}
+    if not folders:
+        raise RunError(
+            f"--config.stages={config.stages} with --config.data.cache={config.data.cache}: no stage trains from a "
+            "cache; name its folder with --config.data.cache=FOLDER, and of the stages "
+            f"{', '.join(name for name, stage in STAGES.items() if stage.reads_features(config))}"
+        )
+    prepare(config, progress.say)
+    for name in folders:
+        components, tokenizers = _load(config, name)
+        StageData(config, name, components, tokenizers, progress, should_stop)
+    return list(dict.fromkeys(folders.values()))
+
+
+def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Component], text.Tokenizers | None]:
+    """Reads what stage `name` starts from: its components, and the tokenizers where it reads text."""
+    tokenizers = _load_tokenizers(config) if STAGES[name].text_kinds(config) else None
+    components = load_components(config, name)
+    if tokenizers:
+        text.check_tables(tokenizers, word_tables(config, components))
+    return components, tokenizers
 
 
 def is_published(config: ConfigDict) -> bool:
@@ -329,7 +359,7 @@ def is_published(config: ConfigDict) -> bool:
 def _sources(config: ConfigDict) -> dict[str, str | Path]:
     """Returns where each network of the model comes from: the last stage that made it, or `init_from`; "": nowhere."""
     sources: dict[str, str | Path] = {}
-    for part in model_folder.PARTS:
+    for part in recipe_parts(config):
         makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     return sources
@@ -343,7 +373,7 @@ def publish(config: ConfigDict) -> Path | None:
     Raises:
         RunError: results do not fit together; what was published before stays.
     """
-    root, target = Path(config.run_dir), Path(config.run_dir) / "model"
+    target = Path(config.run_dir) / "model"
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
     sources = _sources(config)
@@ -354,8 +384,8 @@ def publish(config: ConfigDict) -> Path | None:
         raise RunError(lineage.explain(config, found))
     for part, source in sources.items():
         model_folder.copy_component(source, target, part)
-    for part in ("tokenizer", "tokenizer_2"):
-        model_folder.copy_part(root / part, target, part)
+    for folder in _tokenizer_folders(config):
+        model_folder.copy_part(folder, target, folder.name)
     model_folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
     model_folder.write_feature_extractor(target, **config.audio.clap)
     model_folder.write_index(target)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,57 @@ def test_paths_as_people_type_them(model, clip, command, tmp_path, monkeypatch):
 def test_a_sound_file_that_cannot_be_read_is_named(command, tmp_path):
     (tmp_path / "a.flac").write_bytes(b"fLaC and nothing else")
     assert "a.flac cannot be read as sound" in command("-t", "drums", "-f", tmp_path / "a.flac")
+
+
+@pytest.fixture(scope="module")
+def hours(tmp_path_factory):
+    """Two files: noise of four seconds, and a file of four hours that begins with it."""
+    folder = tmp_path_factory.mktemp("hours")
+    short, long, samples = folder / "short.wav", folder / "long.wav", 4 * 3600 * RATE
+    files.write(short, 0.1 * np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32), RATE)
+    content = bytearray(short.read_bytes())
+    content[4:8], content[40:44] = (2 * samples + 36).to_bytes(4, "little"), (2 * samples).to_bytes(4, "little")
+    with long.open("wb") as file:
+        file.write(content)
+        file.truncate(44 + 2 * samples)
+    assert files.length(long, RATE) == samples
+    return short, long
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        ("", 2.28),  # what AudioMAE takes, and a second
+        ("-dur 1", 2.28),
+        ("--until 2.5", 3.5),
+        ("--until inf", 2.28),
+        ("--mode continuation --until 1.5", 2.5),
+        ("--mode transfer -dur 0.5", 2.28),
+        ("--mode sr_inpainting -dur 1.5", 2.5),
+        ("--mode sr_inpainting -dur 1 --span 0.5 inf", 2.28),
+        ("--mode sr_inpainting -dur 1 --span 0.5 2.9", 3.9),
+    ],
+)
+def test_of_a_file_of_hours_no_more_is_decoded_than_is_looked_at(hours, arguments, seconds):
+    pipeline = SimpleNamespace(sampling_rate=RATE, own_length=0.64, clip_encoder=SimpleNamespace(window=1.28))
+    short, long = (
+        generate.given_clip(generate.flags().parse_args(f"--model m -f {file} {arguments}".split()), pipeline)
+        for file in hours
+    )
+    assert len(long.audio) == pytest.approx(seconds * RATE, abs=2) and type(long) is type(short)
+    np.testing.assert_array_equal(long.audio, short.audio)
+    if "sr_inpainting" in arguments and "--span" not in arguments:
+        assert long.span == pytest.approx((0.6, 0.9))  # of what is made, not of the file
+
+
+@pytest.mark.parametrize("mode", ["transfer", "sr_inpainting"])
+def test_hours_are_not_made_without_being_asked_for(hours, mode):
+    pipeline = SimpleNamespace(sampling_rate=RATE, own_length=0.64, clip_encoder=SimpleNamespace(window=0.0))
+    options = generate.flags().parse_args(["--model", "m", "-f", str(hours[1]), "--mode", mode])
+    with pytest.raises(ValueError, match=r"long\.wav has 14400 s, and as many would be made: say how many"):
+        generate.given_clip(options, pipeline)
+    options.file_path = str(hours[0])
+    assert generate.given_clip(options, pipeline).seconds == 4
 
 
 def test_a_full_disk_names_the_file(command, tmp_path, monkeypatch):

@@ -665,7 +665,7 @@ def test_a_file_of_records_alone(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = everything(tmp_path / "mine.json")
     assert found == {"mine/a.wav": (), f"mine/{tmp_path}/a.wav": ("x", "y")}
-    assert "1 records have no caption and labels without names" in caplog.text
+    assert "1 labels have no name and are left out, each with how often it stands there: /m/09x0r (1)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import smallest
 import toys
 from toys import Line, config
 
-from audioldm2_jax.evaluation.base import Snapshot
+from audioldm2_jax.evaluation import base
+from audioldm2_jax.evaluation.base import Snapshot, of_few_runs
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss, read
 from audioldm2_jax.rngs import heldout_rngs
+from audioldm2_jax.runtime import sharding
 
 
 def heldout(seed=1000):
@@ -113,3 +115,11 @@ def loss_with_dropout(rate):
 
 def test_nothing_is_dropped_out(compiled_once):
     assert loss_with_dropout(0.5) == loss_with_dropout(0.0)
+
+
+def test_options_of_programs_that_run_seldom():
+    """XLA's options come and go with its versions; one that it does not know must not end a training."""
+    options = of_few_runs(sharding.make_mesh(smallest.get_config().mesh))
+    assert options["xla_backend_optimization_level"] == 0 and all(base._known(name) for name in list(options)[1:])
+    assert float(jax.jit(lambda x: x + 1, compiler_options=options)(1.0)) == 2
+    assert not base._known("xla_cpu_no_such_option")

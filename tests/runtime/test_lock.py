@@ -122,3 +122,22 @@ def test_losing_the_lock_is_told(tmp_path):
         path = of_another_machine(tmp_path)
         assert lost.wait(5)
     assert json.loads(path.read_text())["token"] == "theirs"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_full_disk_leaves_nothing_in_the_run_folder(tmp_path, links):
+    """A limit on the size of files, which a lock is beyond: the system's own error, of a process of its own."""
+    code = (
+        "import os, resource, signal, sys, pathlib; from audioldm2_jax.runtime.lock import RunLock\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "def no_links(*_): resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)); raise OSError(95, 'no links')\n"
+        "if sys.argv[2] == 'True': resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))\n"
+        "else: os.link = no_links\n"
+        "try: RunLock(pathlib.Path(sys.argv[1])).__enter__()\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), str(links)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "File too large\n", done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -13,35 +13,35 @@ from smallest import SAMPLES, Said, components, get_config
 
 from audioldm2_jax.audio.files import write
 from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.data import cache, sources
-from audioldm2_jax.data.example import UnreadableRecord
+from audioldm2_jax.data import cache, encoders, sources
+from audioldm2_jax.data.example import Derived, UnreadableRecord
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, run, stage_settings
+from audioldm2_jax.training import feature_cache, feature_maker, run, stage_data, stage_settings
 from audioldm2_jax.training.loop import Stopped
 
 RECORDS, UNREADABLE = 6, 3  # of the seven one is held out
-WORDS = ("a slow piano", "two drums", "a violin in a minor key", "", "bells", "a loud flute", "wind")
+# One has no caption, another one three.
+WORDS = (
+    "a slow piano",
+    "two drums",
+    "a violin in a minor key",
+    "",
+    ["bells", "a bell", "ding"],
+    "a loud flute",
+    "wind",
+)
 
 
-class Broken:
+class Broken(Derived):
     """A source of which a record cannot be read when its turn comes."""
 
-    def __init__(self, source):
-        self._source = source
-
-    def __getattr__(self, name):
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
     def first(self, records):
-        return Broken(self._source.first(records))
+        return Broken(self.source.first(records))
 
     def excerpt(self, index, samples, position):
         if index == UNREADABLE:
             raise UnreadableRecord("the third is broken")
-        return self._source.excerpt(index, samples, position)
+        return self.source.excerpt(index, samples, position)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,15 @@ def recordings(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def without_captions(tmp_path_factory):
+    """A folder of clips that have none."""
+    folder, rng = tmp_path_factory.mktemp("quiet"), np.random.default_rng(2)
+    for number in range(5):
+        write(folder / f"{number}.wav", 0.1 * rng.standard_normal(SAMPLES).astype(np.float32), 16000)
+    return folder
+
+
 @pytest.fixture
 def config(tmp_path, parts, recordings, monkeypatch):
     config = get_config()
@@ -77,17 +86,17 @@ def config(tmp_path, parts, recordings, monkeypatch):
         stage.update(heldout_every=0, save_every=0)
     config.data.cache = str(tmp_path / "cache")
     config.train.diffusion.text = "captions"
-    opened = sources.open_source
-    monkeypatch.setattr(sources, "open_source", lambda config, split: Broken(opened(config, "train")))
+    opened = sources._open
+    monkeypatch.setattr(sources, "_open", lambda config, split, name: Broken(opened(config, "train", name)))
     return config
 
 
 def opened(config, name="language_model", said=None, should_stop=lambda: 0):
     """The cache of a stage, as `run.train_stage` opens it."""
-    source = run.open_source(config, "train")
+    source = stage_data.open_source(config, "train")
     run.prepare(config)
-    tokenizers = run.text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
-    available = run.encoders.recipe_encoders(SAMPLES, tokenizers)
+    tokenizers = run._load_tokenizers(config)
+    available = encoders.recipe_encoders(SAMPLES, tokenizers)
     parts = run.load_components(config, name)
     return feature_cache.open_cache(config, name, parts, source, available, said or Said(), should_stop)
 
@@ -100,24 +109,27 @@ def losses(config, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "train_t5"),
+    ("name", "train_t5", "mixed"),
     [
-        ("diffusion", False),
-        ("language_model", False),
-        ("language_model", True),
-        pytest.param("joint", True, marks=pytest.mark.slow),
+        ("diffusion", False, False),
+        ("language_model", False, True),
+        pytest.param("language_model", True, False, marks=pytest.mark.slow),
+        pytest.param("joint", True, True, marks=pytest.mark.slow),
     ],
 )
-def test_training_from_the_cache_is_training_from_sound(config, tmp_path, name, train_t5):
-    """The same examples, one that cannot be read among them, and guidance dropout of half of the captions; the same
-    loss on held-out data."""
+def test_training_from_the_cache_is_training_from_sound(config, without_captions, tmp_path, name, train_t5, mixed):
+    """The same examples, one that cannot be read among them, one with a caption of several, and guidance dropout of
+    half of the captions; the same loss on held-out data. Mixed, most of the sound has no caption."""
+    if mixed:
+        config.data.source = f"{config.data.source},0.3;{without_captions},0.7"
     config.train[name].update(guidance_dropout=0.5, steps=3, heldout_every=3, heldout_clips=3)
     config.loa.training_poolings = (2,)  # one executable
     if name != "diffusion":
         config.train[name].train_text_encoder_2 = train_t5
     cached = losses(config, name)
-    made = {path.name for path in (tmp_path / "cache").iterdir()}
-    assert made == set(STAGES[name].reads_features(config))
+    made = {path.parent.relative_to(tmp_path / "cache").as_posix() for path in (tmp_path / "cache").rglob(cache.FILE)}
+    folders = [f"{Path(part).name}/" for part, _ in sources.names(config.data.source)] if mixed else [""]
+    assert made == {f"{folder}{one}" for folder in folders for one in STAGES[name].reads_features(config)}
     config.data.cache, config.run_dir = "off", str(tmp_path / "sound")
     sound = losses(config, name)
     assert [line.keys() for line in cached] == [line.keys() for line in sound]
@@ -151,14 +163,14 @@ def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, mo
 
 def test_memory_holds_a_batch_of_entries(config, monkeypatch):
     """What is computed goes to the files before the next batch is computed, of a shard that has several batches."""
-    monkeypatch.setattr(feature_cache, "_BATCH", 1)
+    monkeypatch.setattr(feature_maker, "_BATCH", 1)
     held, most, packed, opened_writer = 0, 0, cache.Feature.pack, cache.array_record_module.ArrayRecordWriter
 
-    def pack(feature, arrays, text):
+    def pack(feature, *row):
         nonlocal held, most
         held += 1
         most = max(most, held)
-        return packed(feature, arrays, text)
+        return packed(feature, *row)
 
     class Writer:
         def __init__(self, *args):
@@ -188,10 +200,29 @@ def test_crops_are_spread_over_a_recording(config, recordings, tmp_path):
     found = opened(config).source
     first, second = (found.excerpt(1, SAMPLES, position).features for position in (0.49, 0.51))
     assert not np.allclose(first["loa_2"], second["loa_2"])
-    np.testing.assert_array_equal(first["clap_embedding"], second["clap_embedding"])
     config.data.update(cache_crops=1, cache=str(tmp_path / "other"))
     middle = opened(config).source.excerpt(1, SAMPLES, 0.9).features["loa_2"]
     assert not np.allclose(first["loa_2"], middle) and not np.allclose(second["loa_2"], middle)
+
+
+def test_a_mixture_has_a_cache_of_each_source(config, recordings, without_captions, tmp_path):
+    """Other weights and further sources leave what there is; a source that changed is told alone."""
+    one, other, said = str(recordings), tmp_path / "more" / recordings.name, Said()
+    shutil.copytree(without_captions, other)
+    config.data.source = f"{one},0.3;{other},0.7"
+    opened(config)
+    names = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert names == {recordings.name, f"{recordings.name}-2"}
+    config.data.source = f"{one},5;{other},1;{without_captions},2"
+    found = opened(config, said=said).source
+    assert [len(part) for part in found.parts] == [RECORDS, 4, 4] and found.weights == (5, 1, 2)
+    (told,) = {line.split(" in ")[1] for line in said.lines if "caching" in line}
+    assert told == str(tmp_path / "cache" / without_captions.name)
+    learnt = found.restricted(("captioned",))
+    assert {learnt.text(learnt.draw(number, 0)) is None for number in range(20)} == {False}
+    write(other / "1.wav", 0.2 * np.ones(SAMPLES, np.float32), 16000)
+    with pytest.raises(cache.CacheError, match=rf"{recordings.name}-2/loa_2 is of something else: source.recordings.1"):
+        opened(config)
 
 
 def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
@@ -256,7 +287,7 @@ def test_a_recording_may_have_a_name_that_is_not_utf8(config, recordings, tmp_pa
 
 def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
     found = opened(config).source
-    found.source.text = lambda index: "another caption"
+    found.source.captions = lambda index: ("another caption",)
     with pytest.raises(cache.CacheError, match=r"made from other captions: 'another caption' is new"):
         found[0]
     (shard,) = (tmp_path / "cache/clap").glob("*.array_record")
@@ -273,7 +304,7 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
     feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False)
-    entry = feature.pack([np.ones(3, np.float32)], None)
+    entry = feature.pack([[np.ones(3, np.float32)]], [None])
     with pytest.raises(cache.CacheError, match=r"cannot write .*gone.*--config.data.cache=FOLDER"):
         with feature.writer(0) as shard:
             shard.write(entry)
@@ -289,7 +320,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
         shard.write(entry)
         shard.write(entry)
     assert [*feature.folder.iterdir()] == feature.shards
-    np.testing.assert_array_equal(feature.read(1, None)["x"], np.ones(3, np.float32))
+    np.testing.assert_array_equal(feature.read(1, None).arrays["x"], np.ones(3, np.float32))
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
@@ -310,12 +341,35 @@ def test_where_a_cache_pays():
     config.train.diffusion.steps = 100
     assert folder(config, "diffusion") == folder(config, "joint") == Path("/runs/one/cache")
     assert folder(config, "vae") is None
+    config.data.source = "builtin:music;builtin:speech;builtin:audio"  # which have more clips
+    assert folder(config, "diffusion") == Path("/runs/one/cache")
+    config.data.update(examples=100, cache_records=0)
+    assert folder(config, "diffusion") is None
     config.data.source = "/recordings"
     assert folder(config, "diffusion") is None
     config.data.cache = "/cache"
     assert folder(config, "diffusion") == Path("/cache") and folder(config, "clap") is None
     config.data.cache = "off"
     assert folder(config, "diffusion") is None
+
+
+def test_caches_are_made_without_training(config, tmp_path):
+    """By the call that `prepare` has; a second one finds them."""
+    config.stages = "clap,language_model"
+    said = Said()
+    assert run.make_caches(config, said) == [tmp_path / "cache"]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"loa_2", "clap", "t5"}
+    assert not (Path(config.run_dir) / "stages").exists()
+    made = len(said.lines)
+    run.make_caches(config, said)
+    assert len(said.lines) == made
+    config.data.cache = "off"
+    with pytest.raises(run.RunError, match=r"no stage trains from a cache; name its folder with --config.data.cache"):
+        run.make_caches(config, said)
+    config.update(stages="clap")
+    config.data.cache = str(tmp_path / "other")
+    with pytest.raises(run.RunError, match="of the stages diffusion, language_model, joint"):
+        run.make_caches(config, said)
 
 
 def test_a_stage_is_not_mixed_of_both(config):

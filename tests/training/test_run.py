@@ -9,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 from diffusers import AudioLDM2Pipeline
+from hub_cache import cache
+from huggingface_hub import constants
 from smallest import Said, get_config
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio.files import write
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.generation.pipeline import AudioLDM2
+from audioldm2_jax.runtime import hub_access
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import loop, main, run, side_by_side, stage_settings
 from audioldm2_jax.training.run import RunError
@@ -346,8 +349,52 @@ def test_what_later_stages_need_is_looked_for_at_the_start(tmp_path):
     with pytest.raises(RunError, match=r"clap learn from captions, and of the \d records of .* none has one"):
         run.prepare(config)
     config.stages, config.init_from.audiomae = "audiomae,diffusion", str(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"init_from\.audiomae=.*nowhere: there is no such folder"):
+    with pytest.raises(RunError, match=r"init_from\.audiomae: /.*nowhere does not exist; audiomae starts from it"):
         run.prepare(config)
     config.stages = "vae,vae"
     with pytest.raises(RunError, match="names vae twice"):
         run.plan(config)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub_access.hub_reachable.cache_clear()
+    yield tmp_path / "hub"
+    hub_access.hub_reachable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "place, said",
+    [
+        ("models/audio/mae", r"models/audio/mae is no folder here \(/.*/models/audio/mae does not exist\)"),
+        ("models/mae", r"\(/.*/models/mae does not exist\); as the id of a repository on the hub"),
+        ("mae", r"mae is no folder here .* it is not in the hub's cache"),
+        ("./mae", r"no folder here"),
+        ("models/ma\u00eb", r"no folder here"),
+    ],
+)
+def test_a_mistyped_path_to_start_from_is_told_before_the_first_stage(tmp_path, offline, place, said):
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path / "run"), "vae,diffusion"
+    config.init_from.audiomae = place
+    with pytest.raises(RunError, match=rf"^--config\.init_from\.audiomae.*{said}.* diffusion starts from it$"):
+        run.prepare(config)
+
+
+def test_what_stages_start_from_may_lie_on_the_hub(tmp_path, offline):
+    (tmp_path / "mae").mkdir()
+    (tmp_path / "mae/config.json").write_text("{}")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/readme.txt").write_text("no network")
+    for name in ("mae", "words"):
+        cache(offline, f"someone/{name}", tmp_path / name)
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path / "run"), "vae,diffusion"
+    config.init_from.audiomae = "someone/mae"
+    run.prepare(config)
+    config.init_from.audiomae = "someone/words"
+    with pytest.raises(RunError, match=r"init_from\.audiomae: someone/words has no audiomae/config\.json"):
+        run.prepare(config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from audioldm2_jax.data.draw import Draw
-from audioldm2_jax.data.example import Source
+from audioldm2_jax.data.example import Source, has
 
 SPLITS = ("train", "heldout")
 
@@ -41,6 +41,10 @@ class Corpus(Source):
 
     def __len__(self) -> int:
         return self.examples
+
+    def restricted(self, fields: tuple[str, ...]) -> Source | None:
+        """See `Source.restricted`: what one clip has, all have."""
+        return self if has(self, fields, 0) else None
 
     def _draw(self, purpose: str, index: int) -> Draw:
         """The draws of a clip for one purpose."""

@@ -28,6 +28,7 @@ from audioldm2_jax.data import prepared, sources
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare import picture, records, report, workers
 from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, write_file
+from audioldm2_jax.data.public.listed import Listed
 from audioldm2_jax.runtime.lock import FILE as LOCK
 from audioldm2_jax.runtime.lock import RunLock
 from audioldm2_jax.runtime.storage import local_path
@@ -48,7 +49,7 @@ class Options:
     """What is to be prepared, and how.
 
     Attributes:
-        source: as `config.data.source`; no mixture, no embedded corpus.
+        source: as `config.data.source`; no mixture, no embedded corpus, no public data set in its own layout.
         out: the folder of the prepared set.
         sampling_rate: Hz, of the records.
         max_seconds: of a record; longer recordings are cut where they are silent.
@@ -149,7 +150,13 @@ def open_all(options: Options) -> Source:
         audio_feature=options.audio_feature,
         text_feature=options.text_feature,
     )
-    return sources.open_source(config, "heldout")
+    source = sources.open_source(config, "heldout")
+    if isinstance(source, Listed):
+        raise PrepareError(
+            f"--source={options.source} is a public data set, of whose split and parts of files a prepared set would "
+            "know nothing: train from it as it is"
+        )
+    return source
 
 
 def _folder(options: Options) -> Path:
