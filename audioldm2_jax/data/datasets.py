@@ -124,8 +124,8 @@ class Dataset(Source):
         """See `Source.excerpt`; decodes and resamples no more than the excerpt."""
         return self._example(index, samples, position)
 
-    def name(self, index: int) -> str:
-        """See `Source.name`: the number of the record."""
+    def name_of(self, index: int) -> str:
+        """See `Source.name_of`: the number of the record."""
         return str(int(self._numbers[index]))
 
     def original(self, index: int) -> files.Original:
@@ -189,7 +189,7 @@ class Dataset(Source):
 
     def _example(self, index: int, samples: int | None, position: float) -> Example:
         record, where = self._record(index)
-        labels = {"name": self.name(index)}
+        labels = {"name": self.name_of(index)}
         said, length = _text(record[self._said]) if self._said else None, samples
         if said and samples is not None:
             samples += 1  # which tells whether there is more: what is said in a part of a record is not known

@@ -51,7 +51,7 @@ class Source:
     def __getitem__(self, index: int) -> Example:
         raise NotImplementedError
 
-    def name(self, index: int) -> str:
+    def name_of(self, index: int) -> str:
         """What a record is called; no other one of the source has that name."""
         return str(index)
 
@@ -170,8 +170,8 @@ class Derived(Source):
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         return self.source.excerpt(index, samples, position)
 
-    def name(self, index: int) -> str:
-        return self.source.name(index)
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(index)
 
     def original(self, index: int) -> Original:
         return self.source.original(index)

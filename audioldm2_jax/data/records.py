@@ -116,8 +116,8 @@ class Records(Source):
         """See `Source.excerpt`; decodes no more than the excerpt."""
         return self._example(index, samples, position)
 
-    def name(self, index: int) -> str:
-        """See `Source.name`."""
+    def name_of(self, index: int) -> str:
+        """See `Source.name_of`."""
         return self.names[index]
 
     def original(self, index: int) -> files.Original:

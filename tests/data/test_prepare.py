@@ -92,7 +92,7 @@ def opened(source, split="train", share=0.3, rate=RATE, **data):
 
 
 def of_name(source):
-    return {source.name(i): i for i in range(len(source))}
+    return {source.name_of(i): i for i in range(len(source))}
 
 
 def same_files(first, second):
@@ -147,7 +147,7 @@ print([name for name in ("tensorflow", "audioldm2_jax", "jax") if name in sys.mo
     assert len(rows) == len(source) == made[1]["records"] and "tensorflow" not in loaded
     for i, (name, recording, captions, said, samples, rate, peak, start, stated) in enumerate(rows):
         example = source[i]
-        assert os.fsdecode(name) == source.name(i) and name.partition(b"#")[0] == recording
+        assert os.fsdecode(name) == source.name_of(i) and name.partition(b"#")[0] == recording
         assert tuple(text.decode() for text in captions) == example.captions
         assert (said.decode() or None) == example.transcription
         assert (samples, rate, stated) == (len(example.waveform), RATE, RATE)
@@ -390,7 +390,7 @@ class Crashing(Source):
     def __len__(self):
         return 8
 
-    def name(self, index):
+    def name_of(self, index):
         return f"recording {index}"
 
     def captions(self, index):

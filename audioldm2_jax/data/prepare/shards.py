@@ -107,7 +107,7 @@ class ShardMaker:
 
     def _record(self, index: int) -> tuple[dict, Iterable[bytes]]:
         """The row of a record of the source, and the records that it becomes."""
-        name, texts = self.source.name(index), Texts()
+        name, texts = self.source.name_of(index), Texts()
         try:
             texts = Texts(self.source.captions(index), self.source.transcription(index))
             original = self.source.original(index)

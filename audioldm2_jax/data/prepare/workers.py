@@ -95,7 +95,7 @@ class _Worker:
             found = self.ours.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            at = f" while it read {shown(source.name(self._at.value))}" if self._at.value >= 0 else ""
+            at = f" while it read {shown(source.name_of(self._at.value))}" if self._at.value >= 0 else ""
             raise WorkerError(
                 f"a worker process ended by itself{at} (exit code {self.process.exitcode}): where memory ran out, take "
                 "fewer --workers; where that recording crashes the decoder, remove it. What was made stays"
