@@ -34,6 +34,7 @@ _BESIDE = (".txt", ".json")
 _CAPTIONS = ("metadata", "caption", "captions", "annotation", "annotations", "labels", "transcript", "transcripts")
 _TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
 _told: set[tuple[str, ...]] = set()  # files that this process has said it does not read
+_ABSENT = ("refuse", "skip")
 
 
 class Folder(Recordings):
@@ -42,19 +43,29 @@ class Folder(Recordings):
     What cannot be read is left out and kept in `skipped`, file → reason: damaged files, formats that are not read,
     links that lead nowhere, folders without permission.
 
+    Args:
+        absent: "refuse": metadata that names files which are not there is an error; "skip": these are left out, too.
+        the rest: as of `Records`.
+
     Raises:
         ValueError: no such folder, no readable recording in it, captions that cannot be parsed or that contradict each
             other, metadata that names files which are not there.
     """
 
-    def __init__(self, path: str | Path, split: str, sampling_rate: int, heldout_share: float) -> None:
+    def __init__(
+        self, path: str | Path, split: str, sampling_rate: int, heldout_share: float, absent: str = "refuse"
+    ) -> None:
+        if absent not in _ABSENT:
+            raise ValueError(f"--config.data.absent={absent}: it has to be one of {', '.join(_ABSENT)}")
         root = local_path(str(path), "--config.data.source")
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise ValueError(f"there is no folder {shown(root)}; data.source must name a folder of recordings ({what})")
         tree = _Tree(root)
         _warn_of_unread(root, tree.unread)
-        super().__init__(root, tree.names, _texts(root, tree), tree.skipped, split, sampling_rate, heldout_share)
+        super().__init__(
+            root, tree.names, _texts(root, tree, absent), tree.skipped, split, sampling_rate, heldout_share
+        )
 
 
 class _Tree:
@@ -157,7 +168,7 @@ def _warn_of_unread(root: Path, unread: list[str]) -> None:
         )
 
 
-def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
+def _texts(root: Path, tree: _Tree, policy: str) -> dict[str, Texts]:
     """What is written about the recordings below `root`, by their names.
 
     Raises:
@@ -165,7 +176,7 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
     """
     found: dict[str, Texts] = {}
     first: dict[str, Path] = {}
-    absent: list[str] = []
+    absent: dict[str, Texts] = {}
     for file, name, texts in (*_in_metadata(tree, absent), *_in_texts(tree)):
         known = found.setdefault(name, texts)
         if texts.captions and known.captions and texts.captions != known.captions:
@@ -178,10 +189,13 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
         found[name] = Texts(known.captions or texts.captions, known.transcription or texts.transcription)
         if any(texts):
             first.setdefault(name, file)
-    if absent:
+    if absent and policy == "refuse":
         raise ValueError(
-            f"{shown(root)}: metadata names {len(absent)} files that are not recordings there{listing_of(absent)}"
+            f"{shown(root)}: metadata names {len(absent)} files that are not recordings there; "
+            f"--config.data.absent=skip leaves them out{listing_of([*absent])}"
         )
+    tree.skipped |= dict(zip(absent, absent))
+    found |= absent
     for name, beside in tree.beside.items():
         for file in (file for file in beside if file.suffix.lower() == ".json"):
             known = found.get(name, Texts())
@@ -191,13 +205,13 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
     return found
 
 
-def _in_metadata(tree: _Tree, absent: list[str]) -> Iterator[tuple[Path, str, Texts]]:
+def _in_metadata(tree: _Tree, absent: dict[str, Texts]) -> Iterator[tuple[Path, str, Texts]]:
     """(file, recording, texts) of all metadata; what it names and is not there goes to `absent`."""
     for file in tree.metadata:
         for written, texts in read_metadata(file).items():
             name = tree.by_file.get(os.path.realpath(_meant(file.parent, written)))
             if name is None:
-                absent.append(f"{shown(file)} names {shown(written)}")
+                absent[f"{shown(file)} names {shown(written)}"] = texts
             else:
                 yield file, name, texts
 
