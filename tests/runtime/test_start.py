@@ -1,6 +1,5 @@
 """What a process does before its first computation: here, that it does not outlive the one that started it."""
 
-import os
 import subprocess
 import sys
 import time
@@ -48,31 +47,3 @@ def test_a_process_ends_with_the_one_that_started_it(late):
     finally:
         parent.kill()
         parent.stdout.close()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
-def test_stages_side_by_side_end_with_the_run(tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    flags = ["--config.side_by_side=2", "--config.stages=audiomae,vae", f"--config.run_dir={tmp_path / 'run'}"]
-    flags += [f"--config.train.{stage}.steps=100000" for stage in ("audiomae", "vae")]
-    run = subprocess.Popen(
-        [sys.executable, "launch/train.py", "--config=tests/smallest.py", *flags],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for line in run.stdout:
-            if "step" in line:  # one of them is at work
-                break
-        children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-        trainers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-        assert trainers and all(map(alive, trainers))
-        run.kill()
-        run.wait()
-        assert all(gone(pid, 30) for pid in trainers)
-    finally:
-        run.kill()
-        run.stdout.close()
