@@ -9,10 +9,13 @@ SPEECH = [
     "unidecode>=1.3",
 ]
 
+# What measures recordings.
+PREPARE = ["librosa>=0.10.2"]
+
 # What benchmarks/instruments.py and speech.py hear with. CREPE (torchcrepe) is left out: it wants torchaudio, which not
 # every PyTorch has.
 EVALUATE = [
-    "librosa>=0.10.2",
+    *PREPARE,
     "onnx>=1.16",
     "onnxruntime>=1.18",
     "pocketsphinx>=5.0",
@@ -68,6 +71,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "k8s": ["jax[k8s]"],
         "speech": SPEECH,
+        "prepare": PREPARE,
         "evaluate": EVALUATE,  # what benchmarks/ judge a model with
         # The twins and the reference implementations that tests and benchmarks compare with.
         "test": [

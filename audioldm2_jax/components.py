@@ -21,7 +21,7 @@ from audioldm2_jax.checkpoints import buffers, config_json
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
-from audioldm2_jax.conditioning.conditions import second_kind, second_width
+from audioldm2_jax.conditioning.conditions import speaks, text_encoders, text_width
 from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
 from audioldm2_jax.models.clap import Clap, ClapText, ClapTextTower
@@ -40,6 +40,10 @@ NOT_IN_CONFIG = {"dtype", "remat", "parent", "name"}
 LOA_TOKENS = 8
 """How many tokens the language model writes where its config.json has no `max_new_tokens` (diffusers'
 default)."""
+
+
+UNIFIED_PROJECTION = "AudioLDM2UnifiedProjectionModel"
+"""The class in config.json of a projection model that joins three texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +135,32 @@ def _clap_inputs(clap: Clap) -> tuple:
     frames = audio["spec_size"] * audio["spec_size"] // audio["num_mel_bins"]
     return (*_ids(), jnp.zeros((1, frames, audio["num_mel_bins"])))
 
+
+_VITS = ComponentSpec(
+    VitsTextEncoder,
+    "transformers",
+    "VitsModel",
+    lambda encoder: _ids(),
+    NAMES["vits"],
+    model_type="vits",
+    to_config=buffers.vits_config,
+    required={"hidden_act": "relu"},
+    defaults={
+        "vocab_size": 38,
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "window_size": 4,
+        "use_bias": True,
+        "ffn_dim": 768,
+        "ffn_kernel_size": 3,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "activation_dropout": 0.1,
+        "layer_norm_eps": 1e-5,
+    },
+    buffers=buffers.vits,
+)
 
 SPECS: dict[str, ComponentSpec] = {
     "unet": ComponentSpec(
@@ -327,6 +357,8 @@ SPECS: dict[str, ComponentSpec] = {
         lambda model: (jnp.zeros((1, *model.img_size)), 0.5, jax.random.split(jax.random.key(0), 1)),
         NAMES["audiomae"],
     ),
+    # Of unified models, which diffusers does not have: phonemes beside T5's tokens.
+    "text_encoder_3": _VITS,
 }
 """What the component of each name is where its config.json does not say otherwise."""
 
@@ -372,36 +404,27 @@ OTHER_SPECS: dict[str, tuple[ComponentSpec, ...]] = {
             buffers=buffers.clap_text,
         ),
     ),
-    # Speech: phonemes in the place of T5's tokens.
-    "text_encoder_2": (
+    # Of unified models. No class of diffusers: AudioLDM2ProjectionModel would leave the third sequence out.
+    "projection_model": (
         ComponentSpec(
-            VitsTextEncoder,
-            "transformers",
-            "VitsModel",
-            lambda encoder: _ids(),
-            NAMES["vits"],
-            model_type="vits",
-            to_config=buffers.vits_config,
-            required={"hidden_act": "relu"},
-            defaults={
-                "vocab_size": 38,
-                "hidden_size": 192,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 2,
-                "window_size": 4,
-                "use_bias": True,
-                "ffn_dim": 768,
-                "ffn_kernel_size": 3,
-                "hidden_dropout": 0.1,
-                "attention_dropout": 0.1,
-                "activation_dropout": 0.1,
-                "layer_norm_eps": 1e-5,
-            },
-            buffers=buffers.vits,
+            ProjectionModel,
+            None,
+            UNIFIED_PROJECTION,
+            lambda model: (
+                *SPECS["projection_model"].dummy_inputs(model),
+                jnp.zeros((1, 1, model.text_encoder_2_dim)),
+                jnp.ones((1, 1), jnp.int32),
+            ),
+            NAMES["projection_model"],
         ),
     ),
+    # Speech: phonemes in the place of T5's tokens.
+    "text_encoder_2": (_VITS,),
 }
 """What else it may be."""
+
+
+_NAMING = ("model_type", "_class_name")  # keys of a config that tell which network it is, and no fields of it
 
 
 def spec_of(name: str, config: Config) -> ComponentSpec:
@@ -428,6 +451,11 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
     raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
 
 
+def recipe_parts(config: ConfigDict) -> tuple[str, ...]:
+    """The components of a recipe's model, those that `init_from` knows: not every model has a third text encoder."""
+    return tuple(name for name in SPECS if name in config.init_from)
+
+
 def recipe_spec(config: ConfigDict, name: str) -> ComponentSpec:
     """The spec of component `name` as a recipe has it.
 
@@ -441,14 +469,17 @@ def recipe_fields(config: ConfigDict, name: str) -> dict[str, Any]:
     """The config of component `name` as a recipe has it: its section of `models`, and what follows from others."""
     models, audio = config.models, config.audio
     if name == "projection_model":
-        phonemes = second_kind(config) == "phoneme"
+        phonemes, encoders = speaks(config), text_encoders(config)
+        third = {}
+        if "text_encoder_3" in encoders:
+            third = {"_class_name": UNIFIED_PROJECTION, "text_encoder_2_dim": text_width(config, "text_encoder_3")}
         return {
             "text_encoder_dim": models.text_encoder.projection_dim,
-            "text_encoder_1_dim": second_width(config),
+            "text_encoder_1_dim": text_width(config, "text_encoder_2"),
             "langauge_model_dim": models.language_model.n_embd,
             "use_learned_position_embedding": phonemes or None,
             "max_seq_length": config.text.phoneme_length if phonemes else None,
-        }
+        } | third
     mel = {"model_in_dim": audio.mel.n_mels, "sampling_rate": audio.sampling_rate} if name == "vocoder" else {}
     return models[name].to_dict() | mel
 
@@ -474,5 +505,5 @@ def build_from_recipe(config: ConfigDict, name: str) -> nn.Module:
     network = recipe_spec(config, name).network
     settings = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
     known = {field.name for field in dataclasses.fields(network)}
-    fields = {key: value for key, value in recipe_fields(config, name).items() if key != "model_type"}
+    fields = {key: value for key, value in recipe_fields(config, name).items() if key not in _NAMING}
     return network(**fields, **{key: settings[key] for key in settings if key in known})

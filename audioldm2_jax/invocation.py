@@ -9,7 +9,7 @@ PROGRAM = "audioldm2-jax"
 
 
 def command_line(command: str, arguments: str = "") -> str:
-    """What to type for `command` (train, generate, convert), in the way in which the user has started this program.
+    """What to type for `command` (train, prepare, …), in the way in which the user has started this program.
 
     `python launch/convert.py` where a file of launch/ was started, by the path that was typed; else
     `audioldm2-jax convert`. The processes of stages inherit `sys.argv`, and so say the same.

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import mel
-from audioldm2_jax.conditioning.conditions import second_kind, second_width
+from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds, text_width
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
 from audioldm2_jax.runtime.storage import local_path
 
 _FBANK_RATE = 100  # frames a second
 _DECODER_WINDOW = 4  # patches in time that the windows of AudioMAE's decoder hold
-_AROUND_TEXT = 5  # places of GPT-2's prefix that are not T5's: SOS, CLAP, EOS, SOS and EOS
+_OF_CLAP, _ENDS = 3, 2  # places of GPT-2's prefix: SOS, CLAP and EOS; SOS and EOS of each other text
 _LOA_CONTEXTS = 2  # of a UNet's level: the first of its contexts see the LOA, later ones the text
 
 
@@ -197,7 +197,7 @@ def _tables(config: ConfigDict) -> tuple[tuple[str, str, ConfigDict], ...]:
     models = config.models
     clap = ("text_encoder", "clap_tokenizer", models.text_encoder.text_config)
     t5 = ("text_encoder_2", "t5_tokenizer", models.text_encoder_2)
-    return (clap, t5) if second_kind(config) == "t5" else (clap,)
+    return (clap, t5) if "t5" in text_kinds(config) else (clap,)
 
 
 def _follow_fbank(config: ConfigDict, usual: ConfigDict) -> None:
@@ -394,14 +394,14 @@ def _unet_contexts(config: ConfigDict) -> Iterator[str]:
     models = config.models
     widths = (
         ("models.audiomae.embed_dim", models.audiomae.embed_dim),
-        ("models.text_encoder_2.d_model", second_width(config)),
+        ("models.text_encoder_2.d_model", text_width(config, "text_encoder_2")),
     )
     try:
         levels = contexts_per_level(models.unet.cross_attention_dim, len(models.unet.block_out_channels))
     except ValueError as error:
         yield f"models.unet: {error}"
         return
-    speech = second_kind(config) == "phoneme"
+    speech = "t5" not in text_kinds(config)
     for contexts in levels:
         if speech and len(contexts) > _LOA_CONTEXTS:
             yield (
@@ -427,11 +427,12 @@ def _language(config: ConfigDict) -> Iterator[str]:
         )
     time, bands = (side // models.audiomae.patch_size for side in models.audiomae.img_size)
     tokens = (time // loa.pooling) * (bands // min(loa.pooling, bands))
-    key = f"{second_kind(config)}_length"
-    places = config.text[key] + _AROUND_TEXT + tokens
+    lengths = {f"text.{kind}_length": config.text[f"{kind}_length"] for kind in text_encoders(config).values()}
+    places = _OF_CLAP + sum(length + _ENDS for length in lengths.values()) + tokens
     if places - 1 > models.language_model.n_positions:
+        read = " and ".join(f"{key}={length}" for key, length in lengths.items())
         yield (
-            f"GPT-2 reads text.{key}={config.text[key]} tokens and writes {tokens} of the LOA (loa.pooling="
+            f"GPT-2 reads {read} tokens and writes {tokens} of the LOA (loa.pooling="
             f"{loa.pooling}), {places} places with those around them, and models.language_model.n_positions is "
             f"{models.language_model.n_positions}: enlarge it to {places}, shorten the captions or pool more"
         )

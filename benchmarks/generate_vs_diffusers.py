@@ -161,8 +161,8 @@ def _work(function: Callable, *arguments: Any, counted: bool = True) -> Work:
 
 
 def _encode(networks: list[Network], text: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    *encoders, gpt2 = networks
-    prefix, states, _ = encode_prompt(*encoders, text)
+    clap, t5, projection, gpt2 = networks
+    prefix, states, _ = encode_prompt(clap, {"t5": t5}, projection, text)
     return jnp.roll(generate_loa(gpt2, prefix, LOA_TOKENS), len(states) // 2, axis=0), states
 
 

@@ -1,6 +1,6 @@
 """The recipe `tiny`, shrunk until a stage compiles in seconds; its networks are those of `tiny_folder`.
 
-Also a config file: `--config tests/smallest.py`, and `tests/smallest.py:speech` for speech.
+Also a config file: `--config tests/smallest.py`, and `tests/smallest.py:speech` for speech, `…:unified` for all kinds.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tiny_folder import CONFIGS, SPEECH_CONFIGS, VOCABULARY, random_variables
+from tiny_folder import CONFIGS, SPEECH_CONFIGS, UNIFIED_CONFIGS, VOCABULARY, random_variables
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
@@ -22,7 +22,15 @@ TOKENS = 12
 PHONEMES = 48
 STEPS = 4
 # Components that `config.models` describes.
-NETWORKS = ("audiomae", "text_encoder", "text_encoder_2", "language_model", "vae", "unet", "vocoder")
+NETWORKS = (
+    *("audiomae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+    *("language_model", "vae", "unet", "vocoder"),
+)
+_KINDS = {
+    "music": ("tiny", CONFIGS, "builtin:music"),
+    "speech": ("speech-tiny", SPEECH_CONFIGS, "builtin:speech"),
+    "unified": ("unified-tiny", UNIFIED_CONFIGS, "builtin:music;builtin:speech;builtin:audio"),
+}
 
 EMPTY_TEXT = {
     "clap_ids": np.array([[0, 2] + [1] * (TOKENS - 2)], np.int32),
@@ -36,28 +44,28 @@ EMPTY_TEXT = {
 
 def get_config(kind: str = "music") -> ConfigDict:
     """Every stage in four steps of two clips of 0.64 s, of speech 2.56 s; the discriminators start in the middle."""
-    speech = kind == "speech"
-    config = recipes.get("speech-tiny" if speech else "tiny")
+    recipe, configs, source = _KINDS[kind]
+    speaks = kind != "music"
+    config = recipes.get(recipe)
     config.side_by_side = 1
     config.compilation_cache = "off"
-    config.data.update(source=f"builtin:{kind}", threads=1, prefetch=1, examples=64)
+    config.data.update(source=source, threads=1, prefetch=1, examples=64)
     config.audio.seconds = SAMPLES / 16000
     config.audio.mel.update(hop_length=160, n_mels=16)
     config.audio.fbank.update(frames=64, n_mels=32)
     config.audio.clap.update(seconds=0.63, n_mels=16)
     config.text.update(clap_length=TOKENS, t5_length=TOKENS, phoneme_length=PHONEMES, vocabulary=VOCABULARY)
-    config.loa.update(pooling=1 if speech else 2, training_poolings=(1,) if speech else (1, 2))
-    for name in NETWORKS:
+    config.loa.update(pooling=1 if speaks else 2, training_poolings=(1,) if speaks else (1, 2))
+    for name in [name for name in NETWORKS if name in config.models]:
         fields = config.models[name]
-        wanted = (SPEECH_CONFIGS if speech else CONFIGS)[name]
-        fields.update({key: value for key, value in wanted.items() if key in fields})
-    if speech:  # there is no saying much in 0.64 s
+        fields.update({key: value for key, value in configs[name].items() if key in fields})
+    if speaks:  # there is no saying much in 0.64 s
         config.audio.seconds = 2.56
         config.audio.fbank.frames = 256
         config.models.audiomae.img_size = (256, 32)
     # Attention in the middle alone: the UNet is what takes longest to compile.
     config.models.unet.update(
-        cross_attention_dim=(None, 24) if speech else (None, 24, 16),
+        cross_attention_dim=(None, 24) if kind == "speech" else (None, 24, 16),
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     )

@@ -13,10 +13,14 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.components import build_from_recipe, recipe_spec
+from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import optim
 
-NAMES = ("tiny", "small", "base", "large", "48k", "speech-tiny", "speech-base", "speech-large")
+NAMES = (
+    *("tiny", "small", "base", "large", "48k", "speech-tiny", "speech-base", "speech-large"),
+    *("unified-tiny", "unified-base", "unified-large"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,16 +51,21 @@ def keys(config: ConfigDict, path: tuple = ()) -> set:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_recipes_have_the_same_knobs(name):
-    """But for the second text encoder, which is another network in the recipes of speech."""
+    """But for the second text encoder, which is another network in the recipes of speech, and the third of unified."""
     second = ("models", "text_encoder_2")
 
     def others(config: ConfigDict) -> set:
-        return {key for key in keys(config) if key[:2] != second}
+        return {key for key in keys(config) if key[:2] != second and "text_encoder_3" not in " ".join(key)}
 
     config = recipes.get(name)
     assert others(config) == others(recipes.get("base"))
     like = recipes.get("speech-base" if name.startswith("speech-") else "base")
     assert keys(config.models.text_encoder_2) == keys(like.models.text_encoder_2)
+    third = {key for key in keys(config) if "text_encoder_3" in " ".join(key)}
+    phonemes = keys(recipes.get("speech-base").models.text_encoder_2, ("models", "text_encoder_3"))
+    trained = {("train", stage, "train_text_encoder_3") for stage in ("language_model", "joint")}
+    unified = phonemes | trained | {("init_from", "text_encoder_3")}
+    assert third == (unified if name.startswith("unified-") else set())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -79,10 +88,8 @@ def test_hyperparameters_make_sense(name):
     assert config.loa.pooling in config.loa.training_poolings
     grid = [size // config.models.audiomae.patch_size for size in config.models.audiomae.img_size]
     tokens = grid[0] // config.loa.pooling * (grid[1] // min(config.loa.pooling, grid[1]))
-    assert (
-        config.text["phoneme_length" if speech else "t5_length"] + 5 + tokens
-        <= config.models.language_model.n_positions
-    )
+    texts = sum(config.text[f"{kind}_length"] + 2 for kind in text_kinds(config)[1:])
+    assert 3 + texts + tokens <= config.models.language_model.n_positions
     for stage in config.train.values():
         rate = optim.learning_rate(stage)
         assert 0 <= float(rate(stage.steps)) <= stage.learning_rate * 1.001
@@ -130,6 +137,17 @@ def test_the_phonemes_of_speech():
     assert round(count(shape(config, "text_encoder_2")) / 1e6, 1) == 6.3
 
 
+def test_a_unified_model_is_the_full_one_with_the_phonemes_of_speech():
+    config, full, speech = (recipes.get(name) for name in ("unified-base", "base", "speech-base"))
+    for name in ("unet", "vae", "vocoder", "text_encoder", "text_encoder_2", "language_model"):
+        assert config.models[name] == full.models[name]
+    assert config.models.text_encoder_3 == speech.models.text_encoder_2
+    assert config.loa == speech.loa and config.train.joint.true_loa_share == speech.train.joint.true_loa_share
+    assert not config.train.joint.train_text_encoder_2  # T5 comes pretrained
+    own = count(shape(config, "projection_model")) - count(shape(full, "projection_model"))
+    assert own == (192 + 1) * 768 + 2 * 768 + 192 * 310
+
+
 def config_file(name: str):
     path = Path(__file__).parents[1] / "configs" / name
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -154,3 +172,18 @@ def test_speech(recipe, source):
     config = speech.get_config(recipe)
     assert config.recipe == f"speech-{recipe}" and config.data.source == source and config.is_locked
     assert speech.get_config().recipe == "speech-tiny"
+
+
+@pytest.mark.parametrize(
+    "asked, recipe, source",
+    [
+        ("tiny", "tiny", "builtin:music;builtin:speech;builtin:audio"),
+        ("base", "base", ""),
+        ("unified", "unified-tiny", "builtin:music;builtin:speech;builtin:audio"),
+        ("unified-base", "unified-base", ""),
+        ("unified-large", "unified-large", ""),
+    ],
+)
+def test_full(asked, recipe, source):
+    config = config_file("full.py").get_config(asked)
+    assert config.recipe == recipe and config.data.source == source and config.is_locked

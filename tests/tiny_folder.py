@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.components import spec_of
+from audioldm2_jax.components import UNIFIED_PROJECTION, spec_of
 from audioldm2_jax.data import phonemes
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -140,6 +140,14 @@ SPEECH_CONFIGS = CONFIGS | {
 }
 """The speech variant: phonemes in the place of T5's tokens, and the UNet attends to the LOA alone."""
 
+UNIFIED_CONFIGS = CONFIGS | {
+    "language_model": CONFIGS["language_model"] | {"n_positions": 144, "max_new_tokens": 12},
+    "projection_model": SPEECH_CONFIGS["projection_model"]
+    | {"_class_name": UNIFIED_PROJECTION, "text_encoder_2_dim": 16},
+    "text_encoder_3": SPEECH_CONFIGS["text_encoder_2"],
+}
+"""A unified model: phonemes beside T5's tokens."""
+
 FILM_CONFIGS = {name: CONFIGS[name] for name in ("vae", "vocoder")} | {
     "unet": CONFIGS["unet"]
     | {
@@ -202,6 +210,16 @@ def write_speech_model(path: Path) -> Path:
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
     length = SPEECH_CONFIGS["projection_model"]["max_seq_length"]
     phonemes.write_tokenizer(path / "tokenizer_2", phonemes.AUTHORS._replace(length=length))
+    model_folder.write_index(path)
+    return path
+
+
+def write_unified_model(path: Path) -> Path:
+    """Writes a whole model folder of a unified model; a transcription has 60 phonemes at most."""
+    write_networks(path, UNIFIED_CONFIGS)
+    table = phonemes.AUTHORS._replace(length=UNIFIED_CONFIGS["projection_model"]["max_seq_length"])
+    texts = train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40)
+    Tokenizers(*texts, phonemes.PhonemeTokenizer(table)).save(path)
     model_folder.write_index(path)
     return path
 

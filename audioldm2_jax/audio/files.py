@@ -12,8 +12,9 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -102,6 +103,64 @@ def length(path: str | os.PathLike, sampling_rate: int) -> int:
         UnreadableAudio: not there, not a sound file, empty, or damaged so that its end cannot be found.
     """
     return _length(lambda: path, "", sampling_rate)
+
+
+class Original(NamedTuple):
+    """A sound as it is stored, before its channels are averaged and its rate is changed.
+
+    Attributes:
+        rate: Hz.
+        channels: how many.
+        encoding: format and sample format by libsndfile's names, "FLAC PCM_16".
+        blocks: gives the samples from front to back, each time it is called, in blocks [frames, channels] float32 whose
+            lengths depend on the number of channels alone. It raises `UnreadableAudio` where they are damaged, NaN or
+            infinite, and where there are none.
+    """
+
+    rate: int
+    channels: int
+    encoding: str
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+
+def original(sound: str | os.PathLike | bytes, where: str = "") -> Original:
+    """Opens a sound file, or one in memory, to be read as it is.
+
+    Args:
+        sound: the path, or the content of the file.
+        where: what messages call a file in memory.
+
+    Raises:
+        UnreadableAudio: not there, or not a sound file.
+    """
+
+    def opened() -> contextlib.AbstractContextManager[_Stream]:
+        return _opened(io.BytesIO(sound), where) if isinstance(sound, bytes) else _opened(sound)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with opened() as file:
+            yield from checked(file.blocks_of(), where or shown(sound))
+
+    with opened() as file:
+        if file.samplerate < 1:
+            raise UnreadableAudio(f"{where or shown(sound)} says that it has {file.samplerate} Hz: correct its header")
+        return Original(file.samplerate, file.channels, f"{file.format} {file.subtype}", blocks)
+
+
+def checked(blocks: Iterable[np.ndarray], where: str) -> Iterator[np.ndarray]:
+    """The blocks of a sound, while their samples are finite.
+
+    Raises:
+        UnreadableAudio: NaN or infinite samples, or none at all; `where` is what the message calls the sound.
+    """
+    frames = 0
+    for block in blocks:
+        if not np.isfinite(block).all():
+            raise UnreadableAudio(f"{where} holds NaN or infinite samples: remove it or replace it")
+        frames += len(block)
+        yield block
+    if not frames:
+        raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
 
 
 def to_mono(channels: np.ndarray) -> np.ndarray:

@@ -41,6 +41,10 @@ _HUB_TOKENIZERS = {"tokenizer": ("roberta-base", "clap", 512), "tokenizer_2": ("
 
 
 _FILES = (".pth", ".pt", ".ckpt")
+_UNIFIED = (
+    "This is a unified model: its GPT-2 reads CLAP, T5 and phonemes. diffusers' pipelines read two texts, so the "
+    "folder is for this package alone, and diffusers refuses it."
+)
 
 
 class Report(NamedTuple):
@@ -124,7 +128,9 @@ def _from_folder(source: str | os.PathLike) -> _Model:
         raise FolderError(f"{source} holds no network of AudioLDM 2.")
     components = {name: model_folder.read_component(path, name) for name in names}
     kind = read_json(path / model_folder.INDEX)["_class_name"] if whole else ", ".join(names)
-    return _Model(f"a folder of {kind}", components, model_folder.read_scheduler(path) if whole else None, path)
+    notes = (_UNIFIED,) if kind == model_folder.UNIFIED_PIPELINE else ()
+    schedule = model_folder.read_scheduler(path) if whole else None
+    return _Model(f"a folder of {kind}", components, schedule, path, notes=notes)
 
 
 def _check_destination(source: Path, target: Path, overwrite: bool) -> None:
@@ -182,7 +188,7 @@ def _write(model: _Model, path: Path, tokenizers: str | os.PathLike | None) -> N
             path, seconds=front_end.pop("samples") / CLAP_MEL.sampling_rate, **front_end
         )
     elif model.schedule:
-        for name in ("tokenizer", "tokenizer_2", "feature_extractor"):
+        for name in model_folder.COPIED:
             if (model.folder / name).is_dir():
                 copy_part(model.folder / name, path, name)
     for name, part in model.components.items():

@@ -7,6 +7,7 @@
     tokenizer/ tokenizer_2/              tokenizer.json and what belongs to it
     scheduler/ feature_extractor/        scheduler_config.json, preprocessor_config.json
     audiomae/                            beyond diffusers, and not in the index
+    text_encoder_3/ tokenizer_3/         of unified models, which no pipeline of diffusers plays: the index says so
 
 Each subfolder that we write holds a manifest of SHA-256 digests, which is checked on reading; folders written
 by others have none. A subfolder appears whole or not at all.
@@ -50,12 +51,19 @@ from audioldm2_jax.runtime.storage import local_path
 INDEX = "model_index.json"
 PARTS = tuple(SPECS)
 """The networks of a model folder."""
-_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline")
+UNIFIED_PIPELINE = "AudioLDM2UnifiedPipeline"
+"""What the index calls the pipeline of a unified model. diffusers has none of that name."""
+_THIRD = ("text_encoder_3", "tokenizer_3")  # of unified models alone
+_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline", UNIFIED_PIPELINE)
 _OTHERS = {
     "tokenizer": "RobertaTokenizerFast",
     "tokenizer_2": "T5TokenizerFast",
+    "tokenizer_3": "VitsTokenizer",
     "feature_extractor": "ClapFeatureExtractor",
 }
+COPIED = tuple(_OTHERS)
+"""The tokenizers and the front end of CLAP, which are copied from folder to folder as they are."""
+_PACKAGE = __name__.split(".")[0]
 # Types of what is read of CLAP's front end.
 _FEATURE_EXTRACTOR = {
     **dict.fromkeys(("sampling_rate", "fft_window_size", "hop_length", "feature_size"), int),
@@ -283,7 +291,9 @@ def write_index(folder: str | os.PathLike) -> None:
     """Writes model_index.json, with which diffusers finds the components, each of the class that its folder holds.
 
     The pipeline is AudioLDM2Pipeline, or AudioLDMPipeline where nothing but CLAP conditions the UNet. A component
-    that the pipeline has and the folder has not is written as [null, null].
+    that the pipeline has and the folder has not is written as [null, null]. Neither reads three texts: that of a
+    unified model is `UNIFIED_PIPELINE`, and since AudioLDM2Pipeline.from_pretrained does not look at that name, and
+    leaves out components that it does not know, its projection model is of a class of this package, which stops it.
 
     Raises:
       FolderError: where a component's config.json cannot be read, or the scheduler is missing.
@@ -293,9 +303,15 @@ def write_index(folder: str | os.PathLike) -> None:
     classes = {name: [spec.library, spec.class_name] for name, spec in specs.items() if spec.library}
     classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
     classes |= {name: ["transformers", kind] for name, kind in _OTHERS.items() if (path / name).is_dir()}
+    if specs.get("projection_model") and not specs["projection_model"].library:
+        classes["projection_model"] = [_PACKAGE, specs["projection_model"].class_name]
     if "tokenizer_2" in classes and classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
         classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
     pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if SPECS[name].library), "scheduler", *_OTHERS]
+    if "text_encoder_3" in specs:
+        pipeline = UNIFIED_PIPELINE
+    else:
+        parts = [name for name in parts if name not in _THIRD]
     labelled = "unet" in specs and read_json(path / "unet/config.json").get("class_embed_type")
     if labelled and "language_model" not in specs:
         pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]

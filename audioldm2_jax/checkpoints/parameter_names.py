@@ -74,7 +74,7 @@ NAMES: dict[str, Names] = {
         untransposed=(r"\.(c_attn|c_proj|c_fc)\.weight$",),
         unused=(r"\.wte\.weight$", r"^lm_head\.weight$", r"\.attn\.(masked_)?bias$"),
     ),
-    "projection_model": Names(literal=(r"(projection|sos_embed|eos_embed)_1",)),
+    "projection_model": Names(literal=(r"(projection|sos_embed|eos_embed)_\d",)),
     "text_encoder": Names(
         unused=(
             r"num_batches_tracked$",

@@ -7,6 +7,8 @@ make it again. With a sound file (-f), what is made starts from it:
     --mode transfer -f clip.wav         the clip, pulled towards the text
     --mode sr_inpainting -f clip.wav    a span of time or a band of frequencies made anew
     --mode continuation -f clip.wav     how it goes on
+    --prompt_transcription "what is said in it" -f clip.wav --transcription "the new words"
+                                        the new words in the voice of the clip; with --mode continuation behind it
 """
 
 import argparse
@@ -44,9 +46,12 @@ OF_MODES = {
     "span": ("sr_inpainting",),
     "band": ("sr_inpainting",),
     "until": ("generation", "continuation"),
+    "prompt_transcription": ("generation", "continuation"),
 }
 #: The authors' speaker where a transcription comes without a description.
 SPEAKER = "A female reporter is speaking full of emotion"
+#: Where the voice is that of a recording.
+SOMEONE = "A person is speaking"
 #: The authors' span that is made anew where none is named: parts of the clip.
 SPAN = (0.4, 0.6)
 #: Seconds of a clip that are made where nobody says how many.
@@ -86,6 +91,10 @@ def flags() -> argparse.ArgumentParser:
         "--band", type=float, nargs=2, metavar=("FROM", "TO"), help="sr_inpainting: Hz to be made anew; inf is the top"
     )
     clip.add_argument("--until", type=float, help="generation, continuation: seconds of the file that are used; all")
+    clip.add_argument(
+        "--prompt_transcription",
+        help="what is said in the file: with a model of speech --transcription is said in its voice",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--ddim_steps", type=int, default=200, help="denoising steps")
     how.add_argument(
@@ -141,7 +150,7 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
         if len(prompts) == bool(options.text.strip()):
             raise ValueError(f"The list of prompts {options.text_list} is empty: write a prompt a line.")
     if not prompts and options.transcription is not None:
-        prompts = [SPEAKER]
+        prompts = [SPEAKER if options.prompt_transcription is None else SOMEONE]
     if not prompts:
         raise ValueError('Nothing to generate: give -t "a prompt", or -tl with a file of prompts.')
     names = {}
@@ -224,6 +233,9 @@ def given_clip(options: argparse.Namespace, pipeline):
     clip = _beginning(options, pipeline), pipeline.sampling_rate
     if options.mode == "transfer":
         return editing.Transfer(*clip, 0.5 if options.transfer_strength is None else options.transfer_strength)
+    if options.prompt_transcription is not None:
+        keep = options.mode == "continuation"
+        return editing.SpeechPrompt(*clip, options.until, options.prompt_transcription, keep)
     if options.mode == "continuation":
         return editing.Continuation(*clip, options.until)
     if options.mode == "generation":

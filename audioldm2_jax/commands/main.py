@@ -1,4 +1,4 @@
-"""The console script: audioldm2-jax train | generate | convert."""
+"""The console script: audioldm2-jax train | generate | convert | prepare."""
 
 import importlib
 import sys
@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a recipe, or go on with it",
     "generate": "text to sound, from a run or a model folder",
     "convert": "weights of the authors, of diffusers and of runs, from one form to another",
+    "prepare": "recordings to a data set that is read fast, with a report on them",
 }
 
 

@@ -1,5 +1,6 @@
 """What conditions the UNet on a clip, and guidance dropout; shared by the training stages and generation."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,36 +9,63 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 Text = Mapping[str, jax.Array]
-SECOND_KINDS = {"t5": "t5", "vits": "phoneme"}
-"""What the second text encoder reads, by its `model_type`: captions (T5) or transcriptions (speech)."""
+KINDS = {"t5": "t5", "vits": "phoneme"}
+"""What a text encoder beside CLAP's reads, by its `model_type`: captions (T5) or transcriptions (VITS)."""
+TEXT_ENCODERS = ("text_encoder_2", "text_encoder_3")
+"""The components that may be such an encoder, in the order in which GPT-2 reads them."""
+_WIDTHS = {"t5": "d_model", "phoneme": "hidden_size"}
+_WORDS = {"t5": "captioned", "phoneme": "transcribed"}
 
 
-def second_kind(config: ConfigDict) -> str:
-    """Returns what a recipe's second text encoder reads, a value of `SECOND_KINDS`: its fields begin with that.
+def text_encoders(config: ConfigDict) -> dict[str, str]:
+    """Returns the text encoders of a recipe beside CLAP's, component → what it reads (a value of `KINDS`).
+
+    Music and effects have T5, speech has phonemes in its place, and a unified model has both, in this order. The fields
+    of the batch begin with the kind.
 
     Raises:
-      ValueError: `models.text_encoder_2.model_type` is none of its keys.
+      ValueError: a `model_type` is none of the keys of `KINDS`, or two encoders read the same.
     """
-    found = config.models.text_encoder_2.model_type
-    if found not in SECOND_KINDS:
-        raise ValueError(f"models.text_encoder_2.model_type={found!r}: choose from {', '.join(SECOND_KINDS)}")
-    return SECOND_KINDS[found]
+    found: dict[str, str] = {}
+    for name in TEXT_ENCODERS:
+        if name in config.models:
+            model_type = config.models[name].model_type
+            if model_type not in KINDS:
+                raise ValueError(f"models.{name}.model_type={model_type!r}: choose from {', '.join(KINDS)}")
+            if KINDS[model_type] in found.values():
+                raise ValueError(f"models.{name}.model_type={model_type!r}: another text encoder is of that type, too")
+            found[name] = KINDS[model_type]
+    return found
 
 
-def second_width(config: ConfigDict) -> int:
-    """Returns the width of the states of a recipe's second text encoder."""
-    section = config.models.text_encoder_2
-    return section.d_model if second_kind(config) == "t5" else section.hidden_size
+def text_kinds(config: ConfigDict) -> tuple[str, ...]:
+    """Returns what the text encoders of a recipe read, CLAP's first: its captions are of the kind "clap"."""
+    return ("clap", *text_encoders(config).values())
 
 
-def words_field(config: ConfigDict) -> str:
-    """Returns the field of the batch that tells whether an example has what the language model learns from."""
-    return "captioned" if second_kind(config) == "t5" else "transcribed"
+def speaks(config: ConfigDict) -> bool:
+    """Returns whether a recipe's model takes a transcription."""
+    return "phoneme" in text_kinds(config)
+
+
+def text_width(config: ConfigDict, name: str) -> int:
+    """Returns the width of the states of the text encoder `name` of a recipe."""
+    return config.models[name][_WIDTHS[text_encoders(config)[name]]]
+
+
+def words_fields(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the fields of the batch that tell whether an example has what the language model learns from."""
+    return tuple(_WORDS[kind] for kind in text_encoders(config).values())
+
+
+def has_words(config: ConfigDict, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns which examples the language model learns from, [b] bool: of several kinds of text one is enough."""
+    return functools.reduce(jnp.logical_or, (batch[field] for field in words_fields(config)))
 
 
 def text_fields(config: ConfigDict) -> tuple[str, ...]:
     """Returns the fields of the batch that hold what the text encoders of a recipe read."""
-    return tuple(f"{kind}_{part}" for kind in ("clap", second_kind(config)) for part in ("ids", "mask"))
+    return tuple(f"{kind}_{part}" for kind in text_kinds(config) for part in ("ids", "mask"))
 
 
 class Conditions(NamedTuple):
@@ -91,8 +119,8 @@ def drop_captions(text: Text, uniforms: jax.Array, rate: float, empty: Text) -> 
 
 
 def caption_weight(captioned: jax.Array) -> jax.Array:
-    """Returns weights [batch] whose mean product with a loss is that loss's mean over the captioned examples.
+    """Returns weights [batch] whose mean product with a loss is that loss's mean over the examples with words.
 
-    Where none has a caption they are all 0.
+    Where none has any they are all 0.
     """
     return captioned * (captioned.shape[0] / jnp.maximum(captioned.sum(), 1))

@@ -4,15 +4,19 @@
     clip     ─► fbank ─► AudioMAE ─► pooled ─► the true LOA              (audiomae_loa)
 
 Captions come as token ids with the fields of the batch (data/encoders.py): `clap_ids`, `clap_mask` [b, n] and
-`t5_ids`, `t5_mask` [b, m] int32, padded to any length. Speech has `phoneme_ids` and `phoneme_mask` in T5's place.
+`t5_ids`, `t5_mask` [b, m] int32, padded to any length. Speech has `phoneme_ids` and `phoneme_mask` in T5's place, and a
+unified model reads them behind T5's: what an example does not have is empty there, the caption "" or a transcription of
+no phonemes, of which GPT-2 sees SOS and EOS alone.
 
 A prompt sounds the same whatever batch it sits in. So padding is neither attended to nor counted in GPT-2's
 positions: a token has the position that it would have if its prompt were alone. The one exception is what
-diffusers does on purpose, padding the negative prompt to the length of the positive one, and phonemes to the most that
-there can be: of phonemes all places count, and of T5 those of an optional field `t5_slots` [b, m]; without it, those of
-the mask.
+diffusers does on purpose, padding the negative prompt to the length of the positive one: the places of an optional
+field `t5_slots` or `phoneme_slots` [b, m] count; without it, those of the mask. diffusers also pads the phonemes of
+speech to the most that there can be, so there all places count; it has no unified model, whose phonemes are counted
+like T5's tokens.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -86,34 +90,47 @@ def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array
 
 
 def encode_prompt(
-    clap: Network, second: Network, projection: Network, text: Text, *, dropout_key: jax.Array | None = None
+    clap: Network,
+    encoders: Mapping[str, Network],
+    projection: Network,
+    text: Text,
+    *,
+    dropout_keys: Mapping[str, jax.Array | None] | None = None,
 ) -> tuple[Prefix, jax.Array, jax.Array]:
-    """Captions to GPT-2's prefix and to the second encoder's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
+    """Captions to GPT-2's prefix and to T5's states, as diffusers' AudioLDM2Pipeline.encode_prompt.
 
     Args:
-      clap, second, projection: the networks, the second T5 or the encoder of phonemes; CLAP is always deterministic.
+      clap: CLAP, always deterministic.
+      encoders: the other text encoders in the order in which the projection takes them, by what they read, "t5" or
+        "phoneme": one of these, or, of a unified model, both.
+      projection: the projection model.
       text: token ids and masks, see the head of this file. What is there in their place, `clap_embedding` [b, d_clap]
         or `t5_states` [b, m, d_t5] with `t5_mask`, is not computed again.
-      dropout_key: turns the second encoder's dropout on, for training.
+      dropout_keys: turn dropout on in the encoders that have one, for training.
 
     Returns:
-      the prefix [b, m + 5, d], the states [b, m, d_second] and their mask [b, m] (T5's are the UNet's `text_states`
-      and `text_mask`).
+      the prefix [b, 3 + (m + 2 of each encoder), d], the states of the first encoder [b, m, d_encoder] and their mask
+      [b, m] (T5's are the UNet's `text_states` and `text_mask`).
     """
     if "clap_embedding" in text:
         clap_embedding = text["clap_embedding"]
     else:
         clap_embedding = clap(text["clap_ids"], text["clap_mask"], method="text_features")
-    name = "phoneme" if "phoneme_ids" in text else "t5"
-    text_mask = text[f"{name}_mask"]
-    if "t5_states" in text:
-        text_states = text["t5_states"]
-    else:
-        text_states = second(text[f"{name}_ids"], text_mask, **dropout_arguments(dropout_key))
-    ones = jnp.ones((text_mask.shape[0], 1), text_mask.dtype)
-    embeddings, mask = projection(clap_embedding[:, None], text_states, ones, text_mask)
-    slots = jnp.ones_like(text_mask) if name == "phoneme" else text.get("t5_slots", text_mask)
-    return Prefix(embeddings, mask, _positions(_wrap_text(slots))), text_states, text_mask
+    states, masks, slots = [clap_embedding[:, None]], [], []
+    for kind, encoder in encoders.items():
+        mask = text[f"{kind}_mask"]
+        if f"{kind}_states" in text:
+            states.append(text[f"{kind}_states"])
+        else:
+            key = (dropout_keys or {}).get(kind)
+            states.append(encoder(text[f"{kind}_ids"], mask, **dropout_arguments(key)))
+        masks.append(mask)
+        every_place = kind == "phoneme" and len(encoders) == 1
+        slots.append(jnp.ones_like(mask) if every_place else text.get(f"{kind}_slots", mask))
+    ones = jnp.ones((states[0].shape[0], 1), masks[0].dtype)
+    further = [part for pair in zip(states[2:], masks[1:]) for part in pair]
+    embeddings, mask = projection(*states[:2], ones, masks[0], *further)
+    return Prefix(embeddings, mask, _positions(_with_ends([ones, *slots]))), states[1], masks[0]
 
 
 def generate_loa(
@@ -212,9 +229,9 @@ def loa_distance(made: jax.Array, loa: jax.Array, kind: str, weight: jax.Array) 
     return (distance * weight).mean()
 
 
-def _wrap_text(slots: jax.Array) -> jax.Array:
-    """Adds the places of SOS, CLAP, EOS, SOS before and of EOS behind T5's places: [b, m] to [b, m + 5]."""
-    return jnp.pad(slots, ((0, 0), (4, 1)), constant_values=1)
+def _with_ends(slots: list[jax.Array]) -> jax.Array:
+    """The places of several texts, [b, m] each, one after the other, with those of SOS and EOS around each."""
+    return jnp.concatenate([jnp.pad(part, ((0, 0), (1, 1)), constant_values=1) for part in slots], 1)
 
 
 def _positions(slots: jax.Array) -> jax.Array:

@@ -37,6 +37,9 @@ FILE = "cache.json"
 _SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
 _WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
 _HEAD, _DIGEST = 8, 8  # bytes; with them arrays begin where memory is read fast
+_ADVICE = (
+    "Make room, or choose another place with --config.data.cache=FOLDER; the same command goes on with what was made"
+)
 _LISTED = 5  # differences that an error spells out
 _LEFT = 24 * 3600.0  # seconds after which nobody is at work on a temporary file
 
@@ -88,12 +91,13 @@ class ShardWriter:
         CacheError: it cannot be written, for want of space, say.
     """
 
-    def __init__(self, path: Path, entries: int):
+    def __init__(self, path: Path, entries: int | None, advice: str):
         """Args:
         path: the shard.
-        entries: how many make it whole.
+        entries: how many make it whole; None: those that are written.
+        advice: what the message says to do where it cannot be written.
         """
-        self._path, self._missing = path, entries
+        self._path, self._entries, self._written, self._advice = path, entries, 0, advice
         self._temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
     def __enter__(self) -> ShardWriter:
@@ -104,11 +108,11 @@ class ShardWriter:
         """Appends an entry; of what was appended, ArrayRecord holds some 16 MiB back."""
         with self._told():
             self._file.write(entry)
-        self._missing -= 1
+        self._written += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind or self._missing:
+            if kind or self._entries not in (None, self._written):
                 with contextlib.suppress(RuntimeError):  # what cannot be written is not wanted
                     self._file.close()
                 return
@@ -124,10 +128,7 @@ class ShardWriter:
         try:
             yield
         except (OSError, RuntimeError) as error:  # the latter of ArrayRecord, a full disk too
-            raise CacheError(
-                f"cannot write {self._path} ({_first_line(error)}). Make room, or choose another place with "
-                "--config.data.cache=FOLDER; the same command goes on with what was made"
-            ) from error
+            raise CacheError(f"cannot write {self._path} ({_first_line(error)}). {self._advice}") from error
 
 
 class Feature:
@@ -166,7 +167,7 @@ class Feature:
 
     def writer(self, shard: int) -> ShardWriter:
         """What writes a shard."""
-        return ShardWriter(self.shards[shard], len(self.entries_of(shard)))
+        return ShardWriter(self.shards[shard], len(self.entries_of(shard)), _ADVICE)
 
     def pack(
         self, rows: Sequence[Sequence[np.ndarray]], texts: Sequence[str | None], transcribed: bool = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,12 +13,14 @@ from tensorflow_datasets.core.features import audio_feature  # before the alias 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import TEXT_FEATURES, TRANSCRIPTION_FEATURES
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.data.records import split_names
+from audioldm2_jax.data.records import file_digests, split_names
+from audioldm2_jax.data.shards import PLACES
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import printable
 
 _AUDIO_FEATURES = ("audio", "waveform", "speech")
 _RATES = ("sampling_rate", "sample_rate")
+_PIECE = 2**19  # samples of an array that are converted at a time
 
 
 class _Audio(tfds.features.FeatureConnector):
@@ -100,13 +103,14 @@ class Dataset(Source):
         self._rate = getattr(audio, "sample_rate", None) or 0
         if not self._rate and not self._rate_feature:
             logging.warning("%s says nothing of its sampling rate; taking it for %d Hz", name, sampling_rate)
-        splits = "train" if "train" in builder.info.splits else "+".join(builder.info.splits)
+        chosen = ["train"] if "train" in builder.info.splits else [*builder.info.splits]
         try:
-            self._records = builder.as_data_source(split=splits)
+            self._records = builder.as_data_source(split="+".join(chosen))
         except NotImplementedError as error:
             raise ValueError(f"tfds:{name} cannot be read at random: {_PREPARE.format(name=name)}") from error
         if not len(self._records):
             raise ValueError(f"tfds:{name} has no records")
+        self._files = [Path(path) for split_name in chosen for path in builder.info.splits[split_name].filepaths]
         numbers = split_names([str(i) for i in range(len(self._records))], split, heldout_share)
         self._numbers = np.asarray(numbers, dtype=np.int64)
 
@@ -120,6 +124,21 @@ class Dataset(Source):
         """See `Source.excerpt`; decodes and resamples no more than the excerpt."""
         return self._example(index, samples, position)
 
+    def name_of(self, index: int) -> str:
+        """See `Source.name_of`: the number of the record."""
+        return str(int(self._numbers[index]))
+
+    def original(self, index: int) -> files.Original:
+        """See `Source.original`."""
+        record, where = self._record(index)
+        try:
+            audio = _value(record, self.audio_feature)
+            if isinstance(audio, bytes):
+                return files.original(audio, where)
+            return _original(np.asarray(audio), self._rate_of(record), where)
+        except (ValueError, TypeError, MemoryError) as error:
+            raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
+
     def listing(self) -> int:
         """See `Source.listing`: how many records there are."""
         return len(self._records)
@@ -132,6 +151,10 @@ class Dataset(Source):
                 "the same set on all hosts"
             )
         return ""
+
+    def digests(self, records: int) -> dict[str, str]:
+        """See `Source.digests`: of its files."""
+        return file_digests({path.name: path for path in self._files}, PLACES)
 
     def text(self, index: int) -> str | None:
         """The caption of a record (which is read for it, its sound not decoded)."""
@@ -161,9 +184,12 @@ class Dataset(Source):
         except Exception as error:  # whatever the reader makes of damaged bytes
             raise UnreadableRecord(f"{where}: {str(error) or type(error).__name__}") from error
 
+    def _rate_of(self, record: dict) -> int:
+        return self._rate or (int(record[self._rate_feature]) if self._rate_feature else self.sampling_rate)
+
     def _example(self, index: int, samples: int | None, position: float) -> Example:
         record, where = self._record(index)
-        labels = {"name": str(int(self._numbers[index]))}
+        labels = {"name": self.name_of(index)}
         said, length = _text(record[self._said]) if self._said else None, samples
         if said and samples is not None:
             samples += 1  # which tells whether there is more: what is said in a part of a record is not known
@@ -172,8 +198,9 @@ class Dataset(Source):
             if isinstance(audio, bytes):
                 waveform = files.read_encoded(audio, where, self.sampling_rate, samples, position)
             else:
-                rate = self._rate or (int(record[self._rate_feature]) if self._rate_feature else self.sampling_rate)
-                waveform = _excerpt(np.asarray(audio), rate, where, self.sampling_rate, samples, position)
+                waveform = _excerpt(
+                    np.asarray(audio), self._rate_of(record), where, self.sampling_rate, samples, position
+                )
         except files.UnreadableAudio as error:
             raise UnreadableRecord(str(error)) from error
         except (ValueError, TypeError, ZeroDivisionError, MemoryError) as error:
@@ -278,11 +305,7 @@ def _excerpt(
     audio: np.ndarray, rate: int, where: str, sampling_rate: int, samples: int | None, position: float
 ) -> np.ndarray:
     """An excerpt (None: all) of samples [n] or [n, channels], as mono float32 at `sampling_rate`."""
-    scale = 1.0
-    if np.issubdtype(audio.dtype, np.integer):
-        loudest = max(abs(int(audio.max(initial=0))), abs(int(audio.min(initial=0))))
-        scale = 32768.0 if loudest <= 32768 else 2.0**31
-    channels = audio if audio.ndim == 2 else audio.reshape(-1, 1)
+    channels, scale = _channels(audio)
 
     def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
         piece = (channels[offset : None if count is None else offset + count] / scale).astype(np.float32)
@@ -292,3 +315,23 @@ def _excerpt(
     if samples is not None:
         start = int(position * max(-(-len(channels) * sampling_rate // rate) - samples + 1, 1))
     return files.segment_of(take, rate, where, sampling_rate, start, samples)
+
+
+def _original(audio: np.ndarray, rate: int, where: str) -> files.Original:
+    """Samples [n] or [n, channels] as they are stored."""
+    channels, scale = _channels(audio)
+
+    def pieces() -> Iterator[np.ndarray]:
+        for first in range(0, len(channels), _PIECE):
+            yield (channels[first : first + _PIECE] / scale).astype(np.float32)
+
+    return files.Original(rate, channels.shape[1], f"array {audio.dtype}", lambda: files.checked(pieces(), where))
+
+
+def _channels(audio: np.ndarray) -> tuple[np.ndarray, float]:
+    """Samples as [n, channels], and the value of full scale."""
+    scale = 1.0
+    if np.issubdtype(audio.dtype, np.integer):
+        loudest = max(abs(int(audio.max(initial=0))), abs(int(audio.min(initial=0))))
+        scale = 32768.0 if loudest <= 32768 else 2.0**31
+    return audio if audio.ndim == 2 else audio.reshape(-1, 1), scale

@@ -5,7 +5,7 @@ A batch holds this host's slots of one step, as NumPy arrays (b slots, n and m t
     waveform              [b, samples] float32  −1..1: mean zero, peak 0.5, normalised after cropping, zeros at the end
     clap_ids, clap_mask   [b, n] int32          the caption for CLAP's text tower; 1 where there is a token
     t5_ids, t5_mask       [b, m] int32          the caption for T5
-    phoneme_ids, …_mask   [b, m] int32          in models of speech, in T5's place: the transcription
+    phoneme_ids, …_mask   [b, m] int32          the transcription: of speech in T5's place, of unified models beside
     captioned             [b] bool              False: there is no caption, and the ids are those of ""
     transcribed           [b] bool              False: there is no transcription, and the phonemes are padding
 
@@ -16,6 +16,7 @@ Further encoders need no change elsewhere: what they read of an example is their
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from audioldm2_jax.data.phonemes import PhonemeTokenizer
 from audioldm2_jax.data.text import Tokenizer, Tokenizers
 
 Fields = Mapping[str, np.ndarray]
+_QUOTED = 5  # records whose transcription cannot be said, in each process
 
 
 class Encoder:
@@ -89,11 +91,25 @@ class Transcription(Caption):
         try:
             return self._encode(example.transcription)
         except ValueError as error:
+            _warn_of_refusal(example, str(error))
             raise UnreadableRecord(str(error)) from error
 
     def empty(self) -> Fields:
         """Returns the fields of no transcription."""
         return self._encode(None)
+
+
+def _warn_of_refusal(example: Example, reason: str) -> None:
+    """Says, of the first few records in each process, that nothing is learnt of words from them; the metric
+    `replaced_records` counts all."""
+    name = str(example.labels.get("name", example.transcription))
+    if name not in _refused and len(_refused) < _QUOTED:
+        _refused.add(name)
+        last = " (further ones are not listed)" if len(_refused) == _QUOTED else ""
+        logging.warning("%s is left out of what teaches words: %s%s", name, reason, last)
+
+
+_refused: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -131,9 +147,11 @@ def recipe_encoders(samples: int, tokenizers: Tokenizers | None) -> tuple[Encode
     always = (Waveform(samples), Captioned(), Transcribed())
     if not tokenizers:
         return always
-    kind = tokenizers.second_kind
-    second = {"t5": Caption, "phoneme": Transcription}[kind](kind, tokenizers.second)
-    return (*always, Caption("clap", tokenizers.clap), second)
+    texts = (
+        (Transcription if kind == "phoneme" else Caption)(kind, tokenizer)
+        for kind, tokenizer in tokenizers.by_kind.items()
+    )
+    return (*always, *texts)
 
 
 def select(encoders: Iterable[Encoder], fields: Sequence[str]) -> tuple[Encoder, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from audioldm2_jax.audio.files import Original
 from audioldm2_jax.data.draw import Draw, permuted
 
 
@@ -49,6 +50,18 @@ class Source:
 
     def __getitem__(self, index: int) -> Example:
         raise NotImplementedError
+
+    def name_of(self, index: int) -> str:
+        """What a record is called; no other one of the source has that name."""
+        return str(index)
+
+    def original(self, index: int) -> Original:
+        """The sound of a record as it is stored, to be read from front to back; files and their like have it.
+
+        Raises:
+            UnreadableRecord: it cannot be opened.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no stored sound")
 
     def text(self, index: int) -> str | None:
         """The caption of a record alone; a source that has it at hand overrides this."""
@@ -156,6 +169,12 @@ class Derived(Source):
 
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         return self.source.excerpt(index, samples, position)
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(index)
+
+    def original(self, index: int) -> Original:
+        return self.source.original(index)
 
     def text(self, index: int) -> str | None:
         return self.source.text(index)

@@ -17,6 +17,7 @@ alphabetical order; metadata may use any of its names.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import read_json_object, read_text, shown
 
 _BESIDE = (".txt", ".json")
+# What people call a file of captions, and endings of tables: such files, where they are not read, are named.
+_CAPTIONS = ("metadata", "caption", "captions", "annotation", "annotations", "labels", "transcript", "transcripts")
+_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
+_told: set[tuple[str, ...]] = set()  # files that this process has said it does not read
+_ABSENT = ("refuse", "skip")
 
 
 class Folder(Recordings):
@@ -37,18 +43,29 @@ class Folder(Recordings):
     What cannot be read is left out and kept in `skipped`, file → reason: damaged files, formats that are not read,
     links that lead nowhere, folders without permission.
 
+    Args:
+        absent: "refuse": metadata that names files which are not there is an error; "skip": these are left out, too.
+        the rest: as of `Records`.
+
     Raises:
         ValueError: no such folder, no readable recording in it, captions that cannot be parsed or that contradict each
             other, metadata that names files which are not there.
     """
 
-    def __init__(self, path: str | Path, split: str, sampling_rate: int, heldout_share: float) -> None:
+    def __init__(
+        self, path: str | Path, split: str, sampling_rate: int, heldout_share: float, absent: str = "refuse"
+    ) -> None:
+        if absent not in _ABSENT:
+            raise ValueError(f"--config.data.absent={absent}: it has to be one of {', '.join(_ABSENT)}")
         root = local_path(str(path), "--config.data.source")
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise ValueError(f"there is no folder {shown(root)}; data.source must name a folder of recordings ({what})")
         tree = _Tree(root)
-        super().__init__(root, tree.names, _texts(root, tree), tree.skipped, split, sampling_rate, heldout_share)
+        _warn_of_unread(root, tree.unread)
+        super().__init__(
+            root, tree.names, _texts(root, tree, absent), tree.skipped, split, sampling_rate, heldout_share
+        )
 
 
 class _Tree:
@@ -60,11 +77,13 @@ class _Tree:
         skipped: what is left out, name → reason.
         by_file: where a recording really lies → its name, of those that are skipped, too.
         beside: the name of a recording → text and JSON files beside it.
+        unread: files that may be meant to hold captions, and that are not read; sorted, relative to the folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.metadata, self.skipped = root, [], {}
         self.by_file: dict[str, str] = {}
+        self.unread: list[str] = []
         stems: list[tuple[str, str]] = []  # names without ending, and where the recordings really lie
         texts: dict[str, list[Path]] = defaultdict(list)  # name without ending → files that may have a caption
         real: dict[str, bool] = {}  # name → whether no link leads to it
@@ -84,6 +103,8 @@ class _Tree:
                     self.metadata.append(Path(entry.path))
                 elif entry.name.lower().endswith(_BESIDE):
                     texts[os.path.splitext(name)[0]].append(Path(entry.path))
+                elif entry.name.lower().endswith(_TABLES) and not entry.name.startswith("."):
+                    self.unread.append(name)
                 elif not entry.name.startswith(".") and self._is_recording(entry, name):
                     stems.append((os.path.splitext(name)[0], target))
                     direct = target == os.path.join(os.path.realpath(root), name)
@@ -94,6 +115,10 @@ class _Tree:
         self.beside: dict[str, list[Path]] = defaultdict(list)
         for stem, target in stems:
             self.beside[self.by_file[target]] += texts.get(stem, [])
+        recordings = {stem for stem, _ in stems}
+        alone = (file for stem, files in texts.items() if stem not in recordings for file in files)
+        called = [file for file in alone if file.stem.lower() in _CAPTIONS]
+        self.unread = sorted([*self.unread, *(os.path.relpath(file, root) for file in called)])
         self.names = sorted(name for name in self.by_file.values() if name not in self.skipped)
 
     def _entries(self, folder: Path) -> list[os.DirEntry]:
@@ -131,7 +156,19 @@ class _Tree:
         return True
 
 
-def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
+def _warn_of_unread(root: Path, unread: list[str]) -> None:
+    """Says once a process which files hold captions, maybe, and are not read, and what is read in their place."""
+    if unread and (key := (str(root), *unread)) not in _told:
+        _told.add(key)
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        logging.warning(
+            "%s: nothing is read from %s%s; captions are read from %s (file_name, text), or from a file beside each "
+            "recording (a.wav, a.txt)",
+            *(shown(root), ", ".join(map(shown, unread[:5])), more, ", ".join(METADATA)),
+        )
+
+
+def _texts(root: Path, tree: _Tree, policy: str) -> dict[str, Texts]:
     """What is written about the recordings below `root`, by their names.
 
     Raises:
@@ -139,7 +176,7 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
     """
     found: dict[str, Texts] = {}
     first: dict[str, Path] = {}
-    absent: list[str] = []
+    absent: dict[str, Texts] = {}
     for file, name, texts in (*_in_metadata(tree, absent), *_in_texts(tree)):
         known = found.setdefault(name, texts)
         if texts.captions and known.captions and texts.captions != known.captions:
@@ -152,10 +189,13 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
         found[name] = Texts(known.captions or texts.captions, known.transcription or texts.transcription)
         if any(texts):
             first.setdefault(name, file)
-    if absent:
+    if absent and policy == "refuse":
         raise ValueError(
-            f"{shown(root)}: metadata names {len(absent)} files that are not recordings there{listing_of(absent)}"
+            f"{shown(root)}: metadata names {len(absent)} files that are not recordings there; "
+            f"--config.data.absent=skip leaves them out{listing_of([*absent])}"
         )
+    tree.skipped |= dict(zip(absent, absent))
+    found |= absent
     for name, beside in tree.beside.items():
         for file in (file for file in beside if file.suffix.lower() == ".json"):
             known = found.get(name, Texts())
@@ -165,13 +205,13 @@ def _texts(root: Path, tree: _Tree) -> dict[str, Texts]:
     return found
 
 
-def _in_metadata(tree: _Tree, absent: list[str]) -> Iterator[tuple[Path, str, Texts]]:
+def _in_metadata(tree: _Tree, absent: dict[str, Texts]) -> Iterator[tuple[Path, str, Texts]]:
     """(file, recording, texts) of all metadata; what it names and is not there goes to `absent`."""
     for file in tree.metadata:
         for written, texts in read_metadata(file).items():
             name = tree.by_file.get(os.path.realpath(_meant(file.parent, written)))
             if name is None:
-                absent.append(f"{shown(file)} names {shown(written)}")
+                absent[f"{shown(file)} names {shown(written)}"] = texts
             else:
                 yield file, name, texts
 

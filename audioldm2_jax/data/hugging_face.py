@@ -113,7 +113,7 @@ class HuggingFace(Shards):
         names = [name for name in TRANSCRIPTION_FEATURES if name in schema.names]
         return _Feature.of_text(schema, names[0]) if names else None
 
-    def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
+    def _sound(self, index: int) -> Path | bytes:
         shard, row = self._places[index]
         path, where = self.root / shard, shown(self.root / self.names[index])
         try:
@@ -125,14 +125,10 @@ class HuggingFace(Shards):
             raise files.UnreadableAudio(f"{where} cannot be read: {' '.join(str(error).split())}") from error
         content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, value)
         if isinstance(content, bytes) and content:
-            return files.read_encoded(content, where, self.sampling_rate, samples, position)
+            return content
         if not isinstance(name, str) or not name.strip():
             raise files.UnreadableAudio(f"{where} has no sound")
-        sound = path.parent / name
-        start = 0
-        if samples is not None and position:
-            start = int(position * max(files.length(sound, self.sampling_rate) - samples + 1, 1))
-        return files.read(sound, self.sampling_rate, start, samples)
+        return path.parent / name
 
 
 class _Feature(NamedTuple):

@@ -62,7 +62,7 @@ def open_path(data: ConfigDict, source: str, split: str, rate: int) -> Source:
         return HuggingFace(root, found[_TABLES], split, rate, data.heldout_share, *features)
     if _TARS in found:
         return WebDataset(root, found[_TARS], split, rate, data.heldout_share)
-    return Folder(source, split, rate, data.heldout_share)
+    return Folder(source, split, rate, data.heldout_share, data.absent)
 
 
 def _found(path: Path) -> dict[str, list[str]]:

@@ -1,12 +1,16 @@
 """Transcriptions to phoneme ids, for the speech variant.
 
-Text is cleaned, spoken by espeak-ng in American English and spelt in a table of 183 symbols, as the authors' speech
-models were trained (A2: latent_diffusion/util.py, latent_diffusion/modules/phoneme_encoder/text). Their tool turns a
-symbol outside the table into padding, which ends the sentence there, and cuts what is too long; here both are errors.
+Text is written as it is said (data/spoken_forms.py), cleaned, spoken by espeak-ng in American English and spelt in a
+table of 183 symbols, as the authors' speech models were trained (A2: latent_diffusion/util.py,
+latent_diffusion/modules/phoneme_encoder/text). Their tool turns a symbol outside the table into padding, which ends the
+sentence there, and cuts what is too long; here both are errors.
 
 A model folder has the table as transformers' VitsTokenizer, to which diffusers gives the transcription as it is. That
 calls espeak-ng as we do and does not clean: its ids are ours of `clean(text)`, and so of any text that cleaning leaves
 alone. It keeps capitals, some of which espeak-ng spells out, abbreviations, and marks in angle brackets.
+
+English alone is spoken: words in another script are refused by name. Those of other languages in Latin letters lose
+their accents and are read as English words are.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from audioldm2_jax.data.espeak import speech_packages
+from audioldm2_jax.data.spoken_forms import foreign_script, in_words
 from audioldm2_jax.runtime.text_files import TextFileError, read_json_object
 
 _IPA = (
@@ -59,6 +64,7 @@ _ABBREVIATIONS = {
 _TABLE_FILE, _CONFIG_FILE = "vocab.json", "tokenizer_config.json"
 _TOKENIZER = "VitsTokenizer"
 _QUOTED = 20
+_ROUNDS = 5  # of cleaning at most
 
 
 class PhonemeTable(NamedTuple):
@@ -79,16 +85,29 @@ AUTHORS = PhonemeTable({symbol: index for index, symbol in enumerate(SYMBOLS)})
 
 
 def clean(text: str) -> str:
-    """The text in lower-case ASCII, without marks such as <COMMA> and with abbreviations written out.
+    """The text in lower-case ASCII as it is said: without marks such as <COMMA>, with abbreviations written out.
+
+    Applied twice it does what it does once.
 
     Raises:
-      ValueError: for characters that ASCII has nothing for, and control characters; names the first.
+      ValueError: for words in other letters than Latin ones, characters that ASCII has nothing for, and control
+        characters; names the first.
       ImportError: where a package is missing; says which.
     """
     unidecode = _packages()[0]
-    text = _to_ascii(re.sub(r"<.*?>", "", text), unidecode).lower()
-    for short, long in _ABBREVIATIONS.items():
-        text = re.sub(rf"\b{short}\.", long, text)
+    if foreign := foreign_script(text):
+        raise ValueError(
+            f"{foreign[0][:_QUOTED]!r} in the transcription {_quoted(text)} is {foreign[1]}: English alone is spoken; "
+            "write it in English or in Latin letters, or leave it out"
+        )
+    for _ in range(_ROUNDS):  # until nothing changes: a half as one sign becomes 1/2, and that becomes words
+        before = text
+        text = in_words(re.sub(r"</?\w[^<>\s]*>", "", text))
+        text = _to_ascii(text, unidecode).lower()
+        for short, long in _ABBREVIATIONS.items():
+            text = re.sub(rf"\b{short}\.", long, text)
+        if text == before:
+            break
     return text
 
 
@@ -109,7 +128,7 @@ def encode(transcription: str, table: PhonemeTable = AUTHORS) -> np.ndarray:
       ImportError: where a package is missing; says which.
     """
     spoken = phonemes(transcription) if table.phonemize else transcription
-    if not spoken.strip():
+    if not any(symbol.isalpha() for symbol in spoken):
         raise ValueError(f"There is nothing to say in the transcription {_quoted(transcription)}.")
     ids = [table.ids.get(symbol, PADDING) for symbol in spoken]
     unknown = [symbol for symbol, index in zip(spoken, ids) if index in (PADDING, END)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Records(Source):
         heldout_share: of the records, by hash of their names.
 
     Raises:
-        ValueError: no record can be read.
+        ValueError: no record can be read, or all are held out.
     """
 
     unit = "records and files"
@@ -81,15 +81,36 @@ class Records(Source):
 
     def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
         """Those of the names that are of a split; a source that is given its splits overrides this."""
-        return split_names(names, split, heldout_share)
+        chosen = split_names(names, split, heldout_share)
+        if not chosen:
+            raise ValueError(
+                f"{shown(self.root)}: all {len(names)} records are held out, and none is left to learn from: lower "
+                f"--config.data.heldout_share={heldout_share:g}, or add records"
+            )
+        return chosen
+
+    def _sound(self, index: int) -> Path | bytes:
+        """The sound file of a record: where it lies, or its content.
+
+        Raises:
+            UnreadableAudio: it cannot be read.
+        """
+        raise NotImplementedError
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         """An excerpt of a record as of `excerpt`; None: the whole.
 
         Raises:
-            UnreadableRecord: it cannot be read.
+            UnreadableAudio: it cannot be read.
         """
-        raise NotImplementedError
+        sound = self._sound(index)
+        if isinstance(sound, bytes):
+            where = shown(self.root / self.names[index])
+            return files.read_encoded(sound, where, self.sampling_rate, samples, position)
+        start = 0
+        if samples is not None and position:
+            start = int(position * max(files.length(sound, self.sampling_rate) - samples + 1, 1))
+        return files.read(sound, self.sampling_rate, start, samples)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,6 +121,17 @@ class Records(Source):
     def excerpt(self, index: int, samples: int, position: float) -> Example:
         """See `Source.excerpt`; decodes no more than the excerpt."""
         return self._example(index, samples, position)
+
+    def name_of(self, index: int) -> str:
+        """See `Source.name_of`."""
+        return self.names[index]
+
+    def original(self, index: int) -> files.Original:
+        """See `Source.original`."""
+        try:
+            return files.original(self._sound(index), shown(self.root / self.names[index]))
+        except files.UnreadableAudio as error:
+            raise UnreadableRecord(str(error)) from error
 
     def text(self, index: int) -> str | None:
         """The first caption of a record, without reading it."""
@@ -156,7 +188,7 @@ class Records(Source):
 
 
 class Recordings(Records):
-    """Records that are sound files.
+    """Records that are sound files. How many recordings have captions and cannot be read, `without_sound` tells.
 
     Args:
         texts: name → what is written about it, of those of which something is.
@@ -182,6 +214,7 @@ class Recordings(Records):
             except files.UnreadableAudio as error:
                 skipped[name] = str(error)
         super().__init__(root, found, skipped, split, sampling_rate, heldout_share)
+        self.without_sound = sum(bool(texts.get(name, Texts()).captions) for name in skipped)
 
     def path(self, name: str) -> Path:
         """Where the recording of that name lies."""
@@ -197,22 +230,29 @@ class Recordings(Records):
         """
         return file_digests({name: self.path(name) for name in self.names[:records]}, places=3)
 
+    def _sound(self, index: int) -> Path:
+        return self.path(self.names[index])
+
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         start = 0 if samples is None else int(position * max(self._places[index] - samples + 1, 1))
         return files.read(self.path(self.names[index]), self.sampling_rate, start, samples)
 
 
-def split_names(names: list[str], split: str, heldout_share: float) -> list[str]:
+def split_names(names: list[str], split: str, heldout_share: float, recording: Callable[[str], str] = str) -> list[str]:
     """The names of one split: a name's own hash decides, so that adding records moves none from split to split.
 
     The held-out split is never empty: where chance leaves it so, it takes the name with the lowest hash (a single
     record is in both splits).
+
+    Args:
+        recording: name → that of the recording of which the record is a piece. All pieces of it are in one split.
     """
-    heldout = {name for name in names if digest("split", name) < heldout_share * 2**64}
-    heldout = heldout or {min(names, key=lambda name: digest("split", name))}
-    if split == "heldout" or len(names) == 1:
-        return [name for name in names if name in heldout]
-    return [name for name in names if name not in heldout]
+    recordings = {recording(name) for name in names}
+    heldout = {name for name in recordings if digest("split", name) < heldout_share * 2**64}
+    heldout = heldout or {min(recordings, key=lambda name: digest("split", name))}
+    if split == "heldout" or len(recordings) == 1:
+        return [name for name in names if recording(name) in heldout]
+    return [name for name in names if recording(name) not in heldout]
 
 
 def file_digests(paths: Mapping[str, Path], places: int) -> dict[str, str]:

@@ -15,7 +15,7 @@ from audioldm2_jax.data.records import THREADS, Records, file_digests
 from audioldm2_jax.runtime.text_files import shown
 
 _TRAIN = re.compile(r"(^|[/_.-])train([/_.-]|$)", re.IGNORECASE)
-_PLACES = 65  # at which a shard is read for its digest: 2 MiB of it
+PLACES = 65  # at which a shard is read for its digest: 2 MiB of it
 
 
 class Index(NamedTuple):
@@ -72,7 +72,7 @@ class Shards(Records):
         A change that spares these and the size is not seen.
         """
         shards = dict.fromkeys(shard for shard, _ in self._places[:records])
-        return file_digests({shard: self.root / shard for shard in shards}, _PLACES)
+        return file_digests({shard: self.root / shard for shard in shards}, PLACES)
 
     def _index_or_reason(self, shard: str) -> Index:
         try:

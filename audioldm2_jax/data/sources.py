@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -15,6 +16,8 @@ from audioldm2_jax.data.builtin.speech import SpeechCorpus
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
+from audioldm2_jax.data.prepared import Prepared, is_prepared
+from audioldm2_jax.runtime.storage import StorageError, local_path
 
 BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus, EffectsCorpus)}
 _KINDS = """data.source is one of
@@ -28,6 +31,8 @@ _KINDS = """data.source is one of
                          *.parquet or *.arrow, audio data sets of Hugging Face
                          *.tar, WebDataset
                          dataset_root.json, as AudioLDM's authors have their data
+                         AudioCaps, MusicCaps, AudioSet, WavCaps, Clotho, FMA, LJSpeech, LibriTTS or GigaSpeech as
+                         their authors publish them (docs/data.md)
   /FILE                one such file
 or several of these with their weights: builtin:music,2;/FOLDER,1"""
 
@@ -64,6 +69,15 @@ def names(source: str) -> list[tuple[str, Fraction]]:
     return mixture.parse(source)
 
 
+def _prepared(place: str) -> Path | None:
+    """The folder at a path where it holds what `prepare` made, which goes by names as a folder of recordings does."""
+    try:
+        folder = local_path(place, "--config.data.source")
+    except StorageError:  # another one tells
+        return None
+    return folder if is_prepared(folder) else None
+
+
 def _open(config: ConfigDict, split: str, source: str) -> Source:
     data, rate = config.data, config.audio.sampling_rate
     named = source.strip()
@@ -72,6 +86,8 @@ def _open(config: ConfigDict, split: str, source: str) -> Source:
         if name not in BUILTIN:
             raise ValueError(f"no embedded corpus {name!r}; there is builtin:{', builtin:'.join(BUILTIN)}")
         return BUILTIN[name](rate, config.audio.seconds, config.seed, split, examples=data.examples)
+    if folder := _prepared(name if scheme == "tfds" else named):
+        return Prepared(folder, split, rate, data.heldout_share)
     if scheme == "tfds":
         from audioldm2_jax.data.datasets import Dataset  # its import takes a second that others need not wait
 

@@ -15,7 +15,7 @@ import re
 import string
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,8 @@ from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTable, PhonemeTokenizer,
 from audioldm2_jax.runtime.hub_access import hub_reachable, no_folder, out_of_reach
 from audioldm2_jax.runtime.storage import local_path
 
-CLAP_FOLDER, SECOND_FOLDER = "tokenizer", "tokenizer_2"  # where diffusers' AudioLDM2 folder has them
-_NAMES = {"t5": "T5", "phoneme": "phonemes"}
+_FOLDERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # CLAP's and the others'; diffusers has the first two
+_NAMES = {"clap": "CLAP", "t5": "T5", "phoneme": "phonemes"}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 _CAPTIONS = 5000  # enough to train on
 _UNKNOWN = 0.01  # of the captions' characters: the most that a tokenizer trained here may not know
@@ -94,42 +94,60 @@ class Tokenizer:
 
 
 class Tokenizers:
-    """The two tokenizers of AudioLDM 2: `clap(texts)` and `second(texts)`, each (ids, mask), [texts, length] int32.
+    """The tokenizers of AudioLDM 2, each `tokenizer(texts)` → (ids, mask), [texts, length] int32.
 
     Args:
         clap: of captions.
         second: of captions for T5, or in models of speech of transcriptions.
-        second_kind: which of these, "t5" or "phoneme".
+        third: of transcriptions, in unified models.
+
+    Attributes:
+        by_kind: all of them, by what they read: "clap" first, then "t5" or "phoneme", or both.
     """
 
-    def __init__(self, clap: Tokenizer, second: Tokenizer | PhonemeTokenizer, second_kind: str = "t5") -> None:
-        self.clap, self.second, self.second_kind = clap, second, second_kind
+    def __init__(
+        self, clap: Tokenizer, second: Tokenizer | PhonemeTokenizer, third: PhonemeTokenizer | None = None
+    ) -> None:
+        others = (second,) if third is None else (second, third)
+        self.by_kind = {"clap": clap} | {
+            "phoneme" if isinstance(one, PhonemeTokenizer) else "t5": one for one in others
+        }
 
     def save(self, folder: str | Path) -> None:
-        """Writes `tokenizer/` and `tokenizer_2/` of a model folder."""
-        self.clap.save(Path(folder) / CLAP_FOLDER)
-        self.second.save(Path(folder) / SECOND_FOLDER)
+        """Writes `tokenizer/`, `tokenizer_2/` and where there is a third `tokenizer_3/` of a model folder."""
+        for name, tokenizer in zip(folders(self.by_kind).values(), self.by_kind.values()):
+            tokenizer.save(Path(folder) / name)
 
 
-def check_tables(tokenizers: Tokenizers, clap_rows: int | None, second_rows: int | None) -> None:
-    """Compares the tokenizers' ids with the rows of the networks' tables of words (None: there is no such network).
+def folders(kinds: Iterable[str]) -> dict[str, str]:
+    """Returns which folder of a run, or of a model, each tokenizer lies in; `kinds` as in `Tokenizers.by_kind`."""
+    return dict(zip(kinds, _FOLDERS))
+
+
+def check_tables(tokenizers: Tokenizers, rows: Mapping[str, int | None]) -> None:
+    """Compares the tokenizers' ids with the rows of the networks' tables of words.
+
+    Args:
+        tokenizers: of a recipe.
+        rows: by what the tokenizers read; None: there is no such network, or it is not known yet.
 
     Raises:
         ValueError: there are ids without a row; the message names the keys.
     """
-    for name, tokenizer, rows, key in (
-        ("CLAP", tokenizers.clap, clap_rows, "models.text_encoder.text_config.vocab_size"),
-        (_NAMES[tokenizers.second_kind], tokenizers.second, second_rows, "models.text_encoder_2.vocab_size"),
-    ):
-        if rows is not None and tokenizer.vocabulary > rows:
+    sections = ("models.text_encoder.text_config", "models.text_encoder_2", "models.text_encoder_3")
+    for (kind, tokenizer), section in zip(tokenizers.by_kind.items(), sections):
+        if rows[kind] is not None and tokenizer.vocabulary > rows[kind]:
             raise ValueError(
-                f"the tokenizer of {name} has {tokenizer.vocabulary} ids, but the network's table {rows} rows: set "
-                f"--config.{key}={tokenizer.vocabulary}, or for a tokenizer that is trained here lower "
-                f"--config.text.vocabulary; both have to be of the same model where it starts from given weights"
+                f"the tokenizer of {_NAMES[kind]} has {tokenizer.vocabulary} ids, but the network's table {rows[kind]} "
+                f"rows: set --config.{section}.vocab_size={tokenizer.vocabulary}, or for a tokenizer that is trained "
+                f"here lower --config.text.vocabulary; both have to be of the same model where it starts from given "
+                "weights"
             )
 
 
-def open_tokenizers(text: ConfigDict, source: Source | None = None, second_kind: str = "t5") -> Tokenizers:
+def open_tokenizers(
+    text: ConfigDict, source: Source | None = None, kinds: Sequence[str] = ("clap", "t5")
+) -> Tokenizers:
     """The tokenizers of a recipe: pretrained where it names them, else trained on the captions of `source`.
 
     A source without captions gets tokenizers of the embedded corpus, so that prompts can still be written.
@@ -137,55 +155,57 @@ def open_tokenizers(text: ConfigDict, source: Source | None = None, second_kind:
     Args:
         text: that section of the recipe.
         source: the data.
-        second_kind: see `Tokenizers`. Phonemes are not learnt: where the recipe names no table it is the authors'.
+        kinds: what the tokenizers read, as in `Tokenizers.by_kind`. Phonemes are not learnt: where the recipe names no
+            table it is the authors'.
 
     Raises:
         ValueError: a tokenizer is to be trained and there is no source, or a named one cannot be loaded.
     """
     texts = []
-    if not text.clap_tokenizer or (second_kind == "t5" and not text.t5_tokenizer):
+    if not all(text[f"{kind}_tokenizer"] for kind in kinds if kind != "phoneme"):
         if source is None:
             raise ValueError("there is no source to train tokenizers on; name pretrained ones in config.text")
         texts = captions(source)
         if not texts:
             logging.warning("no record has a caption: the tokenizers are trained on those of the embedded corpus")
             texts = captions(MusicCorpus(16000, 1.0, 0, "train"))
-    if text.clap_tokenizer:
-        clap = load(text.clap_tokenizer, "clap", text.clap_length)
-    else:
-        clap = train_clap(texts, text.vocabulary, text.clap_length)
-    if second_kind == "phoneme":
-        table = _phoneme_table(text.phoneme_tokenizer) if text.phoneme_tokenizer else AUTHORS
-        return Tokenizers(clap, PhonemeTokenizer(table._replace(length=text.phoneme_length)), second_kind)
-    if text.t5_tokenizer:
-        return Tokenizers(clap, load(text.t5_tokenizer, "t5", text.t5_length))
-    return Tokenizers(clap, train_t5(texts, text.vocabulary, text.t5_length))
+    return Tokenizers(*(_open_tokenizer(text, kind, texts) for kind in kinds))
 
 
-def load_tokenizers(folder: str | Path, clap_length: int, second_length: int, second_kind: str = "t5") -> Tokenizers:
-    """Those of a run folder, as `Tokenizers.save` wrote them; `second_kind` as of `Tokenizers`.
+def _open_tokenizer(text: ConfigDict, kind: str, texts: Sequence[str]) -> Tokenizer | PhonemeTokenizer:
+    name, length = text[f"{kind}_tokenizer"], text[f"{kind}_length"]
+    if kind == "phoneme":
+        return PhonemeTokenizer((_phoneme_table(name) if name else AUTHORS)._replace(length=length))
+    if name:
+        return load(name, kind, length)
+    return {"clap": train_clap, "t5": train_t5}[kind](texts, text.vocabulary, length)
+
+
+def load_tokenizers(folder: str | Path, lengths: Mapping[str, int]) -> Tokenizers:
+    """Those of a run folder, as `Tokenizers.save` wrote them.
+
+    Args:
+        folder: of the run.
+        lengths: of the rows, by what the tokenizers read, as in `Tokenizers.by_kind`.
 
     Raises:
-        ValueError: one is damaged; the message says how to have both made again.
+        ValueError: one is damaged; the message says how to have all made again.
     """
-    places = Path(folder) / CLAP_FOLDER, Path(folder) / SECOND_FOLDER
+    places = {kind: Path(folder) / name for kind, name in folders(lengths).items()}
     try:
-        clap = load(str(places[0]), "clap", clap_length)
-        if second_kind == "phoneme":
-            second = PhonemeTokenizer(read_tokenizer(places[1])._replace(length=second_length))
-        else:
-            second = load(str(places[1]), "t5", second_length)
+        return Tokenizers(
+            *(
+                PhonemeTokenizer(read_tokenizer(place)._replace(length=lengths[kind]))
+                if kind == "phoneme"
+                else load(str(place), kind, lengths[kind])
+                for kind, place in places.items()
+            )
+        )
     except ValueError as error:
         raise ValueError(
-            f"{error}; delete {places[0]} and {places[1]}: the same command makes both again, alike of the same "
-            "captions"
+            f"{error}; delete {' and '.join(map(str, places.values()))}: the same command makes them again, alike of "
+            "the same captions"
         ) from error
-    return Tokenizers(clap, second, second_kind)
-
-
-def folder_of(kind: str) -> str:
-    """Returns which folder of a run the tokenizer of "clap", "t5" or "phoneme" lies in."""
-    return CLAP_FOLDER if kind == "clap" else SECOND_FOLDER
 
 
 def words_digest(folder: str | Path) -> str:

@@ -13,8 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import BinaryIO
 
-import numpy as np
-
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.records import OTHER_SOUND, SUFFIXES
@@ -62,16 +60,15 @@ class WebDataset(Shards):
                 problems[name] = str(error)
         return Index(records, problems)
 
-    def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
+    def _sound(self, index: int) -> bytes:
         shard, (offset, size) = self._places[index]
-        where = shown(self.root / self.names[index])
         try:
             with (self.root / shard).open("rb") as file:
                 file.seek(offset)
-                content = file.read(size)
+                return file.read(size)
         except OSError as error:
+            where = shown(self.root / self.names[index])
             raise files.UnreadableAudio(f"{where} cannot be read: {error.strerror or error}") from error
-        return files.read_encoded(content, where, self.sampling_rate, samples, position)
 
 
 def _texts(beside: dict[str, bytes], where: str) -> Texts:

@@ -1,9 +1,10 @@
-"""What is kept of a given clip, where generation starts from one: transfer, inpainting, variation, continuation.
+"""What is kept of a given clip: transfer, inpainting, variation, continuation, and speech in the voice of a recording.
 
     Transfer       the clip is noised part of the way and denoised after the prompt
     Inpainting     a span of time, a band of frequencies or both are made anew, the rest stays
     Variation      another clip with the same language of audio, or the beginning of it
     Continuation   the beginning stays, in sound and in its language of audio, and goes on
+    SpeechPrompt   as that, with what is said in it: new words follow in the same voice
 
 `AudioLDM2.__call__` takes one of these as `edit`. An edit says in seconds and Hz what stays; the pipeline owns the
 networks that bring this to latents and LOA.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.signal
@@ -21,6 +23,7 @@ import soxr
 from audioldm2_jax.audio.files import is_silent, normalise
 
 _NEAR = 0.02  # seconds by which ends may differ and count as one
+_LEAST_SPOKEN = 0.3  # seconds of the shortest word behind a recording
 _FADE_WINDOW = 0.032  # seconds of the windows in which kept and made sound are joined
 
 
@@ -66,17 +69,30 @@ class Edit:
             raise ValueError(f"The given clip's {audio.size} samples at {self.sampling_rate} Hz are too few.")
         return waveform
 
-    def remarks(self, seconds: float) -> list[str]:
-        """What may surprise where a clip of so many seconds is made."""
-        said = []
+    def remarks(self, seconds: float, said: Sequence[str | None] = ()) -> list[str]:
+        """What may surprise where clips of so many seconds are made, in which the transcriptions `said` are said.
+
+        Raises:
+          ValueError: the edit leaves nothing to be made of so many seconds.
+        """
+        del said
+        remarks = []
         if is_silent(np.asarray(self.audio)):
-            said.append("the given clip is silence")
+            remarks.append("the given clip is silence")
         if self.starts_from_latents and self.silent_behind and seconds > self.seconds + _NEAR:
-            said.append(
+            remarks.append(
                 f"the given clip ends at {self.seconds:.2f} s, and {seconds:.2f} s are made: "
                 "behind its end it is silence"
             )
-        return said
+        return remarks
+
+    def transcribe(self, transcription: str | Sequence[str | None] | None) -> str | list[str] | None:
+        """What is said in the whole of what is made, where the caller wants `transcription` to be said.
+
+        Raises:
+          ValueError: the edit needs one and there is none.
+        """
+        return transcription
 
     def length(self, own: float | None) -> float:
         """Seconds of the clip to be made where the caller names none; `own` is the model's own length."""
@@ -91,6 +107,11 @@ class Edit:
     @property
     def encoded_seconds(self) -> float:
         """Seconds of the clip whose LOA is given."""
+        return 0.0
+
+    @property
+    def cut_seconds(self) -> float:
+        """Seconds at the beginning of what is made that are not given back."""
         return 0.0
 
     @property
@@ -160,11 +181,11 @@ class Inpainting(Edit):
         if self.span is not None and self.span[0] >= self.seconds:
             raise ValueError(f"The span begins at {self.span[0]} s, but the given clip ends at {self.seconds:.2f} s.")
 
-    def remarks(self, seconds: float) -> list[str]:
-        said = super().remarks(seconds)
+    def remarks(self, seconds: float, said: Sequence[str | None] = ()) -> list[str]:
+        remarks = super().remarks(seconds, said)
         if self.span is not None and seconds + _NEAR < self.span[1] < math.inf:
-            said.append(f"the span ends at {self.span[1]:.2f} s, and {seconds:.2f} s are made: it ends there")
-        return said
+            remarks.append(f"the span ends at {self.span[1]:.2f} s, and {seconds:.2f} s are made: it ends there")
+        return remarks
 
     @property
     def silent_behind(self) -> bool:
@@ -191,11 +212,11 @@ class Variation(Edit):
         if self.until is not None and not self.until > 0:
             raise ValueError(f"until is {self.until}; it has to be above 0 s.")
 
-    def remarks(self, seconds: float) -> list[str]:
-        said = super().remarks(seconds)
+    def remarks(self, seconds: float, said: Sequence[str | None] = ()) -> list[str]:
+        remarks = super().remarks(seconds, said)
         if self.until is not None and self.seconds + _NEAR < self.until < math.inf:
-            said.append(f"until is {self.until:.2f} s, but the given clip ends at {self.seconds:.2f} s")
-        return said
+            remarks.append(f"until is {self.until:.2f} s, but the given clip ends at {self.seconds:.2f} s")
+        return remarks
 
     def length(self, own: float | None) -> float | None:
         """The model's own length."""
@@ -242,6 +263,63 @@ class Continuation(Edit):
     def kept(self, seconds: np.ndarray, hertz: np.ndarray) -> np.ndarray:
         """What lies before `until`."""
         return np.logical_and.outer(seconds < self.encoded_seconds, np.ones_like(hertz, bool))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpeechPrompt(Continuation):
+    """In-context speech: new words in the voice of a recording [arXiv 2308.05734v2; A2 issue 24].
+
+    GPT-2 reads the phonemes of the recording and of the new words, then the recording's language of audio, and goes on
+    with that. The UNet is given both parts of it, and the recording's own latents where it stands, so that the new part
+    fits to its sound, too. The length of what is made counts the recording in.
+
+    Attributes:
+      until: seconds from the beginning that are used; None: the whole recording.
+      transcription: what is said in them.
+      keep: whether what is given back begins with the recording; False: the new words alone.
+    """
+
+    transcription: str = ""
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.transcription, str) or not self.transcription.strip():
+            raise ValueError("The recording has no transcription: write down what is said in it.")
+        if is_silent(self.audio[: round(self.encoded_seconds * self.sampling_rate)]):
+            raise ValueError("The recording is silence: there is no voice in it to go on in.")
+
+    def waveform(self, sampling_rate: int) -> np.ndarray:
+        """What is used of the recording: AudioMAE, too, hears nothing else."""
+        return super().waveform(sampling_rate)[: round(self.encoded_seconds * sampling_rate)]
+
+    def transcribe(self, transcription: str | Sequence[str | None] | None) -> str | list[str]:
+        """Puts what is said in the recording before the new words, of which every prompt needs some."""
+        texts = [transcription] if isinstance(transcription, str) else transcription
+        if texts is None or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError("There are no new words: give a transcription of what is to be said behind the recording.")
+        both = [f"{self.transcription.strip()} {text.strip()}" for text in texts]
+        return both[0] if isinstance(transcription, str) else both
+
+    def remarks(self, seconds: float, said: Sequence[str | None] = ()) -> list[str]:
+        left, used = seconds - self.encoded_seconds, self.encoded_seconds
+        if left < _LEAST_SPOKEN:
+            raise ValueError(
+                f"The recording takes {used:.2f} s of the {seconds:.2f} s that are made, which leaves no room for new "
+                f"words: use its first {max(seconds / 2, 0):.1f} s or less (until), with what is said in these."
+            )
+        letters = len(self.transcription.strip())
+        longest = max((len(text or "") - letters for text in said), default=0)
+        if longest * used / letters > left:
+            return [
+                f"at the pace of the recording the new words take {longest * used / letters:.1f} s, and {left:.1f} s "
+                "are left: say less at a time, or use less of the recording"
+            ]
+        return []
+
+    @property
+    def cut_seconds(self) -> float:
+        return 0.0 if self.keep else self.encoded_seconds
 
 
 def join(edit: Edit, made: np.ndarray, sampling_rate: int) -> np.ndarray:

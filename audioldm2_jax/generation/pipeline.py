@@ -51,7 +51,8 @@ class Output(NamedTuple):
         of the prompts, and the one that CLAP finds nearest to the prompt stands first.
       sampling_rate: Hz.
       mels: natural-log mel spectrograms [clips, frames, bands] of the VAE, also where a recording took their place.
-      latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them.
+      latents: scaled latents [clips, channels, time, frequency], channels first as diffusers has them; of the whole of
+        what was made, also where its beginning is not given back (`editing.SpeechPrompt`).
     """
 
     audios: np.ndarray
@@ -163,7 +164,8 @@ class AudioLDM2:
         return cls(components, schedule, prompts, front_end, scheduler_class=scheduler_class, source=path, mesh=mesh)
 
     def save_pretrained(self, path: str | os.PathLike) -> None:
-        """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, and so does `from_pretrained`.
+        """Writes the model folder; diffusers' AudioLDM2Pipeline reads it, but for that of a unified model, and so does
+        `from_pretrained`.
 
         On several hosts all call it, and the first one writes.
 
@@ -176,9 +178,8 @@ class AudioLDM2:
         if self.source is None:
             raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
         source, index = Path(self.source), model_folder.read_index(self.source)
-        others = ("tokenizer", "tokenizer_2", "feature_extractor")
         # AudioLDMPipeline has no feature extractor, but a CLAP that takes audio needs one.
-        others = [name for name in others if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        others = [name for name in model_folder.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
         missing = [name for name in others if not (source / name).is_dir()]
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
@@ -205,7 +206,7 @@ class AudioLDM2:
         eta: float = 0.0,
         seed: int = 0,
         latents: np.ndarray | None = None,
-        transcription: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         max_new_tokens: int | None = None,
         *,
         edit: Edit | None = None,
@@ -228,7 +229,8 @@ class AudioLDM2:
           eta: randomness of the sampler: 0 as diffusers' default, 1 as the authors' tool.
           seed: the same seed gives the same sound.
           latents: the noise to start from, [clips, channels, time, frequency]; by default drawn from the seed.
-          transcription: what is said, one for all prompts or one each; needed by models of speech, and by them alone.
+          transcription: what is said, one for all prompts or one each: models of speech need it, unified ones take it,
+            also for some of the prompts alone (None for the others).
           max_new_tokens: length of the LOA; by default that of the language model's config.json.
           edit: what of a given clip is kept (`audioldm2_jax.generation.editing`).
           solver: ddim, ddpm, plms, euler, euler_ancestral, dpmsolver++ or unipc; by default that of the folder's
@@ -245,7 +247,8 @@ class AudioLDM2:
         Raises:
           ValueError: for bad input; the message names it and says what to do.
         """
-        texts = self.prompt_encoder.tokenize(prompt, negative_prompt, transcription, emptied=not use_text_states)
+        said = edit.transcribe(transcription) if edit else transcription
+        texts = self.prompt_encoder.tokenize(prompt, negative_prompt, said, emptied=not use_text_states)
         self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
         solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
         if solver not in SOLVERS:
@@ -255,7 +258,8 @@ class AudioLDM2:
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
-        for remark in edit.remarks(samples / self.sampling_rate) if edit else ():
+        spoken = [said] if isinstance(said, str) else said or ()
+        for remark in edit.remarks(samples / self.sampling_rate, spoken) if edit else ():
             logging.warning("%s", remark)
         tokens = self.prompt_encoder.loa_tokens if max_new_tokens is None else max_new_tokens
         source = self._source_clip(edit, shape[0], samples, tokens) if edit else _SourceClip()
@@ -269,7 +273,9 @@ class AudioLDM2:
         mels, audios = self.decode(final)
         audios, mels = audios[:, :samples], mels[:, : -(-samples // self._hop)]
         if edit:
-            audios = join(edit, audios, self.sampling_rate)
+            cut = round(edit.cut_seconds * self.sampling_rate)
+            audios = join(edit, audios, self.sampling_rate)[:, cut:]
+            mels = mels[:, cut // self._hop :]
         made = Output(audios, self.sampling_rate, mels, final.transpose(0, 3, 1, 2))
         if num_waveforms_per_prompt == 1 or self.clap_mel is None:
             return made
@@ -283,7 +289,7 @@ class AudioLDM2:
         uncond: str = "language_model",
         use_loa: bool = True,
         use_text_states: bool = True,
-        transcription: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
     ) -> tuple[Conditions, Conditions]:
         """The conditions of prompts and of their negative prompts, each of [prompts, ...]; see `__call__`."""
         texts = self.prompt_encoder.tokenize(prompts, negatives, transcription, emptied=not use_text_states)

@@ -12,14 +12,14 @@ import numpy as np
 
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.components import LOA_TOKENS
-from audioldm2_jax.conditioning.conditions import Conditions, Text
+from audioldm2_jax.conditioning.conditions import KINDS, TEXT_ENCODERS, Conditions, Text
 from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa
 from audioldm2_jax.generation.prompts import Prompts, one_each, prompt_list
 from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.models.network import Network
 
 UNCONDITIONAL = ("language_model", "zeros")
-_NETWORKS = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
+_NETWORKS = ("text_encoder", *TEXT_ENCODERS, "projection_model", "language_model")
 
 
 class Texts(NamedTuple):
@@ -33,8 +33,8 @@ class PromptEncoder:
     """The tokenizers, text encoders and language model of a model folder.
 
     What conditions the UNet follows from the networks that there are: with a language model the LOA, with T5 beside it
-    the text states, with a phoneme encoder a transcription; without a language model T5's states or, without those,
-    CLAP's embedding.
+    the text states, with a phoneme encoder a transcription, with T5 and a phoneme encoder all of that; without a
+    language model T5's states or, without those, CLAP's embedding.
     """
 
     def __init__(self, prompts: Prompts, components: Mapping[str, Component], networks: Mapping[str, Network]):
@@ -56,7 +56,7 @@ class PromptEncoder:
         self,
         prompt: str | Sequence[str],
         negative: str | Sequence[str] | None,
-        transcription: str | Sequence[str] | None = None,
+        transcription: str | Sequence[str | None] | None = None,
         *,
         emptied: bool = False,
     ) -> Texts:
@@ -67,11 +67,12 @@ class PromptEncoder:
         """
         prompts = prompt_list(prompt)
         negatives = one_each("" if negative is None else negative, len(prompts), "negative prompts")
-        if self.prompts.takes_transcription and transcription is None:
+        if self.prompts.needs_transcription and transcription is None:
             raise ValueError("This is a model of speech: give a transcription, what is to be said.")
         if not self.prompts.takes_transcription and transcription is not None:
             raise ValueError("This is not a model of speech: transcription is for those; leave it out.")
-        spoken = None if transcription is None else one_each(transcription, len(prompts), "transcriptions")
+        optional = {"may_lack": not self.prompts.needs_transcription}
+        spoken = None if transcription is None else one_each(transcription, len(prompts), "transcriptions", **optional)
         return Texts(prompts, self.prompts.encode(prompts, negatives, spoken, emptied=emptied))
 
     def encode(
@@ -123,11 +124,13 @@ def prompt_limits(components: Mapping[str, Component]) -> dict[str, int]:
     """How many tokens the networks can take, whatever the tokenizers' files say."""
     clap, gpt2 = components["text_encoder"].module, components.get("language_model")
     text = clap.text_config if isinstance(clap, Clap) else vars(clap)
-    # RoBERTa counts positions from the padding id on. GPT-2 reads five places beside T5's, and all of the LOA but its
-    # last token.
+    # RoBERTa counts positions from the padding id on. GPT-2 reads five places beside T5's, of unified models phonemes
+    # with two more, and all of the LOA but its last token.
     limits = {"clap_limit": text["max_position_embeddings"] - text["pad_token_id"] - 1}
     if gpt2:
-        limits["t5_limit"] = gpt2.module.n_positions - loa_tokens(components) - 4
+        projection = components["projection_model"].module
+        third = projection.max_seq_length + 2 if projection.text_encoder_2_dim else 0
+        limits["t5_limit"] = gpt2.module.n_positions - loa_tokens(components) - 4 - third
     return limits
 
 
@@ -143,7 +146,10 @@ def _encode(
     if "language_model" not in networks:
         return Conditions(loa=second(text["t5_ids"], text["t5_mask"]), loa_mask=text["t5_mask"]), text_embedding
     gpt2 = networks["language_model"]
-    prefix, states, mask = encode_prompt(clap, second, networks["projection_model"], text)
+    # As many of them as there are encoders, T5 first.
+    kinds = [kind for kind in KINDS.values() if f"{kind}_ids" in text]
+    encoders = dict(zip(kinds, (networks[name] for name in TEXT_ENCODERS if name in networks)))
+    prefix, states, mask = encode_prompt(clap, encoders, networks["projection_model"], text)
     if loa is None:
         written = generate_loa(gpt2, prefix, num_tokens)
     else:

@@ -21,7 +21,7 @@ _QUOTED = 200  # characters of what is cut
 
 
 class Prompts:
-    """The tokenizers of a model folder: CLAP's, and T5's or the phonemes' where the model has such."""
+    """The tokenizers of a model folder: CLAP's, and T5's, the phonemes' or both where the model has such."""
 
     def __init__(
         self, clap: Any, t5: Any = None, speech: PhonemeTable | None = None, *, clap_limit: int, t5_limit: int = 0
@@ -29,7 +29,7 @@ class Prompts:
         """Args:
         clap: CLAP's tokenizer (RoBERTa), of transformers.
         t5: T5's.
-        speech: the phonemes of transcriptions; then there is no T5.
+        speech: the phonemes of transcriptions, in models of speech without T5, in unified models beside it.
         clap_limit, t5_limit: how many tokens the networks can take; the tokenizers' own limit may be lower. Without a
           limit of the networks, t5_limit is 0.
         """
@@ -39,35 +39,39 @@ class Prompts:
 
     @property
     def takes_transcription(self) -> bool:
-        """Whether a prompt comes with a transcription."""
+        """Whether a prompt may come with a transcription."""
         return self.speech is not None
+
+    @property
+    def needs_transcription(self) -> bool:
+        """Whether it has to: a model of speech says something, a unified one may also sound."""
+        return self.speech is not None and self.t5 is None
 
     @classmethod
     def from_folder(cls, path: Path, *, clap_limit: int, t5_limit: int = 0) -> Prompts:
-        """Reads `tokenizer/` of a model folder, and `tokenizer_2/` where its index names one.
+        """Reads `tokenizer/` of a model folder, and `tokenizer_2/` and `tokenizer_3/` where its index names one.
 
         Raises:
           FolderError: where one is missing or cannot be read.
         """
         from transformers import AutoTokenizer
 
-        second = (read_index(path).get("tokenizer_2") or [None, None])[1]
-        tokenizers: dict[str, Any] = {}
-        for name in ("tokenizer", "tokenizer_2") if second else ("tokenizer",):
+        index, captions, speech = read_index(path), [], None
+        classes = {name: (index.get(name) or [None, None])[1] for name in ("tokenizer", "tokenizer_2", "tokenizer_3")}
+        for name in (name for name, kind in classes.items() if kind or name == "tokenizer"):
             if not (path / name).is_dir():
                 raise FolderError(f"{path} has no {name}/; copy or publish the model folder again.")
             check_manifest(path / name)
             try:
-                if (name, second) == ("tokenizer_2", "VitsTokenizer"):
-                    table = phonemes.read_tokenizer(path / name)
-                    return cls(tokenizers["tokenizer"], speech=table, clap_limit=clap_limit)
-                tokenizers[name] = AutoTokenizer.from_pretrained(path / name)
-                if not isinstance(length := tokenizers[name].model_max_length, int | float):
+                if classes[name] == "VitsTokenizer":
+                    speech = phonemes.read_tokenizer(path / name)
+                    continue
+                captions.append(AutoTokenizer.from_pretrained(path / name))
+                if not isinstance(length := captions[-1].model_max_length, int | float):
                     raise ValueError(f"model_max_length={length!r}; it has to be a whole number")
             except Exception as error:  # of transformers and tokenizers, which raise plain Exceptions, too
                 raise FolderError(f"{path / name} cannot be read: {' '.join(str(error).split())}") from error
-        limits = {"clap_limit": clap_limit, "t5_limit": t5_limit}
-        return cls(tokenizers["tokenizer"], tokenizers.get("tokenizer_2"), **limits)
+        return cls(*captions, speech=speech, clap_limit=clap_limit, t5_limit=t5_limit)
 
     def check_tables(self, path: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Compares the tokenizers' ids with the rows of the text encoders' tables.
@@ -96,7 +100,7 @@ class Prompts:
         self,
         prompts: Sequence[str],
         negatives: Sequence[str],
-        transcriptions: Sequence[str] | None = None,
+        transcriptions: Sequence[str | None] | None = None,
         *,
         emptied: bool = False,
     ) -> dict[str, np.ndarray]:
@@ -108,12 +112,13 @@ class Prompts:
 
         Args:
           prompts, negatives: as many of the one as of the other.
-          transcriptions: what is said, as many as prompts; needed where `takes_transcription`.
+          transcriptions: what is said, as many as prompts; needed where `needs_transcription`, and for none of the
+            prompts elsewhere. None for a prompt of which nothing is said.
           emptied: adds the empty text, once a prompt and of its length, as a third part.
 
         Returns:
-          `clap_ids`, `clap_mask`, and `t5_ids`, `t5_mask` and `t5_slots`, or `phoneme_ids` and `phoneme_mask`
-          (conditioning/loa.py), [2 or 3 * prompts, n] int32.
+          `clap_ids`, `clap_mask`, and `t5_ids`, `t5_mask` and `t5_slots`, or `phoneme_ids`, `phoneme_mask` and
+          `phoneme_slots`, or both (conditioning/loa.py), [2 or 3 * prompts, n] int32.
 
         Raises:
           ValueError: for a transcription that cannot be said (data/phonemes.py).
@@ -122,9 +127,11 @@ class Prompts:
         clap = [self._tokens(self.clap, text, self.clap_limit, "CLAP") for text in every]
         clap_ids, clap_mask = _pad(clap, self.clap.pad_token_id, self.clap_limit)
         ids = {"clap_ids": clap_ids, "clap_mask": clap_mask}
+        if self.t5:
+            ids |= self._encode_t5(prompts, every)
         if self.speech:
-            return ids | self._encode_phonemes(transcriptions, len(every))
-        return ids | self._encode_t5(prompts, every) if self.t5 else ids
+            ids |= self._encode_phonemes(transcriptions or [None] * len(prompts), len(every))
+        return ids
 
     def _encode_t5(self, prompts: Sequence[str], every: Sequence[str]) -> dict[str, np.ndarray]:
         t5 = [self._tokens(self.t5, text, self.t5_limit, "T5") for text in prompts]
@@ -135,10 +142,14 @@ class Prompts:
         slots = np.arange(ids.shape[1]) < np.resize(lengths, len(every))[:, None]
         return {"t5_ids": ids, "t5_mask": mask, "t5_slots": slots.astype(np.int32)}
 
-    def _encode_phonemes(self, transcriptions: Sequence[str], rows: int) -> dict[str, np.ndarray]:
-        """As diffusers: all the places count, and those of the negative prompts are empty."""
+    def _encode_phonemes(self, transcriptions: Sequence[str | None], rows: int) -> dict[str, np.ndarray]:
+        """As diffusers: negative prompts have no phonemes, and the places of those of their prompts."""
         ids, mask = PhonemeTokenizer(self.speech)([*transcriptions, *[None] * (rows - len(transcriptions))])
-        return {"phoneme_ids": ids, "phoneme_mask": mask}
+        return {
+            "phoneme_ids": ids,
+            "phoneme_mask": mask,
+            "phoneme_slots": np.resize(mask[: len(transcriptions)], mask.shape),
+        }
 
     def _tokens(self, tokenizer: Any, text: str, limit: int, name: str) -> list[int]:
         ids = tokenizer(text, verbose=False).input_ids
@@ -180,19 +191,19 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
     return [_valid(text) for text in prompts]
 
 
-def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
+def one_each(texts: str | Sequence[str | None], count: int, name: str, *, may_lack: bool = False) -> list[str | None]:
     """Texts beside `count` prompts, given once for all or one each; `name` is what the error calls them.
 
     Raises:
-      ValueError: where there are neither one nor `count`, or one is no text.
+      ValueError: where there are neither one nor `count`, or one is no text; None is one where `may_lack`.
     """
     texts = [texts] * count if isinstance(texts, str) else list(texts)
     if len(texts) != count:
         raise ValueError(f"{len(texts)} {name} for {count} prompts: give one for all, or one each.")
     for text in texts:
-        if not isinstance(text, str):
+        if not isinstance(text, str) and not (may_lack and text is None):
             raise ValueError(f"Among the {name} is a {type(text).__name__}, not a text.")
-    return [_valid(text) for text in texts]
+    return [text if text is None else _valid(text) for text in texts]
 
 
 def _valid(text: str) -> str:

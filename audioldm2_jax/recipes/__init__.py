@@ -19,9 +19,12 @@ _RECIPES = {
     "speech-tiny": tiny_speech.recipe,
     "speech-base": lambda: paper.speech(paper.base()),
     "speech-large": lambda: paper.speech(paper.large()),
+    "unified-tiny": tiny_speech.unified,
+    "unified-base": lambda: paper.unified(paper.base()),
+    "unified-large": lambda: paper.unified(paper.large()),
 }
 TINY, SMALL = "tiny", "small"
-PAPER = ("base", "large", "48k", "speech-base", "speech-large")
+PAPER = ("base", "large", "48k", "speech-base", "speech-large", "unified-base", "unified-large")
 
 
 def get(name: str) -> ConfigDict:

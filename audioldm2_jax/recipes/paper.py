@@ -58,6 +58,7 @@ def base() -> ConfigDict:
             "data": {
                 "source": "",  # builtin:music, tfds:NAME, tfds:/folder, or a path: data/sources.py
                 "heldout_share": 0.02,  # of the records of all but the embedded corpus, by hash
+                "absent": "refuse",  # captions in a folder of recordings that are not there: refuse, or skip
                 "audio_feature": "",  # TFDS, Hugging Face: name of the audio feature; empty: the only one there is
                 "text_feature": "",  # TFDS, Hugging Face: name of the caption feature; empty: found by its usual names
                 "examples": 1_000_000,  # clips an epoch of the embedded corpus; they are made, not stored
@@ -308,29 +309,51 @@ def speech(config: ConfigDict) -> ConfigDict:
     config.init_from.text_encoder_2 = ""
     config.loa.update(pooling=1, training_poolings=(1,))
     with config.unlocked():
-        # [arXiv 2106.06103; A2 latent_diffusion/modules/phoneme_encoder]
-        config.models.text_encoder_2 = ConfigDict(
-            {
-                "model_type": "vits",
-                "vocab_size": 183,
-                "hidden_size": 192,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 2,
-                "window_size": 4,
-                "use_bias": True,
-                "ffn_dim": 768,
-                "ffn_kernel_size": 3,
-                "hidden_dropout": 0.1,
-                "attention_dropout": 0.1,
-                "activation_dropout": 0.1,
-                "layer_norm_eps": 1e-5,
-            }
-        )
+        config.models.text_encoder_2 = _phonemes()
     config.models.unet.cross_attention_dim = (None, config.models.audiomae.embed_dim)
     config.train.diffusion.text = "none"
     config.train.language_model.train_text_encoder_2 = True
     config.train.joint.update(train_text_encoder_2=True, true_loa_share=1.0)
     return config
+
+
+def unified(config: ConfigDict) -> ConfigDict:
+    """Makes a recipe of captions one of a model that also speaks. Not in the paper, whose models do one or the other.
+
+    GPT-2 reads CLAP's embedding, T5's states and phonemes; a clip without a caption has the caption "", one in which
+    nothing is said, or nobody knows what, no phonemes. The UNet sees the LOA and T5's states, as in the paper's full
+    model. The LOA is that of the paper's speech, unpooled, for all kinds of sound, and as there no gradient goes back
+    through the tokens that GPT-2 writes.
+    """
+    config.loa.update(pooling=1, training_poolings=(1,))
+    config.train.joint.true_loa_share = 1.0
+    with config.unlocked():
+        config.models.text_encoder_3 = _phonemes()
+        config.init_from.text_encoder_3 = ""
+        config.train.language_model.train_text_encoder_3 = True
+        config.train.joint.train_text_encoder_3 = True
+    return config
+
+
+def _phonemes() -> ConfigDict:
+    """The text encoder of VITS [arXiv 2106.06103; A2 latent_diffusion/modules/phoneme_encoder]."""
+    return ConfigDict(
+        {
+            "model_type": "vits",
+            "vocab_size": 183,
+            "hidden_size": 192,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 2,
+            "window_size": 4,
+            "use_bias": True,
+            "ffn_dim": 768,
+            "ffn_kernel_size": 3,
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
+            "activation_dropout": 0.1,
+            "layer_norm_eps": 1e-5,
+        }
+    )
 
 
 def large() -> ConfigDict:

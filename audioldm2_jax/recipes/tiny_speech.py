@@ -1,4 +1,4 @@
-"""The recipe `speech-tiny`: tiny, of speech."""
+"""The recipes `speech-tiny`, tiny of speech, and `unified-tiny`, of all kinds of sound by one model that speaks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from audioldm2_jax.recipes import paper, tiny
 def recipe() -> ConfigDict:
     """The recipe `tiny` made one of speech: finer mels, phonemes for captions, an unpooled LOA."""
     config = paper.speech(tiny.recipe())
+    _shrink(config, "text_encoder_2")
+    return config
+
+
+def unified() -> ConfigDict:
+    """The recipe `tiny` with the mels and the LOA of `speech-tiny`, and its phonemes beside T5."""
+    config = paper.unified(tiny.recipe())
+    _shrink(config, "text_encoder_3")
+    return config
+
+
+def _shrink(config: ConfigDict, encoder: str) -> None:
+    """Gives a tiny recipe that speaks its front end and sizes; `encoder` is the text encoder that reads phonemes."""
     config.audio.mel.hop_length = 256  # 16 ms: consonants are short
     config.text.phoneme_length = 64
-    config.models.text_encoder_2.update(
+    config.models[encoder].update(
         hidden_size=128,
         num_hidden_layers=2,
         ffn_dim=256,
@@ -24,4 +37,3 @@ def recipe() -> ConfigDict:
     config.models.vocoder.update(upsample_rates=(8, 8, 4), upsample_kernel_sizes=(32, 32, 16))
     config.train.vae.crop_frames = 160  # the whole clip
     config.train.vocoder.segment_samples = 7680
-    return config

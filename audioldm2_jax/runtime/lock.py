@@ -21,6 +21,10 @@ from typing import Any
 FILE = "lock.json"
 #: Seconds between two touches, and how many may be missed before a lock of another machine counts as left behind.
 TOUCH, MISSED = 5.0, 6
+_ADVICE = (
+    "Wait for it, end it, or choose another --config.run_dir. (If both are processes of one job, JAX did not find that "
+    "out: give each --coordinator, --num_processes and --process_id)"
+)
 
 
 class LockedError(RuntimeError):
@@ -35,6 +39,7 @@ class RunLock:
         say: told where taking the lock needs a wait.
         on_loss: called, from a thread, where another run has taken the lock away (from a process that was suspended).
         touch: seconds between two touches.
+        advice: what the message says to do where another run holds it.
 
     Raises:
         LockedError: another run holds it.
@@ -46,7 +51,9 @@ class RunLock:
         say: Callable[[str], None] = lambda text: None,
         on_loss: Callable[[str], None] = lambda holder: None,
         touch: float = TOUCH,
+        advice: str = _ADVICE,
     ):
+        self._advice = advice
         self.path, self._say, self._on_loss, self._every = folder / FILE, say, on_loss, touch
         self.token = secrets.token_hex(8)
         self._released = threading.Event()
@@ -57,11 +64,7 @@ class RunLock:
             if holder is None:
                 continue  # released between the two calls
             if self._is_alive(holder):
-                raise LockedError(
-                    f"{self.path.parent} is in use by another run: {_describe(holder)}. Wait for it, end it, or choose "
-                    "another --config.run_dir. (If both are processes of one job, JAX did not find that out: give each "
-                    "--coordinator, --num_processes and --process_id)"
-                )
+                raise LockedError(f"{self.path.parent} is in use by another run: {_describe(holder)}. {self._advice}")
             self._remove(holder)
         threading.Thread(target=self._hold, name="run lock", daemon=True).start()
         return self

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.components import build_from_recipe, recipe_config, recipe_spec
-from audioldm2_jax.conditioning.conditions import SECOND_KINDS
+from audioldm2_jax.conditioning.conditions import KINDS
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import Rngs, named
 from audioldm2_jax.stages import features
@@ -99,7 +99,7 @@ class Stage:
     def text_kinds(cls, config: ConfigDict) -> tuple[str, ...]:
         """Returns whose tokens the stage reads, of "clap", "t5" and "phoneme"; () for a stage without text."""
         fields = cls.reads_fields(config)
-        return tuple(kind for kind in ("clap", *SECOND_KINDS.values()) if f"{kind}_ids" in fields)
+        return tuple(kind for kind in ("clap", *KINDS.values()) if f"{kind}_ids" in fields)
 
     @classmethod
     def reads_features(cls, config: ConfigDict) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import Conditions, drop_captions, second_kind, second_width
+from audioldm2_jax.conditioning.conditions import Conditions, drop_captions, text_encoders, text_width
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
@@ -110,11 +110,11 @@ def reads_text(config) -> bool:
     text = config.train.diffusion.text
     if text not in ("captions", "none"):
         raise ValueError(f"train.diffusion.text={text!r}: choose captions or none")
-    if text == "captions" and second_kind(config) != "t5":
+    if text == "captions" and text_encoders(config)["text_encoder_2"] != "t5":
         raise ValueError("train.diffusion.text=captions: the UNet of a model of speech sees no text; choose none")
     return text == "captions"
 
 
 def no_text(config, batch: int) -> tuple[jax.Array, jax.Array]:
     """Returns the text context of a UNet that reads no text: one zero vector, [batch, 1, d], and its mask."""
-    return jnp.zeros((batch, 1, second_width(config))), jnp.ones((batch, 1), jnp.int32)
+    return jnp.zeros((batch, 1, text_width(config, "text_encoder_2"))), jnp.ones((batch, 1), jnp.int32)

@@ -10,14 +10,14 @@ A stage names those that it reads (`Stage.reads_features`) and takes them with `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
-from audioldm2_jax.conditioning.conditions import second_kind
+from audioldm2_jax.conditioning.conditions import text_encoders
 from audioldm2_jax.conditioning.loa import audiomae_loa
 from audioldm2_jax.models.network import Network
 
@@ -61,12 +61,13 @@ def get(name: str) -> Feature:
     return _loa(int(pooling)) if kind == "loa" else _FEATURES[name]
 
 
-def of_texts(config: ConfigDict, trains_second: bool) -> tuple[str, ...]:
-    """Returns the features that frozen networks make of texts, where the second text encoder is trained or not.
+def of_texts(config: ConfigDict, trained: Collection[str]) -> tuple[str, ...]:
+    """Returns the features that frozen networks make of texts, where some text encoders are trained.
 
     Phonemes are not among them: their encoder is small.
     """
-    return ("clap",) if trains_second or second_kind(config) != "t5" else ("clap", "t5")
+    frozen = (kind for name, kind in text_encoders(config).items() if name not in trained)
+    return ("clap", *(kind for kind in frozen if kind in _FEATURES))
 
 
 def _latents(ends: FrontEnds, vae: Network, batch: Batch) -> tuple[jax.Array, ...]:

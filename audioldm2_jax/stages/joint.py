@@ -6,18 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.components import latent_frames
-from audioldm2_jax.conditioning.conditions import Conditions, caption_weight, drop_captions, text_fields, words_field
-from audioldm2_jax.conditioning.loa import (
-    encode_prompt,
-    generate_loa,
-    loa_distance,
-    teacher_forced_loa,
+from audioldm2_jax.conditioning.conditions import (
+    TEXT_ENCODERS,
+    Conditions,
+    caption_weight,
+    drop_captions,
+    has_words,
+    text_fields,
+    words_fields,
 )
+from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, teacher_forced_loa
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.rngs import Rngs
-from audioldm2_jax.stages import features
+from audioldm2_jax.stages import features, texts
 from audioldm2_jax.stages.base import Objective, Stage
 
 
@@ -37,19 +40,18 @@ class JointStage(Stage):
         "scheduler",
         "models.audiomae",
         "models.text_encoder.projection_dim",
-        "models.text_encoder_2",
+        *(f"models.{name}" for name in TEXT_ENCODERS),
         "text.phoneme_length",
     )
     reads_to_evaluate = ("samples",)
 
     @classmethod
     def reads_fields(cls, config):
-        return ("waveform", *text_fields(config), words_field(config))
+        return ("waveform", *text_fields(config), *words_fields(config))
 
     @classmethod
     def needs(cls, config):
-        second = () if config.train.joint.train_text_encoder_2 else ("text_encoder_2",)
-        return ("audiomae", "text_encoder", "vae", *second)
+        return ("audiomae", "text_encoder", "vae", *texts.frozen(config, cls.name))
 
     @classmethod
     def continues(cls, config):
@@ -57,13 +59,12 @@ class JointStage(Stage):
 
     @classmethod
     def makes(cls, config):
-        second = ("text_encoder_2",) if config.train.joint.train_text_encoder_2 else ()
-        return ("unet", "language_model", "projection_model", *second)
+        return ("unet", "language_model", "projection_model", *texts.trained(config, cls.name))
 
     @classmethod
     def reads_features(cls, config):
-        texts = features.of_texts(config, config.train.joint.train_text_encoder_2)
-        return ("latents", f"loa_{config.loa.pooling}", *texts)
+        of_texts = features.of_texts(config, texts.trained(config, cls.name))
+        return ("latents", f"loa_{config.loa.pooling}", *of_texts)
 
     def setup(self):
         if self.hparams.unconditional not in ("language_model", "zeros"):
@@ -74,7 +75,7 @@ class JointStage(Stage):
         self.scale = self.components["vae"].config["scaling_factor"]
 
     def weigh(self, batch):
-        return {**batch, "caption_weight": caption_weight(batch[words_field(self.config)])}
+        return {**batch, "caption_weight": caption_weight(has_words(self.config, batch))}
 
     def objectives(self, variant):
         return (Objective("joint", tuple(self.modules), self._loss),)
@@ -82,7 +83,7 @@ class JointStage(Stage):
     def _loss(self, params, outputs, state, frozen, batch, rngs: Rngs):
         uniform = rngs.uniform("guidance dropout")
         text, dropped = drop_captions(batch, uniform, self.hparams.guidance_dropout, self.empty_text)
-        prefix, states, mask = self._encode(params, frozen, text, self.dropout("text_encoder_2", params, rngs))
+        prefix, states, mask = texts.encode(self, params, frozen, text, rngs)
         (loa,) = self._true_loa(frozen, batch)
         gpt2 = self.network("language_model", frozen, params)
         first, second = (self.dropout("language_model", params, rngs, use) for use in ("generation", "teacher forcing"))
@@ -92,7 +93,7 @@ class JointStage(Stage):
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.
         true = rngs.uniform("true loa") < self.hparams.true_loa_share
-        true = (true | ~batch[words_field(self.config)]) & ~dropped
+        true = (true | ~has_words(self.config, batch)) & ~dropped
         seen = jnp.where(true[:, None, None], loa, made)
         if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
@@ -103,16 +104,6 @@ class JointStage(Stage):
         loss = denoising + self.hparams.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 
-    def _encode(self, params, frozen, text, dropout_key=None):
-        """Returns GPT-2's prefix, and the states of the second text encoder with their mask."""
-        return encode_prompt(
-            self.network("text_encoder", frozen),
-            self.network("text_encoder_2", frozen, params),
-            self.network("projection_model", frozen, params),
-            text,
-            dropout_key=dropout_key,
-        )
-
     def _true_loa(self, frozen, batch):
         return self.made(f"loa_{self.config.loa.pooling}", frozen, batch)
 
@@ -122,7 +113,7 @@ class JointStage(Stage):
 
         def conditions(uniform):
             text, _ = drop_captions(batch, uniform, 0.5, self.empty_text)
-            prefix, states, mask = self._encode(params, frozen, text)
+            prefix, states, mask = texts.encode(self, params, frozen, text)
             return Conditions(
                 generate_loa(self.network("language_model", frozen, params), prefix, tokens), states, mask
             )

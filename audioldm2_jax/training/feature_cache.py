@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import Component
+from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import cache, sources, text
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source
@@ -196,7 +197,7 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     made = {feature.component: digest, "dtype": config.dtype}
     if feature.of_text:  # named as its tokenizer is
         made["length"] = config.text[f"{feature.name}_length"]
-        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folder_of(feature.name))
+        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folders(text_kinds(config))[feature.name])
     else:
         made |= {"seconds": config.audio.seconds, "sampling_rate": config.audio.sampling_rate}
     for section in feature.reads:

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
-from audioldm2_jax.components import LOA_TOKENS, recipe_spec, spec_of
-from audioldm2_jax.conditioning.conditions import second_kind
+from audioldm2_jax.components import LOA_TOKENS, recipe_parts, recipe_spec, spec_of
+from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.conditioning.loa import pooling_of
-from audioldm2_jax.data.text import folder_of
+from audioldm2_jax.data.text import folders
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.training.lineage import RunError
@@ -85,16 +85,16 @@ def check_mel(config: ConfigDict, name: str) -> None:
 def _take_model(config: ConfigDict, path: Path) -> None:
     """Sets what the model folder at `path` fixes."""
     model, usual = config.init_from.model, recipes.get(config.recipe).init_from
-    for name in model_folder.PARTS:
+    for name in recipe_parts(config):
         named = config.init_from[name]
         if named and named != usual[name]:
             _take_component(config, name, model_folder.locate(named, name))
         elif name in model_folder.parts(path):
             _take_component(config, name, path / name)
             config.init_from[name] = model
-    for kind in ("clap", second_kind(config)):
-        config.text[f"{kind}_tokenizer"] = f"{model.rstrip('/')}/{folder_of(kind)}"
-    if second_kind(config) == "phoneme":
+    for kind, folder in folders(text_kinds(config)).items():
+        config.text[f"{kind}_tokenizer"] = f"{model.rstrip('/')}/{folder}"
+    if speaks(config):
         config.text.phoneme_length = read_json(path / "projection_model" / "config.json")["max_seq_length"]
     schedule, scheduler_class = model_folder.read_scheduler(path)
     known = schedule.to_config(scheduler_class)
@@ -110,8 +110,8 @@ def _take_component(config: ConfigDict, name: str, path: Path) -> None:
     if spec is not wanted:
         raise FolderError(
             f"{path} is a {spec.class_name}, and the recipe {config.recipe} trains a {wanted.class_name}: a model of "
-            "speech is gone on from with the recipes of speech, others with those of music; what no recipe has can "
-            "generate, but is not trained."
+            "speech is gone on from with the recipes of speech, a unified one with those of full:unified, others with "
+            "those of music; what no recipe has can generate, but is not trained."
         )
     if name in config.models:
         _fill(config.models[name], vars(model_folder.build(name, fields)))

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import MANIFEST, read_json
 from audioldm2_jax.checkpoints.tensors import choose, shard_names
+from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import text
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
@@ -193,13 +194,13 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
             return f"was begun without the {part} of {source.origin}"
         if recorded and _is_other(part, source, before[part], fetched):
             return f"was made from another {part} than that of {source.origin}"
-    tokenizers = _tokenizers(config, name)
+    tokenizers, folders = _tokenizers(config, name), text.folders(text_kinds(config))
     for folder, earlier_digest in (recorded or {}).get("tokenizers", {}).items():
         if tokenizers.get(folder, earlier_digest) != earlier_digest:
             root = Path(config.run_dir)
             return (
                 f"was trained with other words than those of {root / folder} (if captions have changed since, put the "
-                f"earlier ones back and delete {root / text.CLAP_FOLDER} and {root / text.SECOND_FOLDER}: the same "
+                f"earlier ones back and delete {' and '.join(str(root / one) for one in folders.values())}: the same "
                 "command makes them again)"
             )
     for part in before.keys() - now.keys():
@@ -209,9 +210,9 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
 
 def _tokenizers(config: ConfigDict, name: str) -> dict[str, str]:
     """Returns {folder: digest} of the run's tokenizers that stage `name` reads, those that are there and whole."""
-    found = {}
+    found, folders = {}, text.folders(text_kinds(config))
     for kind in STAGES[name].text_kinds(config):
-        folder = text.folder_of(kind)
+        folder = folders[kind]
         with contextlib.suppress(OSError, ValueError):  # whoever loads it says what is wrong
             found[folder] = text.words_digest(Path(config.run_dir) / folder)
     return found

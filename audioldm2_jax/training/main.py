@@ -22,7 +22,7 @@ from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.audio.mel import log_mel
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
-from audioldm2_jax.conditioning.conditions import second_kind
+from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
@@ -217,11 +217,11 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
         f"{len(devices)} × {devices[0].device_kind} in {jax.process_count()} process(es); run folder {config.run_dir}"
     )
     if config.recipe not in recipes.PAPER:
-        kind = "speech" if _is_speech(config) else "music"
+        kind = "full:unified-base" if _says_optionally(config) else "speech:base" if speaks(config) else "music:base"
         screen.say(
             f"This is the {config.recipe} recipe: every network of the paper in its own topology, at a fraction of the "
             f"size, on {config.audio.seconds} s clips. The paper's model:\n"
-            f"  {command_line('train', f'--config {kind}:base --config.data.source=/your/recordings')}"
+            f"  {command_line('train', f'--config {kind} --config.data.source=/your/recordings')}"
         )
 
 
@@ -273,7 +273,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")
     words = '-t "a slow melody on a violin in a minor key"'
-    if _is_speech(config):
+    if speaks(config):
         words = '-t "a woman speaks slowly" --transcription "the words to be said"'
     more = command_line("generate", f"--model {config.run_dir} {words}")
     screen.say(f"More:\n  {more}")
@@ -284,7 +284,7 @@ def _generate(config: ConfigDict, model: Path, texts: Sequence[tuple[str, str | 
     captions, transcriptions = map(list, zip(*texts))
     return AudioLDM2.from_pretrained(model, mesh=sharding.make_mesh(config.mesh))(
         captions,
-        transcription=transcriptions if _is_speech(config) else None,
+        transcription=transcriptions if speaks(config) else None,
         num_inference_steps=config.samples.steps,
         guidance_scale=config.samples.guidance_scale,
         audio_length_in_s=config.audio.seconds,
@@ -307,8 +307,9 @@ def _model_digests(model: Path) -> dict[str, str]:
     return {part: lineage.digest(str(model), part) for part in model_folder.parts(model)}
 
 
-def _is_speech(config: ConfigDict) -> bool:
-    return second_kind(config) == "phoneme"
+def _says_optionally(config: ConfigDict) -> bool:
+    """Returns whether it is a unified model, which takes captions with a transcription or without."""
+    return speaks(config) and "t5" in text_kinds(config)
 
 
 @contextlib.contextmanager
@@ -328,11 +329,12 @@ def _heldout_examples(config: ConfigDict) -> list[Example]:
     """
     samples = round(config.audio.seconds * config.audio.sampling_rate)
     heldout, chosen = sources.open_source(config, "heldout"), []
+    needed = speaks(config) and not _says_optionally(config)
     for index in range(len(heldout)):
         if len(chosen) == config.samples.clips:
             break
         with contextlib.suppress(UnreadableRecord):
-            if (heldout.transcription if _is_speech(config) else heldout.text)(index):
+            if (heldout.transcription if needed else heldout.text)(index):
                 chosen.append(heldout.excerpt(index, samples, 0.0))
     return chosen
 

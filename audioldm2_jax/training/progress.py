@@ -1,4 +1,4 @@
-"""What a person sees while stages train: a bar each on a terminal, plain lines elsewhere."""
+"""What a person sees while stages train, or data are prepared: a bar each on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,6 +18,29 @@ class Report(NamedTuple):
     rate: float
     seconds: float
     heldout: float | None = None
+    unit: str = "step"
+
+    @property
+    def text(self) -> str:
+        """What stands beside the count."""
+        heldout = "" if self.heldout is None else f"held-out {self.heldout:.4g}  "
+        return f"loss {self.loss:.4g}  {heldout}{self.rate:.0f} examples/s  {_clock(self.seconds)} left"
+
+
+class Count(NamedTuple):
+    """How much of a work is done that has no loss. `seconds` is the time left, `rate` how many `unit`s a second."""
+
+    stage: str
+    step: int
+    steps: int
+    rate: float
+    seconds: float
+    unit: str
+
+    @property
+    def text(self) -> str:
+        """What stands beside the count."""
+        return f"{self.rate:.1f} {self.unit}s/s  {_clock(self.seconds)} left"
 
 
 class Progress(Protocol):
@@ -53,18 +76,16 @@ class Screen:
         if self._bars:
             self._bars.stop()
 
-    def report(self, report: Report) -> None:
-        heldout = "" if report.heldout is None else f"held-out {report.heldout:.4g}  "
-        text = f"loss {report.loss:.4g}  {heldout}{report.rate:.0f} examples/s  {_clock(report.seconds)} left"
+    def report(self, report: Report | Count) -> None:
         if self._bars:
             if report.stage not in self._tasks:
                 self._tasks[report.stage] = self._bars.add_task(report.stage, total=report.steps, text="")
-            self._bars.update(self._tasks[report.stage], completed=report.step, text=text)
+            self._bars.update(self._tasks[report.stage], completed=report.step, text=report.text)
             return
         now = time.monotonic()
         if report.step >= report.steps or now - self._last.get(report.stage, 0) >= self._interval:
             self._last[report.stage] = now
-            print(f"{report.stage:>14}  step {report.step}/{report.steps}  {text}", flush=True)
+            print(f"{report.stage:>14}  {report.unit} {report.step}/{report.steps}  {report.text}", flush=True)
 
     def say(self, text: str) -> None:
         if self._bars:

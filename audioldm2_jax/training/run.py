@@ -1,7 +1,7 @@
 """A whole run: the recipe's stages in dependency order, the run folder, and the model folder at its end.
 
 run_dir/
-  tokenizer/ tokenizer_2/       as in the model folder
+  tokenizer/ tokenizer_2/ …     as in the model folder
   stages/STAGE/config.json      the settings that the stage was begun with
   stages/STAGE/lineage.json     the components and tokenizers that it was begun with; a copy is in result/
   stages/STAGE/checkpoints/     for resuming
@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import hub, model_folder
-from audioldm2_jax.conditioning.conditions import second_kind
+from audioldm2_jax.components import recipe_parts
+from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds
 from audioldm2_jax.data import sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.evaluation import samples
@@ -105,7 +106,8 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     Raises:
         RunError: it belongs to another recipe, holds results of different generations, and what `make_folder` raises.
     """
-    root, chosen = make_folder(config), plan(config)
+    make_folder(config)
+    chosen = plan(config)
     _check_inputs(config, [name for name in chosen if not finished(config, name)])
     for name in STAGES:
         stage_settings.check(config, name)
@@ -113,7 +115,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
-        hosts.wait_for_file(root / text.SECOND_FOLDER, "tokenizers written")
+        hosts.wait_for_file(_tokenizer_folders(config)[-1], "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
     _check_hub(config, [name for name in chosen if not finished(config, name)])
     hosts.wait_for_hosts("run folder checked")
@@ -140,15 +142,28 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
             if part in ("vae", "vocoder"):
                 fine_tuning.check_mel(config, part)
         _check_cache(config, name)
-    source = None
-    for field, (what, found, key) in _LEARNT_FROM.items():
-        learning = [name for name in names if field in STAGES[name].reads_fields(config)]
-        source = source or (sources.open_source(config, "train") if learning else None)
-        if learning and not found(source):
+    _check_words(config, names)
+
+
+def _check_words(config: ConfigDict, names: list[str]) -> None:
+    """Looks whether the data has what stages learn from: of several kinds of texts one is enough.
+
+    Raises:
+        RunError: it has none.
+    """
+    learning: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        fields = tuple(field for field in _LEARNT_FROM if field in STAGES[name].reads_fields(config))
+        if fields:
+            learning.setdefault(fields, []).append(name)
+    source = sources.open_source(config, "train") if learning else None
+    for fields, stages in learning.items():
+        texts, finders, keys = zip(*(_LEARNT_FROM[field] for field in fields))
+        if not any(find(source) for find in finders):
             raise RunError(
-                f"{', '.join(learning)} learn from {what}, and of the {len(source)} records of {config.data.source} "
-                f"none has one: write them into a metadata.jsonl as {key}, or leave these stages out with "
-                "--config.stages="
+                f"{', '.join(stages)} learn from {' or '.join(texts)}, and of the {len(source)} records of "
+                f"{config.data.source} none has one: write them into a metadata.jsonl as {' or '.join(keys)}, or leave "
+                "these stages out with --config.stages="
             )
 
 
@@ -183,19 +198,24 @@ def _check_cache(config: ConfigDict, name: str) -> None:
         raise RunError(f"--config.data.cache={config.data.cache}: {there} is {fault}; name a folder, auto or off")
 
 
+def _tokenizer_folders(config: ConfigDict) -> list[Path]:
+    """Returns where the run's tokenizers lie; the last one is there once all are."""
+    return [Path(config.run_dir) / name for name in text.folders(text_kinds(config)).values()]
+
+
 def write_tokenizers(config: ConfigDict) -> None:
-    """Writes the run's tokenizers, both or none, unless they are there."""
-    root = Path(config.run_dir)
-    if (root / text.SECOND_FOLDER).is_dir():
+    """Writes the run's tokenizers, all or none, unless they are there."""
+    root, folders = Path(config.run_dir), _tokenizer_folders(config)
+    if folders[-1].is_dir():
         return
     partial = root / ".tokenizers.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"), second_kind(config))
-    text.check_tables(tokenizers, **word_tables(config, {}))
+    tokenizers = text.open_tokenizers(config.text, sources.open_source(config, "train"), text_kinds(config))
+    text.check_tables(tokenizers, word_tables(config, {}))
     tokenizers.save(partial)
-    for name in (text.CLAP_FOLDER, text.SECOND_FOLDER):  # the last is the one that is looked for
-        shutil.rmtree(root / name, ignore_errors=True)
-        os.replace(partial / name, root / name)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial / folder.name, folder)
     partial.rmdir()
 
 
@@ -233,24 +253,22 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
 
 
 def _load_tokenizers(config: ConfigDict) -> text.Tokenizers:
-    kind = second_kind(config)
-    return text.load_tokenizers(config.run_dir, config.text.clap_length, config.text[f"{kind}_length"], kind)
+    return text.load_tokenizers(config.run_dir, {kind: config.text[f"{kind}_length"] for kind in text_kinds(config)})
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
-    """Returns the rows of the text encoders' tables of words; None where only weights that are not read yet know.
+    """Returns the rows of the text encoders' tables of words, by what they read; None where only weights that are not
+    read yet know.
 
     Args:
         components: those that are read already.
     """
     found: dict[str, int | None] = {}
-    for name, part, section in (
-        ("clap_rows", "text_encoder", config.models.text_encoder.text_config),
-        ("second_rows", "text_encoder_2", config.models.text_encoder_2),
-    ):
+    others = ((kind, part, config.models[part]) for part, kind in text_encoders(config).items())
+    for kind, part, section in (("clap", "text_encoder", config.models.text_encoder.text_config), *others):
         known = components[part].config if part in components else {}
         of_weights = (known.get("text_config") or known).get("vocab_size")
-        found[name] = of_weights if known else None if config.init_from[part] else section.vocab_size
+        found[kind] = of_weights if known else None if config.init_from[part] else section.vocab_size
     return found
 
 
@@ -316,7 +334,7 @@ def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Compone
     tokenizers = _load_tokenizers(config) if STAGES[name].text_kinds(config) else None
     components = load_components(config, name)
     if tokenizers:
-        text.check_tables(tokenizers, **word_tables(config, components))
+        text.check_tables(tokenizers, word_tables(config, components))
     return components, tokenizers
 
 
@@ -341,7 +359,7 @@ def is_published(config: ConfigDict) -> bool:
 def _sources(config: ConfigDict) -> dict[str, str | Path]:
     """Returns where each network of the model comes from: the last stage that made it, or `init_from`; "": nowhere."""
     sources: dict[str, str | Path] = {}
-    for part in model_folder.PARTS:
+    for part in recipe_parts(config):
         makers = [name for name, stage in STAGES.items() if part in stage.makes(config) and finished(config, name)]
         sources[part] = stage_folder(config, makers[-1]) / "result" if makers else config.init_from[part]
     return sources
@@ -355,7 +373,7 @@ def publish(config: ConfigDict) -> Path | None:
     Raises:
         RunError: results do not fit together; what was published before stays.
     """
-    root, target = Path(config.run_dir), Path(config.run_dir) / "model"
+    target = Path(config.run_dir) / "model"
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
     sources = _sources(config)
@@ -366,8 +384,8 @@ def publish(config: ConfigDict) -> Path | None:
         raise RunError(lineage.explain(config, found))
     for part, source in sources.items():
         model_folder.copy_component(source, target, part)
-    for part in ("tokenizer", "tokenizer_2"):
-        model_folder.copy_part(root / part, target, part)
+    for folder in _tokenizer_folders(config):
+        model_folder.copy_part(folder, target, folder.name)
     model_folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
     model_folder.write_feature_extractor(target, **config.audio.clap)
     model_folder.write_index(target)

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
+from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import text
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, lineage
@@ -157,9 +158,9 @@ def _go_on(config: ConfigDict, name: str) -> str:
     sources = {part: source.place for part, source in inputs(config, name).items()}
     sources |= {part: str(stage_folder(config, name) / "result") for part in STAGES[name].makes(config)}
     flags = [f"--config.init_from.{part}={place}" for part, place in sources.items()]
-    root = stage_folder(config, name).parents[1]
+    root, folders = stage_folder(config, name).parents[1], text.folders(text_kinds(config))
     for kind in STAGES[name].text_kinds(config):
-        flags.append(f"--config.text.{kind}_tokenizer={root / text.folder_of(kind)}")
+        flags.append(f"--config.text.{kind}_tokenizer={root / folders[kind]}")
     return (
         f"\n{name} is finished; to go on from its result, give the same command with "
         f"--config.run_dir=ANOTHER_FOLDER --config.stages={name} {' '.join(flags)}"

@@ -68,7 +68,7 @@ def test_a_whole_model_offline(model, tmp_path):
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(len(model_folder.PARTS)), done.stderr
+    assert done.stdout.strip() == str(len(CONFIGS)), done.stderr
 
 
 def test_a_component_offline(model, offline):

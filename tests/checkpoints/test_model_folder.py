@@ -12,7 +12,16 @@ import torch
 import transformers
 from diffusers.pipelines.audioldm2 import modeling_audioldm2
 from safetensors.numpy import load_file
-from tiny_folder import CONFIGS, FILM_CONFIGS, SCHEDULE, SPEECH_CONFIGS, random_variables, write_networks
+from tiny_folder import (
+    CONFIGS,
+    FILM_CONFIGS,
+    SCHEDULE,
+    SPEECH_CONFIGS,
+    UNIFIED_CONFIGS,
+    random_variables,
+    write_networks,
+    write_unified_model,
+)
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder, tensors
@@ -21,7 +30,7 @@ from audioldm2_jax.checkpoints.parameter_names import NAMES, to_torch
 from audioldm2_jax.components import spec_of
 
 LIBRARIES = {"transformers": transformers, "diffusers": diffusers, "audioldm2": modeling_audioldm2}
-TWINNED = tuple(name for name in model_folder.PARTS if name != "audiomae")
+TWINNED = tuple(name for name in CONFIGS if name != "audiomae")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def test_pytorch_reads_every_key(model, name):
         assert torch.equal(state[key], torch.tensor(value)), key
 
 
-@pytest.mark.parametrize("name", model_folder.PARTS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_round_trip(model, tmp_path, name):
     part = model_folder.read_component(model, name)
     expected = random_variables(name, CONFIGS[name], model_folder.PARTS.index(name))
@@ -218,6 +227,20 @@ def test_the_index_says_what_the_folders_hold(tmp_path, configs, pipeline, class
     assert {name: index[name][1] for name in classes} == classes
     signature = inspect.signature(getattr(diffusers, pipeline).__init__).parameters.keys() - {"self"}
     assert {name for name in index if not name.startswith("_")} == signature
+
+
+def test_no_pipeline_of_diffusers_plays_a_unified_model(tmp_path):
+    """Not even the one that it is asked to be, which would leave the phonemes out."""
+    folder = write_unified_model(tmp_path / "model")
+    index = model_folder.read_index(folder)
+    assert index["_class_name"] == "AudioLDM2UnifiedPipeline"
+    assert index["text_encoder_3"] == ["transformers", "VitsModel"]
+    assert index["tokenizer_3"] == ["transformers", "VitsTokenizer"]
+    assert set(model_folder.parts(folder)) == set(UNIFIED_CONFIGS)
+    with pytest.raises(AttributeError, match="AudioLDM2UnifiedPipeline"):
+        diffusers.DiffusionPipeline.from_pretrained(folder)
+    with pytest.raises((ValueError, AttributeError), match="AudioLDM2UnifiedProjectionModel"):
+        diffusers.AudioLDM2Pipeline.from_pretrained(folder)
 
 
 def test_a_plain_unet_with_states_has_one_context_a_level(tmp_path):

@@ -37,7 +37,10 @@ def test_help_and_version(capsys):
 
 def test_unknown_commands(capsys):
     assert main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: there is no command trian; the commands are train, generate, convert\n"
+    assert (
+        capsys.readouterr().err
+        == "error: there is no command trian; the commands are train, generate, convert, prepare\n"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -93,6 +93,19 @@ def test_folder_to_folder_is_bit_identical(model, tmp_path):
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in model.iterdir()}
 
 
+def test_a_unified_model_is_for_this_package_alone(tmp_path, capsys):
+    """Its folder can be copied, with a word on that; the authors' form has no place for its third text encoder."""
+    folder = tiny_folder.write_unified_model(tmp_path / "unified")
+    assert run(folder, tmp_path / "copy") == 0
+    assert "diffusers' pipelines read two texts" in capsys.readouterr().out
+    assert contents(tmp_path / "copy") == contents(folder)
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in folder.iterdir()}
+    assert run(folder, tmp_path / "model.pth") == 1
+    said = capsys.readouterr().err
+    assert "a unified one" in said and "no place for a third text encoder" in said and said.count("\n") == 1
+    assert not (tmp_path / "model.pth").exists()
+
+
 def test_a_run_folder_is_a_source(model, tmp_path, capsys):
     (tmp_path / "run" / "stages").mkdir(parents=True)
     assert run(tmp_path / "run", tmp_path / "copy") == 1

@@ -143,12 +143,14 @@ def test_encode_prompt_positions_and_masks():
     projection = Network(module, variables)
     mask = jnp.array([[1, 1, 1, 0], [1, 1, 1, 1]])
     text = {"clap_ids": jnp.ones((2, 2), int), "clap_mask": jnp.ones((2, 2), int), "t5_ids": 3 * mask, "t5_mask": mask}
-    prefix, states, text_mask = encode_prompt(Text.clap, Text.t5, projection, text)
+    prefix, states, text_mask = encode_prompt(Text.clap, {"t5": Text.t5}, projection, text)
     assert prefix.embeddings.shape == (2, 9, D) and states.shape == (2, 4, 3)
     np.testing.assert_array_equal(text_mask, mask)
     np.testing.assert_array_equal(prefix.mask[0], [1, 1, 1, 1, 1, 1, 1, 0, 1])
     np.testing.assert_array_equal(prefix.positions, [[0, 1, 2, 3, 4, 5, 6, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
-    alone, _, _ = encode_prompt(Text.clap, Text.t5, projection, {key: value[:1, :3] for key, value in text.items()})
+    alone, _, _ = encode_prompt(
+        Text.clap, {"t5": Text.t5}, projection, {key: value[:1, :3] for key, value in text.items()}
+    )
     np.testing.assert_array_equal(alone.positions[0], prefix.positions[0][np.asarray(prefix.mask[0]) > 0])
 
     dropped, which = drop_captions(
@@ -165,7 +167,7 @@ def test_encode_prompt_positions_and_masks():
     np.testing.assert_array_equal(which, [True, False])
     np.testing.assert_array_equal(dropped["t5_ids"], [[1, 0, 0, 0], [3, 3, 3, 3]])
     # The empty caption stands where the caption stood: its EOS has the caption's position.
-    empty, _, _ = encode_prompt(Text.clap, Text.t5, projection, dropped)
+    empty, _, _ = encode_prompt(Text.clap, {"t5": Text.t5}, projection, dropped)
     np.testing.assert_array_equal(empty.mask[0], [1, 1, 1, 1, 1, 0, 0, 0, 1])
     assert empty.positions[0, -1] == prefix.positions[0, -1]
 
@@ -185,3 +187,61 @@ def test_pool_loa(pooling, tokens):
 def test_pool_loa_out_of_range(pooling):
     with pytest.raises(ValueError, match=f"pooling is {pooling}.*between 1 and the 16"):
         pool_loa(jnp.zeros((1, 16, 4, 3)), pooling)
+
+
+def test_phonemes_beside_captions(twins):
+    """A unified model: GPT-2 sees of an absent transcription its two ends, and of a caption what it saw without."""
+    gpt2, _ = twins
+    two = ProjectionModel(text_encoder_dim=2, text_encoder_1_dim=3, langauge_model_dim=D)
+    three = two.copy(text_encoder_2_dim=3, use_learned_position_embedding=True, max_seq_length=6)
+    one = jnp.ones((1, 1), jnp.int32)
+    inputs = (jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 3)), one, one, jnp.zeros((1, 1, 3)), one)
+    variables = three.init(jax.random.key(0), *inputs)
+    shared = {name: leaf for name, leaf in variables["params"].items() if "_2" not in name and "learn" not in name}
+    captions = {"clap_ids": jnp.ones((2, 2), int), "clap_mask": jnp.ones((2, 2), int)}
+    captions |= {"t5_ids": jnp.array([[3, 4, 0], [5, 6, 7]]), "t5_mask": jnp.array([[1, 1, 0], [1, 1, 1]])}
+    said = {"phoneme_ids": jnp.array([[8, 9, 8, 2], [0, 0, 0, 0]]), "phoneme_mask": jnp.array([[1] * 4, [0] * 4])}
+
+    def prefix_of_three(text):
+        encoders = {"t5": Text.t5, "phoneme": Text.t5}
+        return encode_prompt(Text.clap, encoders, Network(three, variables), {**captions, **text})
+
+    prefix, states, mask = prefix_of_three(said)
+    assert states.shape == (2, 3, 3) and prefix.embeddings.shape == (2, 14, D)  # the UNet's are T5's
+    np.testing.assert_array_equal(mask, captions["t5_mask"])
+    np.testing.assert_array_equal(prefix.positions[0], [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12])
+    np.testing.assert_array_equal(prefix.positions[1], [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 8, 9])
+    # What the captions give is what they give a model without phonemes, in GPT-2, too.
+    plain, _, _ = encode_prompt(Text.clap, {"t5": Text.t5}, Network(two, {"params": shared}), captions)
+    for ours, theirs in zip(prefix, plain):
+        np.testing.assert_array_equal(ours[:, :8], theirs)
+    close(gpt2(*prefix)[:, :8], gpt2(*plain))
+    # Without a transcription the LOA is that of CLAP, T5, SOS and EOS, however much padding there is between these.
+    ends = prefix_of_three({key: value[:, :0] for key, value in said.items()})[0]
+    loa = generate_loa(gpt2, prefix, TOKENS)
+    close(loa[1], generate_loa(gpt2, ends, TOKENS)[1])
+    longer = prefix_of_three({key: jnp.pad(value, ((0, 0), (0, 2))) for key, value in said.items()})[0]
+    close(generate_loa(gpt2, longer, TOKENS), loa)
+    assert np.linalg.norm(loa[0] - generate_loa(gpt2, ends, TOKENS)[0]) > 1e-2 * np.linalg.norm(loa[0])
+    # A dropped example keeps the places of its phonemes, as the negative prompt does.
+    empty = {"phoneme_ids": jnp.zeros((1, 4), int), "phoneme_mask": jnp.zeros((1, 4), int)}
+    dropped = prefix_of_three(drop_captions(said, jnp.array([0.0, 1.0]), 0.5, empty)[0])[0]
+    np.testing.assert_array_equal(dropped.positions, prefix.positions)
+    np.testing.assert_array_equal(dropped.mask[0, 8:], [1, 0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("given", [1, 4])
+def test_a_given_loa_is_continued_as_without_a_cache(twins, given):
+    """In-context speech: each token anew from all before it, the given ones among them, is what the cache gives."""
+    gpt2, _ = twins
+    mask = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 1, 1]])
+    prefix = prefix_of(RNG.standard_normal((2, 5, D), np.float32), mask)
+    prompt = jnp.asarray(RNG.standard_normal((2, given, D), np.float32))
+    cached, written = generate_loa(gpt2, prefix, TOKENS, given=prompt), prompt
+    np.testing.assert_array_equal(cached[:, :given], prompt)
+    for _ in range(TOKENS - given):
+        following = jnp.concatenate([written, jnp.zeros((2, 1, D))], 1)  # whose last token nothing sees
+        written = jnp.concatenate([written, teacher_forced_loa(gpt2, prefix, following)[:, -1:]], 1)
+    close(cached, written)
+    other = generate_loa(gpt2, prefix, TOKENS, given=-prompt)
+    assert np.linalg.norm(other[:, given:] - cached[:, given:]) > 1e-2 * np.linalg.norm(cached[:, given:])

@@ -27,7 +27,7 @@ def tokenizers():
 
 
 def test_shapes_padding_and_the_empty_caption(tokenizers):
-    for tokenizer, empty, pad in ((tokenizers.clap, [0, 2], 1), (tokenizers.second, [1], 0)):
+    for tokenizer, empty, pad in ((tokenizers.by_kind["clap"], [0, 2], 1), (tokenizers.by_kind["t5"], [1], 0)):
         ids, mask = tokenizer(TEXTS)
         assert ids.shape == mask.shape == (len(TEXTS), 40) and ids.dtype == mask.dtype == np.int32
         assert ids[0, : len(empty)].tolist() == empty and mask[0].sum() == len(empty)
@@ -39,7 +39,7 @@ def test_shapes_padding_and_the_empty_caption(tokenizers):
 def test_captions_stay_short_and_known(tokenizers):
     """Held-out captions too: no unknown token, nothing cut, words in few pieces."""
     captions = [*CAPTIONS, *(caption for caption, _ in heldout_captions(64))]
-    for tokenizer, unknown in ((tokenizers.clap, 3), (tokenizers.second, 2)):
+    for tokenizer, unknown in ((tokenizers.by_kind["clap"], 3), (tokenizers.by_kind["t5"], 2)):
         ids, mask = tokenizer(captions)
         assert not (ids == unknown).any() and tokenizer.truncated == 0
         assert mask.sum(1).mean() < 20
@@ -47,7 +47,7 @@ def test_captions_stay_short_and_known(tokenizers):
 
 def test_too_long_captions_are_cut_counted_and_quoted(tokenizers, caplog):
     long = "a violin " * 30 + "and a kazoo"
-    for kind in (tokenizers.clap, tokenizers.second):
+    for kind in (tokenizers.by_kind["clap"], tokenizers.by_kind["t5"]):
         tokenizer = pickle.loads(pickle.dumps(kind))
         with caplog.at_level(logging.WARNING):
             ids, mask = tokenizer([long] * 5)
@@ -62,8 +62,8 @@ def test_transformers_reads_the_folders_alike(tokenizers, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizers.save(tmp_path)
     for ours, folder, name in (
-        (tokenizers.clap, "tokenizer", "RobertaTokenizerFast"),
-        (tokenizers.second, "tokenizer_2", "T5TokenizerFast"),
+        (tokenizers.by_kind["clap"], "tokenizer", "RobertaTokenizerFast"),
+        (tokenizers.by_kind["t5"], "tokenizer_2", "T5TokenizerFast"),
     ):
         ids, mask = ours(TEXTS)
         for theirs in (getattr(transformers, name), transformers.AutoTokenizer):
@@ -87,38 +87,43 @@ def test_diffusers_pads_clap_to_its_length(tokenizers, tmp_path):
 
 def test_saved_and_loaded_again(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
-    loaded = text.load_tokenizers(tmp_path, 40, 32)
-    np.testing.assert_array_equal(loaded.clap(TEXTS)[0], tokenizers.clap(TEXTS)[0])
-    np.testing.assert_array_equal(loaded.second(TEXTS)[0], tokenizers.second(TEXTS)[0][:, :32])
+    loaded = text.load_tokenizers(tmp_path, {"clap": 40, "t5": 32})
+    np.testing.assert_array_equal(loaded.by_kind["clap"](TEXTS)[0], tokenizers.by_kind["clap"](TEXTS)[0])
+    np.testing.assert_array_equal(loaded.by_kind["t5"](TEXTS)[0], tokenizers.by_kind["t5"](TEXTS)[0][:, :32])
     loaded.save(tmp_path / "again")
-    again = text.load_tokenizers(tmp_path / "again", 40, 40)
-    for before, after in ((tokenizers.clap, again.clap), (tokenizers.second, again.second)):
+    again = text.load_tokenizers(tmp_path / "again", {"clap": 40, "t5": 40})
+    for before, after in (
+        (tokenizers.by_kind["clap"], again.by_kind["clap"]),
+        (tokenizers.by_kind["t5"], again.by_kind["t5"]),
+    ):
         for one, other in zip(before(TEXTS), after(TEXTS), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_a_damaged_one_of_the_run_can_be_made_again(tokenizers, tmp_path):
     tokenizers.save(tmp_path)
-    damaged = tmp_path / text.SECOND_FOLDER / "tokenizer.json"
+    damaged = tmp_path / "tokenizer_2" / "tokenizer.json"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     with pytest.raises(ValueError, match=rf"delete {tmp_path}/tokenizer and {tmp_path}/tokenizer_2: the same command"):
-        text.load_tokenizers(tmp_path, 40, 40)
+        text.load_tokenizers(tmp_path, {"clap": 40, "t5": 40})
 
 
 def test_training_is_deterministic(tokenizers):
-    assert text.train_clap(CAPTIONS, 512, 40).files == tokenizers.clap.files
-    assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.second.files
+    assert text.train_clap(CAPTIONS, 512, 40).files == tokenizers.by_kind["clap"].files
+    assert text.train_t5(CAPTIONS, 512, 40).files == tokenizers.by_kind["t5"].files
 
 
 def test_recipe_trains_or_loads(tokenizers, tmp_path):
     recipe = recipes.get("tiny")
     trained = text.open_tokenizers(recipe.text, CORPUS)
-    assert trained.clap.vocabulary <= 512 and trained.clap.length == recipe.text.clap_length
+    assert trained.by_kind["clap"].vocabulary <= 512 and trained.by_kind["clap"].length == recipe.text.clap_length
     tokenizers.save(tmp_path)
     recipe.text.update({"clap_tokenizer": str(tmp_path / "tokenizer"), "t5_tokenizer": str(tmp_path / "tokenizer_2")})
     loaded = text.open_tokenizers(recipe.text)
     length = recipe.text.t5_length
-    np.testing.assert_array_equal(loaded.second(TEXTS[:2])[0], tokenizers.second(TEXTS[:2])[0][:, :length])
+    np.testing.assert_array_equal(
+        loaded.by_kind["t5"](TEXTS[:2])[0], tokenizers.by_kind["t5"](TEXTS[:2])[0][:, :length]
+    )
 
 
 def test_recordings_without_captions_get_the_corpus_words(caplog):
@@ -131,7 +136,7 @@ def test_recordings_without_captions_get_the_corpus_words(caplog):
 
     tokenizers = text.open_tokenizers(recipes.get("tiny").text, Silent())
     assert "no record has a caption" in caplog.text
-    assert tokenizers.second(["a slow melody on a violin"])[1].sum() == 7
+    assert tokenizers.by_kind["t5"](["a slow melody on a violin"])[1].sum() == 7
 
 
 def test_errors(tmp_path):
@@ -164,26 +169,26 @@ def test_ids_stay_within_the_table_whatever_is_written_in(tmp_path):
         clap = text.train_clap(strange(720), size, 40)
         assert clap.vocabulary <= size and not (clap(strange(720))[0] == 3).any()
     text.Tokenizers(text.train_clap(CAPTIONS, 512, 40), rare).save(tmp_path)
-    loaded = text.load_tokenizers(tmp_path, 40, 40)
-    np.testing.assert_array_equal(loaded.second(strange(500))[0], rare(strange(500))[0])
+    loaded = text.load_tokenizers(tmp_path, {"clap": 40, "t5": 40})
+    np.testing.assert_array_equal(loaded.by_kind["t5"](strange(500))[0], rare(strange(500))[0])
 
 
 def test_tokenizers_and_tables_are_compared(tokenizers):
-    text.check_tables(tokenizers, 512, 512)
-    text.check_tables(tokenizers, None, None)
+    text.check_tables(tokenizers, {"clap": 512, "t5": 512})
+    text.check_tables(tokenizers, {"clap": None, "t5": None})
     with pytest.raises(
         ValueError, match=r"T5 has 512 ids, .* table 500 rows: set --config.models.text_encoder_2.vocab_size=512"
     ):
-        text.check_tables(tokenizers, 512, 500)
+        text.check_tables(tokenizers, {"clap": 512, "t5": 500})
     with pytest.raises(ValueError, match=r"CLAP has 512 ids.*models.text_encoder.text_config.vocab_size"):
-        text.check_tables(tokenizers, 511, 512)
+        text.check_tables(tokenizers, {"clap": 511, "t5": 512})
 
 
 def test_tokenizers_are_found_as_people_type_their_folders(tokenizers, tmp_path, monkeypatch):
     tokenizers.save(tmp_path / "my model")
     monkeypatch.setenv("HOME", str(tmp_path))
     for typed in ("~/my model/tokenizer", f"{tmp_path}/my model/tokenizer\r"):
-        assert text.load(typed, "clap", 40).vocabulary == tokenizers.clap.vocabulary
+        assert text.load(typed, "clap", 40).vocabulary == tokenizers.by_kind["clap"].vocabulary
 
 
 def test_no_torch_and_no_jax():
@@ -232,7 +237,7 @@ def test_a_folder_of_a_repository(kind, tokenizers, tmp_path, monkeypatch):
     folder = {"clap": "tokenizer", "t5": "tokenizer_2"}[kind]
     loaded, wanted = (
         text.load(f"someone/music/{folder}", kind, 40),
-        {"clap": tokenizers.clap, "t5": tokenizers.second}[kind],
+        {"clap": tokenizers.by_kind["clap"], "t5": tokenizers.by_kind["t5"]}[kind],
     )
     for one, other in zip(loaded(TEXTS[:2]), wanted(TEXTS[:2]), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -307,7 +307,7 @@ def test_unknown_scheduler_of_a_folder(model, tmp_path):
 
 
 def test_folder_without_tokenizer(model, tmp_path):
-    for name in (*model_folder.PARTS, "scheduler"):
+    for name in (*CONFIGS, "scheduler"):
         (tmp_path / name).symlink_to(model / name)
     model_folder.write_index(tmp_path)
     with pytest.raises(FolderError, match="has no tokenizer/"):

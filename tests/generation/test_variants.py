@@ -17,6 +17,7 @@ from tiny_folder import (
     write_film_model,
     write_model,
     write_speech_model,
+    write_unified_model,
 )
 
 from audioldm2_jax.audio.mel import ClapMelSettings
@@ -97,6 +98,39 @@ def test_what_is_said_and_by_whom(speech, noise):
     ):
         with pytest.raises(ValueError, match=message):
             ours(SPEAKERS, transcription=transcription, **same)
+
+
+@pytest.fixture(scope="module")
+def unified(tmp_path_factory):
+    return write_unified_model(tmp_path_factory.mktemp("unified"))
+
+
+def test_unified(unified, tmp_path):
+    """Captions with and without words in one batch, each as it is alone; the first places are those of two texts."""
+    ours = AudioLDM2.from_pretrained(unified)
+    assert ours.prompts.takes_transcription and not ours.prompts.needs_transcription
+    texts = [[None, None], ["hello world", None], ["hello world", "good bye"], None]
+    loas = [ours.encode(SPEAKERS, ["", "drums"], transcription=text)[0].loa for text in texts]
+    close(loas[0], loas[3], 1e-6)
+    close(loas[1][0], loas[2][0], 1e-5)
+    close(loas[1][1], loas[0][1], 1e-5)
+    for row in (0, 1):
+        one = ours.encode(SPEAKERS[row], "", transcription=texts[2][row])[0].loa
+        close(loas[2][row], one[0], 1e-5)
+        assert np.linalg.norm(loas[2][row] - loas[0][row]) > 1e-2 * np.linalg.norm(loas[0][row])
+    given = ours.encode(SPEAKERS, ["", "drums"], transcription=texts[2])[0]
+    assert given.text_states.shape[-1] == 16  # of T5
+    for transcription, message in (
+        (["one"], "1 transcriptions for 2 prompts"),
+        ([3, None], "is a int, not a text"),
+        (["  ", None], "nothing to say"),
+        ("word " * 40, "too long"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(SPEAKERS, transcription=transcription, **CALL)
+    ours.save_pretrained(tmp_path / "saved")
+    again = AudioLDM2.from_pretrained(tmp_path / "saved")
+    close(again.encode(SPEAKERS, ["", "drums"], transcription=texts[1])[0].loa, loas[1], 1e-6)
 
 
 def test_class_labels_alone(film, noise, tmp_path):

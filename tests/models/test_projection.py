@@ -67,3 +67,29 @@ def test_parameters_of_the_base_model():
     network = ProjectionModel(text_encoder_dim=512, text_encoder_1_dim=1024, langauge_model_dim=768)
     inputs = np.zeros((1, 1, 512), np.float32), np.zeros((1, 3, 1024), np.float32)
     assert count(shapes(network, *inputs)) == 1_184_256
+
+
+def test_a_third_text_is_behind_the_two():
+    """A unified model: what two texts give is untouched, and the phonemes have their own ends and positions."""
+    two = ProjectionModel(text_encoder_dim=6, text_encoder_1_dim=5, langauge_model_dim=8)
+    three = two.copy(text_encoder_2_dim=4, use_learned_position_embedding=True, max_seq_length=7)
+    rng = np.random.default_rng(1)
+    states = [rng.standard_normal((2, n, width), np.float32) for n, width in ((1, 6), (3, 5), (4, 4))]
+    masks = [np.ones((2, 1), np.int32), np.ones((2, 3), np.int32), np.array([[1, 1, 1, 0], [0, 0, 0, 0]], np.int32)]
+    given = (*states[:2], *masks[:2], states[2], masks[2])
+    variables = three.init(jax.random.key(0), *given)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), variables)
+    of_two = {name: leaf for name, leaf in variables["params"].items() if "_2" not in name and "learn" not in name}
+    joined, mask = three.apply(variables, *given)
+    alone, alone_mask = two.apply({"params": of_two}, *states[:2], *masks[:2])
+    np.testing.assert_array_equal(joined[:, :8], alone)
+    np.testing.assert_array_equal(mask, np.concatenate([alone_mask, [[1, 1, 1, 1, 0, 1], [1, 0, 0, 0, 0, 1]]], 1))
+    params = variables["params"]
+    np.testing.assert_array_equal(joined[0, [8, -1]], [params["sos_embed_2"], params["eos_embed_2"]])
+    moved = states[2] + params["learnable_positional_embedding"][0, :, :4].T
+    third = moved @ params["projection_2"]["kernel"] + params["projection_2"]["bias"]
+    np.testing.assert_allclose(joined[:, 9:-1], third, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="text_encoder_2_dim is 4: give as many"):
+        three.apply(variables, *given[:4])
+    with pytest.raises(ValueError, match="text_encoder_2_dim is None: give as many"):
+        two.apply({"params": of_two}, *given)

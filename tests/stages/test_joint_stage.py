@@ -30,7 +30,7 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     monkeypatch.setattr(stage, "made", lambda *_: (jnp.full((CLIPS, 2, 3), TRUE),))
     monkeypatch.setattr(joint, "draw_latents", lambda *_: None)
     monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: seen.append(given) or 0.0)
-    monkeypatch.setattr(joint, "encode_prompt", lambda *given, **_: (texts.append(given[3]) or None, None, None))
+    monkeypatch.setattr(joint.texts, "encode", lambda *given, **_: (texts.append(given[3]) or None, None, None))
     monkeypatch.setattr(joint, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
     monkeypatch.setattr(joint, "teacher_forced_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), TRUE))
     given = {key: jnp.asarray(value) for key, value in batch(CLIPS).items() if key != "waveform"}

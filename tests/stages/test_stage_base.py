@@ -10,7 +10,7 @@ from smallest import SAMPLES, batch, build, get_config
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio.front_ends import FrontEnds, crop
-from audioldm2_jax.checkpoints.model_folder import PARTS
+from audioldm2_jax.components import recipe_parts
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.stages import STAGES
 
@@ -48,21 +48,23 @@ def test_a_crop_as_long_as_the_clip_is_the_clip():
     assert pieces is waveform
 
 
-@pytest.mark.parametrize("recipe", ["tiny", "base", "large", "48k"])
+@pytest.mark.parametrize("recipe", ["tiny", "base", "large", "48k", "unified-tiny", "unified-base"])
 def test_what_stages_read_is_made_before_or_given(recipe):
     config, made = recipes.get(recipe), set()
     for stage in STAGES.values():
         needed = {*stage.needs(config), *stage.continues(config)}
         assert not {name for name in needed - made if not config.init_from[name]}, stage.name
         made |= set(stage.makes(config))
-        assert made <= set(PARTS)
-    assert not {name for name in set(PARTS) - made if not config.init_from[name]}
+        assert made <= set(recipe_parts(config))
+    assert not {name for name in set(recipe_parts(config)) - made if not config.init_from[name]}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_declared_keys_and_groups_are_those_of_the_stage(name):
+@pytest.mark.parametrize(
+    "kind, name", [*(("music", name) for name in STAGES), ("unified", "language_model"), ("unified", "joint")]
+)
+def test_declared_keys_and_groups_are_those_of_the_stage(kind, name):
     """Allocates nothing: every objective of the last variant is traced on the declared keys alone."""
-    stage = build(name, get_config())
+    stage = build(name, get_config(kind))
     params, state = jax.eval_shape(stage.init, jax.random.key(0))
     variant = stage.variant(stage.hparams.steps)
     given = {key: value for key, value in batch(4).items() if key in stage.batch_fields}

@@ -95,7 +95,7 @@ def opened(config, name="language_model", said=None, should_stop=lambda: 0):
     """The cache of a stage, as `run.train_stage` opens it."""
     source = stage_data.open_source(config, "train")
     run.prepare(config)
-    tokenizers = run.text.load_tokenizers(config.run_dir, config.text.clap_length, config.text.t5_length)
+    tokenizers = run._load_tokenizers(config)
     available = encoders.recipe_encoders(SAMPLES, tokenizers)
     parts = run.load_components(config, name)
     return feature_cache.open_cache(config, name, parts, source, available, said or Said(), should_stop)
@@ -358,7 +358,8 @@ def test_caches_are_made_without_training(config, tmp_path):
     config.stages = "clap,language_model"
     said = Said()
     assert run.make_caches(config, said) == [tmp_path / "cache"]
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"loa_2", "clap", "t5"}
+    wanted = STAGES["language_model"].reads_features(config)
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {*wanted}
     assert not (Path(config.run_dir) / "stages").exists()
     made = len(said.lines)
     run.make_caches(config, said)

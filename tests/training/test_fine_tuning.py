@@ -22,6 +22,7 @@ from tiny_folder import (
 from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
+from audioldm2_jax.components import recipe_parts
 from audioldm2_jax.data.text import open_tokenizers
 from audioldm2_jax.training import fine_tuning, lineage, run, stage_settings
 from audioldm2_jax.training.run import RunError
@@ -55,7 +56,7 @@ def test_the_recipe_becomes_that_of_the_folder(model):
     assert config.scheduler.prediction_type == SCHEDULE.prediction_type == "v_prediction"
     assert config.audio.mel.n_mels == 16 and config.audio.seconds == 0.16 and config.audio.clap.seconds == 0.64
     assert config.loa.pooling == 1 and config.audio.fbank.frames == CONFIGS["audiomae"]["img_size"][0]
-    assert {config.init_from[name] for name in model_folder.PARTS} == {str(model)}
+    assert {config.init_from[name] for name in recipe_parts(config)} == {str(model)}
     assert "scheduler.prediction_type: epsilon → v_prediction" in changes
     with pytest.raises(AttributeError, match="locked"):
         config.models.unet.another = 1
@@ -99,7 +100,7 @@ def test_a_hub_id_stays_one(model, tmp_path, monkeypatch):
         config = get_config()
         config.run_dir, config.init_from.model, config.stages = str(tmp_path / "run"), "someone/music", "joint"
         config, _ = fine_tuning.resolve(config)
-        assert {config.init_from[part] for part in model_folder.PARTS} == {"someone/music"}
+        assert {config.init_from[part] for part in recipe_parts(config)} == {"someone/music"}
         assert config.text.t5_tokenizer == "someone/music/tokenizer_2"
         settings.append(stage_settings.settings(config, "joint"))
         lineage.stage_folder(config, "joint").mkdir(parents=True, exist_ok=True)
@@ -193,10 +194,10 @@ def test_a_model_of_speech_is_gone_on_from_with_a_recipe_of_speech(hub, tmp_path
     config, _ = fine_tuning.resolve(config)
     assert config.text.phoneme_length == 60 and config.models.text_encoder_2.hidden_size == 16
     assert config.models.unet.cross_attention_dim == ((None, 24), (None, 24))
-    assert {config.init_from[name] for name in model_folder.PARTS} == {config.init_from.model}
+    assert {config.init_from[name] for name in recipe_parts(config)} == {config.init_from.model}
     with config.unlocked():
         config.text.clap_length = 40  # as many as the folder's CLAP has room for
     recipe_check.check(config, ["joint"])
-    tokenizers = open_tokenizers(config.text, second_kind="phoneme")
-    ids, mask = tokenizers.second(["a bee"])
-    assert ids.shape == mask.shape == (1, 60) and tokenizers.second.table.ids == table
+    tokenizers = open_tokenizers(config.text, kinds=("clap", "phoneme"))
+    ids, mask = tokenizers.by_kind["phoneme"](["a bee"])
+    assert ids.shape == mask.shape == (1, 60) and tokenizers.by_kind["phoneme"].table.ids == table

@@ -84,9 +84,15 @@ def write_original(
       what the user should know of the file.
 
     Raises:
-      FolderError: where PyTorch is missing, the schedule or several networks have no place in such a file, or the file
-        cannot be written.
+      FolderError: where PyTorch is missing, the model is a unified one, the schedule or several networks have no place
+        in such a file, or the file cannot be written.
     """
+    if "text_encoder_3" in components:
+        raise FolderError(
+            f"{path} is not written: the model is a unified one, whose GPT-2 reads CLAP, T5 and phonemes; the authors' "
+            "classes have no place for a third text encoder, and would play it without. Keep it as a folder (--to "
+            "FOLDER)."
+        )
     try:
         import torch
     except ImportError:

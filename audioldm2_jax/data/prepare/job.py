@@ -1,0 +1,272 @@
+"""Turns a source into a prepared set (data/prepared.py), in parallel, so that it can be stopped and gone on with.
+
+The records of the source are divided into ranges of equal length, each of which becomes a shard. A shard depends on its
+range alone: which process makes it, and when, changes no byte. While the work goes on there is beside the shards
+
+    OUT/prepare.json                    what is made of what; written first, and kept
+    OUT/parts/00000-of-00004.parquet    the rows of a shard, written before the shard has its name
+
+so that what counts as made is whole. In the end the rows become one table, the report is written, and at the very last
+what TFDS knows the set by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import compute, parquet
+
+from audioldm2_jax import recipes
+from audioldm2_jax.data import prepared, sources
+from audioldm2_jax.data.example import Source
+from audioldm2_jax.data.prepare import picture, records, report, workers
+from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, write_file
+from audioldm2_jax.data.public.listed import Listed
+from audioldm2_jax.runtime.lock import FILE as LOCK
+from audioldm2_jax.runtime.lock import RunLock
+from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.text_files import read_json_object, shown
+
+_VERSION = 1  # of how records are made: what another one began is not gone on with
+_FEWEST, _MOST, _SHARDS = 32, 1024, 64  # records a shard, and the number of shards that is aimed at between these
+_LONGEST = 3600.0  # seconds of a record, which is read as a whole and of which a worker holds one and a half
+_PROBLEMS = 20  # that are told while the work goes on
+
+
+class PrepareError(ValueError):
+    """What keeps a source from being prepared; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be prepared, and how.
+
+    Attributes:
+        source: as `config.data.source`; no mixture, no embedded corpus, no public data set in its own layout.
+        out: the folder of the prepared set.
+        sampling_rate: Hz, of the records.
+        max_seconds: of a record; longer recordings are cut where they are silent.
+        shard_records: recordings a shard; 0: by their number.
+        workers: processes; 0: this one. What is made does not depend on it.
+        audio_feature, text_feature: as of `config.data`.
+
+    Raises:
+        PrepareError: a number is out of bounds.
+    """
+
+    source: str
+    out: str
+    sampling_rate: int = 16000
+    max_seconds: float = 600.0
+    shard_records: int = 0
+    workers: int = 0
+    audio_feature: str = ""
+    text_feature: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1000 <= self.sampling_rate <= 192_000:
+            raise PrepareError(f"--sampling_rate={self.sampling_rate}: it has to be from 1000 to 192000 (Hz)")
+        if not 1 <= self.max_seconds <= _LONGEST:
+            raise PrepareError(f"--max_seconds={self.max_seconds:g}: it has to be from 1 to {_LONGEST:g}")
+        for name in ("shard_records", "workers"):
+            if getattr(self, name) < 0:
+                raise PrepareError(f"--{name}={getattr(self, name)}: it may not be negative")
+
+    def made_with(self, records: int) -> dict[str, Any]:
+        """What decides the records, of a source of so many."""
+        size = self.shard_records or min(max(math.ceil(records / _SHARDS), _FEWEST), _MOST)
+        return {
+            "version": _VERSION,
+            "sampling_rate": self.sampling_rate,
+            "max_seconds": self.max_seconds,
+            "shard_records": size,
+            "audio_feature": self.audio_feature,
+            "text_feature": self.text_feature,
+        }
+
+
+def prepare(
+    options: Options,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Prepares a source, or goes on with it; returns the report (data/prepare/report.py).
+
+    Args:
+        options: what and how.
+        on_progress: told how many recordings of how many are done.
+        say: told what else a person wants to know, a line at a time.
+
+    Raises:
+        ValueError: the source cannot be opened, holds nothing that can be read, or is a mixture; it or the options are
+            others than those that the folder was begun with; a shard cannot be written. The message says what to do.
+        LockedError: another process is at work in the folder.
+        OSError: the folder cannot be written.
+        WorkerError: a worker process was killed.
+    """
+    report.check_libraries()
+    source = open_all(options)
+    out = _folder(options)
+    with RunLock(out, say, advice="Wait for it, end it, or choose another --out"):
+        plan = _begin(out, source, options)
+        if not (out / prepared.INFO).exists():
+            _make(plan, source, options.workers, on_progress, say)
+            _finish(plan, source)
+        else:
+            say(f"{shown(out)} is prepared already")
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+        return read_json_object(out / report.FILE)
+
+
+def open_all(options: Options) -> Source:
+    """Opens a source with all its records, those of both splits.
+
+    Raises:
+        ValueError: it cannot be opened, or there is nothing to prepare in it.
+    """
+    named = sources.names(options.source)
+    if len(named) > 1:
+        raise PrepareError(
+            f"--source={options.source} is a mixture: prepare each of its {len(named)} sources by itself, and mix the "
+            "results: --config.data.source='tfds:/FIRST,2;tfds:/SECOND,1'"
+        )
+    if options.source.strip().startswith("builtin:"):
+        raise PrepareError(
+            f"--source={options.source} is made while it is read, and there is nothing to prepare: train from it"
+        )
+    config = recipes.get("base")
+    config.audio.sampling_rate = options.sampling_rate
+    config.data.update(
+        source=options.source,
+        heldout_share=1.0,  # the split "heldout" has all records
+        absent="skip",  # which the report lists
+        audio_feature=options.audio_feature,
+        text_feature=options.text_feature,
+    )
+    source = sources.open_source(config, "heldout")
+    if isinstance(source, Listed):
+        raise PrepareError(
+            f"--source={options.source} is a public data set, of whose split and parts of files a prepared set would "
+            "know nothing: train from it as it is"
+        )
+    return source
+
+
+def _folder(options: Options) -> Path:
+    """The folder of the set, which exists from here on."""
+    out = local_path(options.out, "--out")
+    source = local_path(options.source.strip().removeprefix("tfds:"), "--source")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise PrepareError(f"--out={shown(out)} lies in the source {shown(source)}: choose a folder outside of it")
+    if out.exists() and not out.is_dir():
+        raise PrepareError(f"--out={shown(out)} is a file: name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _begin(out: Path, source: Source, options: Options) -> Plan:
+    """Begins the work in a folder, or takes it up.
+
+    Raises:
+        PrepareError: the folder holds something else.
+    """
+    of_source = {
+        "records": len(source),
+        "texts": _digest(source.listing()),
+        "sound": _digest(sorted(source.digests(len(source)).items())),
+    }
+    made_with = options.made_with(len(source))
+    path = out / prepared.STATE
+    if path.exists():
+        _compare(path, made_with, of_source)
+    else:
+        there = sorted(file.name for file in out.iterdir() if not file.name.startswith(".") and file.name != LOCK)
+        if there:
+            raise PrepareError(
+                f"--out={shown(out)} holds other files ({shown(there[0])}): choose a new or an empty folder"
+            )
+        write_file(path, (json.dumps({**made_with, "source": of_source}, indent=1) + "\n").encode())
+    (out / PARTS).mkdir(exist_ok=True)
+    for left in (*out.glob(".*.partial"), *(out / PARTS).glob(".*.partial")):  # by a process that was killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    max_samples = int(options.max_seconds * options.sampling_rate)
+    return Plan(out, len(source), made_with["shard_records"], options.sampling_rate, max_samples)
+
+
+def _digest(content: Any) -> str:
+    found = hashlib.sha256()
+    for part in content if isinstance(content, list) else [content]:
+        found.update(json.dumps(part).encode())
+    return found.hexdigest()
+
+
+def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -> None:
+    """Refuses to go on with what was begun otherwise.
+
+    Raises:
+        PrepareError: saying what differs.
+    """
+    out, begun = shown(path.parent), read_json_object(path)
+    before, anew = begun.get("source", {}), "choose another --out, or remove that folder to begin anew"
+    count = before.get("records")
+    if count != of_source["records"]:
+        raise PrepareError(
+            f"the source has {of_source['records']} records and had {count} when {out} was begun: {anew}"
+        )
+    differing = [f"{key} {begun.get(key)} → {value}" for key, value in made_with.items() if begun.get(key) != value]
+    if differing:
+        raise PrepareError(f"{out} was begun with other settings ({', '.join(differing)}): use those, or {anew}")
+    if before.get("texts") != of_source["texts"]:
+        raise PrepareError(f"names, lengths or captions in the source have changed since {out} was begun: {anew}")
+    if before.get("sound") != of_source["sound"]:
+        raise PrepareError(f"recordings of the source have changed since {out} was begun: {anew}")
+
+
+def _make(
+    plan: Plan,
+    source: Source,
+    processes: int,
+    on_progress: Callable[[int, int], None],
+    say: Callable[[str], None],
+) -> None:
+    """Makes the shards that are missing."""
+    missing = [number for number in range(plan.count) if not plan.is_made(number)]
+    made = plan.records - sum(len(plan.range_of(number)) for number in missing)
+    if made:
+        say(f"{made} of {plan.records} recordings are there already")
+    problems = 0
+    for found in workers.make_shards(
+        source, plan, missing, processes, lambda done: on_progress(made + done, plan.records)
+    ):
+        for line in found[: max(_PROBLEMS - problems, 0)]:
+            say(line)
+        if problems < _PROBLEMS <= problems + len(found):
+            say(f"what else cannot be read is not listed here, but in {prepared.TABLE}")
+        problems += len(found)
+
+
+def _finish(plan: Plan, source: Source) -> None:
+    """Writes the table, the report, and what TFDS knows the set by."""
+    path, lengths, reason = plan.out / prepared.TABLE, [], None
+    with renamed(path) as partial, parquet.ParquetWriter(partial, records.SCHEMA) as writer:
+        for number in range(plan.count):
+            rows = parquet.read_table(plan.part(number), schema=records.SCHEMA)
+            writer.write_table(rows)
+            lengths.append(compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0)
+            reason = reason or next((text for text in rows["unreadable"].to_pylist() if text), None)
+    if not sum(lengths):
+        raise PrepareError(f"none of the {plan.records} recordings can be read; the first: {reason}")
+    size = sum(plan.shard(number).stat().st_size for number in range(plan.count))
+    made = report.of_table(path, source, plan.sampling_rate) | {"shards": plan.count, "bytes": size}
+    write_file(plan.out / report.FILE, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(plan.out / report.TEXT, report.text(made).encode())
+    if drawn := picture.draw(made):
+        write_file(plan.out / report.PICTURE, drawn)
+    records.write_info(plan.out, lengths, size)

@@ -1,0 +1,185 @@
+"""How a range of records of a source becomes a shard of a prepared set, and its rows of the table."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import soxr
+from pyarrow import parquet
+
+from audioldm2_jax.audio import files, pieces
+from audioldm2_jax.audio.measures import Meter
+from audioldm2_jax.data import prepared
+from audioldm2_jax.data.cache import ShardWriter
+from audioldm2_jax.data.captions import Texts
+from audioldm2_jax.data.example import Source, UnreadableRecord
+from audioldm2_jax.data.prepare import records
+from audioldm2_jax.runtime.text_files import shown
+
+PARTS = "parts"
+_ADVICE = "Make room; the same command then goes on with what was made"
+_RATES = range(1000, 1_000_000)  # Hz that a file's header may claim: below, a second would become hours
+#: What a decoder or resampler raises where a file is not what it says.
+_FAULTS = (ValueError, RuntimeError, ArithmeticError, MemoryError)
+
+
+class Plan(NamedTuple):
+    """What is made of a source, and where.
+
+    Attributes:
+        out: the folder of the set.
+        records: of the source.
+        size: records of the source that become a shard.
+        sampling_rate: Hz.
+        max_samples: of a piece.
+    """
+
+    out: Path
+    records: int
+    size: int
+    sampling_rate: int
+    max_samples: int
+
+    @property
+    def count(self) -> int:
+        """The number of shards."""
+        return -(-self.records // self.size)
+
+    def shard(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.out / prepared.shard_name(number, self.count)
+
+    def part(self, number: int) -> Path:
+        """The file of its rows."""
+        return self.out / PARTS / f"{number:05d}-of-{self.count:05d}.parquet"
+
+    def range_of(self, number: int) -> range:
+        """The records of the source that become a shard."""
+        return range(number * self.size, min((number + 1) * self.size, self.records))
+
+    def is_made(self, number: int) -> bool:
+        """Whether a shard is there, and with it its rows; both are whole then."""
+        return self.shard(number).exists() and self.part(number).exists()
+
+
+class ShardMaker:
+    """Makes shards; which process does it makes no difference to them."""
+
+    def __init__(self, source: Source, plan: Plan) -> None:
+        self.source, self.plan = source, plan
+        self._encoder = records.RecordEncoder(plan.sampling_rate)
+
+    def make(self, number: int, begins: Callable[[int], None], done: Callable[[], None]) -> list[str]:
+        """Makes a shard and its rows.
+
+        Args:
+            number: of the shard.
+            begins: told the number of each record before it is read.
+            done: called after each.
+
+        Returns:
+            why records cannot be read, a line each.
+
+        Raises:
+            CacheError, OSError: it cannot be written; nothing of it stays.
+        """
+        rows, problems = [], []
+        with ShardWriter(self.plan.shard(number), None, _ADVICE) as writer:
+            for index in self.plan.range_of(number):
+                begins(index)
+                row, made = self._record(index)
+                for record in made:
+                    writer.write(record)
+                rows.append(row)
+                problems += [row["unreadable"]] if row["unreadable"] else []
+                done()
+            # The rows are there before the shard has its name.
+            _write_rows(self.plan.part(number), rows)
+        return problems
+
+    def _record(self, index: int) -> tuple[dict, Iterable[bytes]]:
+        """The row of a record of the source, and the records that it becomes."""
+        name, texts = self.source.name_of(index), Texts()
+        try:
+            texts = Texts(self.source.captions(index), self.source.transcription(index))
+            original = self.source.original(index)
+            if original.rate not in _RATES:
+                raise files.UnreadableAudio(f"{shown(name)} says that it has {original.rate} Hz: correct its header")
+            meter = Meter(original.rate, original.channels, original.encoding)
+            mono = (meter.update(block) for block in original.blocks())
+            sounds, lengths = [], []
+            rate = self.plan.sampling_rate
+            for piece in pieces.cut(resampled(mono, original.rate, rate), self.plan.max_samples, rate):
+                sounds.append(records.encode_sound(piece, rate))
+                lengths.append(len(piece))
+        except (UnreadableRecord, files.UnreadableAudio) as error:
+            return records.row(name, texts, {}, (), str(error)), ()
+        except _FAULTS as error:
+            reason = f"{shown(name)} cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
+            return records.row(name, texts, {}, (), reason), ()
+        row = records.row(name, texts, meter.result()._asdict(), lengths, None)
+        return row, self._encoder.records(name, texts, sounds, lengths)
+
+
+def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """A sound in blocks [samples] at another rate, as `files.read` has it: soxr at high quality.
+
+    Args:
+        rate: Hz, of the blocks.
+        wanted: Hz, of what is yielded: ceil(samples × wanted / rate) in all.
+    """
+    if rate == wanted:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
+    taken = given = 0
+    for block in blocks:
+        taken += len(block)
+        made = stream.resample_chunk(block)
+        given += len(made)
+        yield made
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    yield files.segment(rest, max(-(-taken * wanted // rate) - given, 0))
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    encoded = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows, records.SCHEMA), encoded)
+    write_file(path, encoded.getvalue())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    with renamed(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def renamed(path: Path) -> Iterator[Path]:
+    """A temporary file that gets the name `path` at the end of the block, and goes where that raises.
+
+    Raises:
+        OSError: with `path` in the place of the temporary name.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
