@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import Job, alone, by_slurm, by_variables, train
+from processes import ROOT, Job, alone, by_slurm, by_variables, train
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.stages import STAGES
@@ -54,6 +54,32 @@ def test_an_error_on_one_host_ends_all(tmp_path):
     assert "the same command on all hosts goes on from the last finished checkpoint" in last
     assert not any("step" in line for line in job.lines[1])  # one shows progress for all
     assert not (tmp_path / "run/lock.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("config.train.audiomae.learning_rate=0.5", r"--config\.train\.audiomae\.learning_rate: [0-9.]+, there 0\.5"),
+        ("config.train.audiomae.log_every=7", r"--config\.train\.audiomae\.log_every: 10, there 7"),
+        ("", r"the code of audioldm2_jax: [0-9a-f]{12}, there [0-9a-f]{12}"),
+    ],
+)
+def test_processes_that_were_started_otherwise_end_and_say_in_what(tmp_path, setting, said):
+    """With other settings, or from another state of the package: a comment is enough."""
+    environments = by_variables(2)
+    environments[1]["SETTING"] = setting
+    if not setting:
+        shutil.copytree(ROOT / "audioldm2_jax", tmp_path / "other/audioldm2_jax", symlinks=True)
+        with (tmp_path / "other/audioldm2_jax/rngs.py").open("a") as file:
+            file.write("# edited\n")
+        environments[1]["PYTHONPATH"] = f"{tmp_path / 'other'}:{ROOT / 'tests'}"
+    with toy(tmp_path / "run", environments=environments) as job:
+        assert job.codes(120) == [1, 1], job.said(0) + job.said(1)
+    last = job.lines[0][-1]
+    assert re.search(rf"process 1 \(.*\) was started otherwise than process 0 \({said}\): start the same command", last)
+    assert not any(LINE.search(line) for lines in job.lines for line in lines)
+    assert not (tmp_path / "run/stages").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """A run of one toy stage, which compiles at once, in as many processes as find each other; started by tests.
 
 Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. The variable FAIL is
-`PROCESS:STEP`: that process raises an OSError at that step.
+`PROCESS:STEP`: that process raises an OSError at that step. SETTING is one more `config.KEY=VALUE`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(folder: str, *settings: str) -> int:
     config.run_dir, config.stages = folder, "audiomae"
     config.train.audiomae.update(steps=2000, batch_size=4, save_every=20, log_every=10)
     flags = {}
-    for setting in settings:
+    for setting in (*settings, *filter(None, [os.environ.get("SETTING")])):
         key, _, value = setting.partition("=")
         if key.startswith("config."):
             with config.unlocked():

@@ -17,6 +17,7 @@ alphabetical order; metadata may use any of its names.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import read_json_object, read_text, shown
 
 _BESIDE = (".txt", ".json")
+# What people call a file of captions, and endings of tables: such files, where they are not read, are named.
+_CAPTIONS = ("metadata", "caption", "captions", "annotation", "annotations", "labels", "transcript", "transcripts")
+_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
+_told: set[tuple[str, ...]] = set()  # files that this process has said it does not read
 _ABSENT = ("refuse", "skip")
 
 
@@ -57,6 +62,7 @@ class Folder(Recordings):
             what = "is a file" if root.exists() else "does not exist"
             raise ValueError(f"there is no folder {shown(root)}; data.source must name a folder of recordings ({what})")
         tree = _Tree(root)
+        _warn_of_unread(root, tree.unread)
         super().__init__(
             root, tree.names, _texts(root, tree, absent), tree.skipped, split, sampling_rate, heldout_share
         )
@@ -71,11 +77,13 @@ class _Tree:
         skipped: what is left out, name → reason.
         by_file: where a recording really lies → its name, of those that are skipped, too.
         beside: the name of a recording → text and JSON files beside it.
+        unread: files that may be meant to hold captions, and that are not read; sorted, relative to the folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, self.metadata, self.skipped = root, [], {}
         self.by_file: dict[str, str] = {}
+        self.unread: list[str] = []
         stems: list[tuple[str, str]] = []  # names without ending, and where the recordings really lie
         texts: dict[str, list[Path]] = defaultdict(list)  # name without ending → files that may have a caption
         real: dict[str, bool] = {}  # name → whether no link leads to it
@@ -95,6 +103,8 @@ class _Tree:
                     self.metadata.append(Path(entry.path))
                 elif entry.name.lower().endswith(_BESIDE):
                     texts[os.path.splitext(name)[0]].append(Path(entry.path))
+                elif entry.name.lower().endswith(_TABLES) and not entry.name.startswith("."):
+                    self.unread.append(name)
                 elif not entry.name.startswith(".") and self._is_recording(entry, name):
                     stems.append((os.path.splitext(name)[0], target))
                     direct = target == os.path.join(os.path.realpath(root), name)
@@ -105,6 +115,10 @@ class _Tree:
         self.beside: dict[str, list[Path]] = defaultdict(list)
         for stem, target in stems:
             self.beside[self.by_file[target]] += texts.get(stem, [])
+        recordings = {stem for stem, _ in stems}
+        alone = (file for stem, files in texts.items() if stem not in recordings for file in files)
+        called = [file for file in alone if file.stem.lower() in _CAPTIONS]
+        self.unread = sorted([*self.unread, *(os.path.relpath(file, root) for file in called)])
         self.names = sorted(name for name in self.by_file.values() if name not in self.skipped)
 
     def _entries(self, folder: Path) -> list[os.DirEntry]:
@@ -140,6 +154,18 @@ class _Tree:
         elif not entry.is_file():
             self.skipped[name] = f"{entry.path} is no file but a pipe or device: remove it"
         return True
+
+
+def _warn_of_unread(root: Path, unread: list[str]) -> None:
+    """Says once a process which files hold captions, maybe, and are not read, and what is read in their place."""
+    if unread and (key := (str(root), *unread)) not in _told:
+        _told.add(key)
+        more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+        logging.warning(
+            "%s: nothing is read from %s%s; captions are read from %s (file_name, text), or from a file beside each "
+            "recording (a.wav, a.txt)",
+            *(shown(root), ", ".join(map(shown, unread[:5])), more, ", ".join(METADATA)),
+        )
 
 
 def _texts(root: Path, tree: _Tree, policy: str) -> dict[str, Texts]:

@@ -64,6 +64,7 @@ _ABBREVIATIONS = {
 _TABLE_FILE, _CONFIG_FILE = "vocab.json", "tokenizer_config.json"
 _TOKENIZER = "VitsTokenizer"
 _QUOTED = 20
+_ROUNDS = 5  # of cleaning at most
 
 
 class PhonemeTable(NamedTuple):
@@ -99,10 +100,14 @@ def clean(text: str) -> str:
             f"{foreign[0][:_QUOTED]!r} in the transcription {_quoted(text)} is {foreign[1]}: English alone is spoken; "
             "write it in English or in Latin letters, or leave it out"
         )
-    text = in_words(re.sub(r"</?\w[^<>\s]*>", "", text))
-    text = _to_ascii(text, unidecode).lower()
-    for short, long in _ABBREVIATIONS.items():
-        text = re.sub(rf"\b{short}\.", long, text)
+    for _ in range(_ROUNDS):  # until nothing changes: a half as one sign becomes 1/2, and that becomes words
+        before = text
+        text = in_words(re.sub(r"</?\w[^<>\s]*>", "", text))
+        text = _to_ascii(text, unidecode).lower()
+        for short, long in _ABBREVIATIONS.items():
+            text = re.sub(rf"\b{short}\.", long, text)
+        if text == before:
+            break
     return text
 
 

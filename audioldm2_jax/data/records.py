@@ -48,7 +48,7 @@ class Records(Source):
         heldout_share: of the records, by hash of their names.
 
     Raises:
-        ValueError: no record can be read.
+        ValueError: no record can be read, or all are held out.
     """
 
     unit = "records and files"
@@ -81,7 +81,13 @@ class Records(Source):
 
     def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
         """Those of the names that are of a split; a source that is given its splits overrides this."""
-        return split_names(names, split, heldout_share)
+        chosen = split_names(names, split, heldout_share)
+        if not chosen:
+            raise ValueError(
+                f"{shown(self.root)}: all {len(names)} records are held out, and none is left to learn from: lower "
+                f"--config.data.heldout_share={heldout_share:g}, or add records"
+            )
+        return chosen
 
     def _sound(self, index: int) -> Path | bytes:
         """The sound file of a record: where it lies, or its content.

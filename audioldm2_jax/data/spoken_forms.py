@@ -69,10 +69,7 @@ def foreign_script(text: str) -> tuple[str, str] | None:
 
 
 def in_words(text: str) -> str:
-    """The text with what is read in another way than it is written rewritten so that espeak-ng reads it right.
-
-    Applied twice it does what it does once.
-    """
+    """The text with what is read in another way than it is written rewritten so that espeak-ng reads it right."""
     text = re.sub("[‐‑]", "-", text).replace("’", "'")
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)

@@ -38,10 +38,16 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
         use_compilation_cache(compilation_cache)
 
 
-def end_with_parent() -> None:
-    """Has the system (Linux) kill this process once the one that started it is gone: nobody else would tell it."""
+def end_with_parent(parent: int) -> None:
+    """Has the system (Linux) kill this process once the one that started it is gone: nobody else would tell it.
+
+    Args:
+        parent: number of that process; where it is gone already, this one ends here.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def open_devices() -> None:

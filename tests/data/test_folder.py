@@ -399,3 +399,29 @@ def test_hidden_folders_are_left_out(tmp_path):
         "a.wav",
         "more/d.wav",
     }
+
+
+def test_that_all_records_are_held_out_is_told(tmp_path):
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", tone(0.1), RATE)
+    assert len(Folder(tmp_path, "heldout", RATE, 0.999)) == 3
+    with pytest.raises(ValueError, match=r"all 3 records are held out.*: lower --config\.data\.heldout_share=0\.999"):
+        Folder(tmp_path, "train", RATE, 0.999)
+
+
+def test_files_of_captions_that_are_not_read_are_named_once(tmp_path, caplog):
+    (tmp_path / "more").mkdir()
+    soundfile.write(tmp_path / "more/a.wav", tone(0.1), RATE)
+    soundfile.write(tmp_path / "labels.wav", tone(0.2), RATE)
+    (tmp_path / "labels.txt").write_text("a caption of labels.wav")
+    for name in ("metadata.tsv", "more/captions.csv", "more/Metadata.json", "a.xlsx", "LICENSE.txt", ".hidden.csv"):
+        (tmp_path / name).write_text("a.wav\ta bell\n")
+    with caplog.at_level(logging.WARNING):
+        for split in ("train", "heldout", "train"):
+            Folder(tmp_path, split, RATE, 0.5)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}: nothing is read from a.xlsx, metadata.tsv, more/Metadata.json, more/captions.csv; captions are "
+        "read from metadata.jsonl, metadata.csv, metadata.parquet (file_name, text), or from a file beside each "
+        "recording (a.wav, a.txt)"
+    )

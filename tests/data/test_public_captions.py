@@ -229,12 +229,10 @@ def test_fma(tmp_path):
         {"fma_small/000/000002.flac": ("Hip-Hop",)},
         {"fma_small/000/000005.flac": ("Hip-Hop, boom bap, baltimore",)},
     ]
-    assert set(open_source(config(tmp_path / "small"), "train").skipped) == {
-        "000140"
-    }  # tracks of larger sets are not missing
+    # Tracks of larger sets are not missing.
+    assert set(open_source(config(tmp_path / "small"), "train").skipped) == {"000140"}
     fma(tmp_path / "more", "medium")
     assert both(tmp_path / "more")[0]["fma_medium/000/000010.flac"] == ("Pop, Hip-Hop",)
-    (tmp_path / "fma_metadata/genres.csv").unlink()
     fma(tmp_path / "other")
     (tmp_path / "other/fma_metadata/genres.csv").unlink()
     with pytest.raises(ValueError, match=r"genres\.csv is not there"):

@@ -32,6 +32,7 @@ SAID = [
     ("5 km at 100 km/h", "five kilometers at one hundred kilometers per hour"),
     ("5 ft. tall", "five feet tall"),
     ("1/2 cup", "one half cup"),
+    ("½ cup", "one half cup"),
     ("No. 5, #1", "number five, number one"),
     ("pages 10-12", "pages ten to twelve"),
     ("World War II", "world war two"),
@@ -96,6 +97,8 @@ WRITTEN = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(WRITTEN | st.text(st.characters(codec="ascii"), max_size=30))
 @example("1998-2001-2005")
+@example("e.g._c_")
+@example("½ of №5")
 def test_cleaning_twice_is_cleaning_once(text):
     """So that the tokenizer of a published folder, which does not clean, agrees with what was cleaned."""
     try:

@@ -123,4 +123,6 @@ def test_the_command(folder, voice, tmp_path, capsys):
     behind = run("--prompt_transcription", BEFORE, "--transcription", AFTER, "--mode", "continuation")
     assert len(files.read(behind, RATE)) - len(files.read(path, RATE)) == len(voice)
     assert "no new words" in run("-t", "a man", "--prompt_transcription", BEFORE)
-    assert "is for a sound file (-f) with --mode" in run("--prompt_transcription", BEFORE, "--mode", "transfer")
+    assert "is for a sound file (-f) with --mode" in run(
+        "-t", "x", "--prompt_transcription", BEFORE, "--mode", "transfer"
+    )

@@ -11,6 +11,7 @@ from typing import TextIO
 from audioldm2_jax.runtime.text_files import shown
 
 _READ = 2**20  # characters at a time
+_BEFORE = 2**26  # characters within which the list begins
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -57,10 +58,8 @@ def _after_bracket(text: TextIO, file: Path, key: str) -> str:
     """The text that follows the bracket with which the list begins, as far as it is read."""
     begin = re.compile(rf'\A\s*\[|"{re.escape(key)}"\s*:\s*\[')
     buffer = ""
-    while more := text.read(_READ):
+    while len(buffer) < _BEFORE and (more := text.read(_READ)):
         buffer += more
         if start := begin.search(buffer):
             return buffer[start.end() :]
-        if len(buffer) > 64 * _READ:
-            break
     raise ValueError(f'{shown(file)} has no list "{key}"')

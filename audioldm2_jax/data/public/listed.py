@@ -244,7 +244,7 @@ def collect(
     for where, stems, item in entries:
         file = sounds.find(stems, near)
         if file is None:
-            content.missing.setdefault(stems[0], f"{where}: {sounds.why_not(stems)}")
+            content.missing.setdefault(piece_name(stems[0], item.span), f"{where}: {sounds.why_not(stems)}")
             continue
         content.add(piece_name(file, item.span), item._replace(file=file))
     return content

@@ -94,8 +94,8 @@ def held_out(name: str) -> bool:
 
 
 def _stems(video: str, span: tuple[float, float]) -> list[str]:
-    """The names without ending that people give to a clip; those that say where it lies come first."""
+    """The names without ending that people give to a clip."""
     video = video.strip()
     ends = [[f"_{time * scale:.{digits}f}" for time in span] for scale, digits in ((1, 0), (1000, 0), (1, 3))]
     times = [*(begin + end for begin, end in ends), *(begin for begin, _ in ends)]
-    return [f"{prefix}{video}{time}" for time in (*times, "") for prefix in ("Y", "")]
+    return [f"{prefix}{video}{time}" for time in ("", *times) for prefix in ("Y", "")]
