@@ -327,7 +327,7 @@ def test_other_settings_and_other_data_are_refused(folder, made, tmp_path):
     job.prepare(options(moved, out))  # the same data elsewhere
     with pytest.raises(job.PrepareError, match=r"other settings \(sampling_rate 8000 → 16000\)"):
         job.prepare(options(moved, out, sampling_rate=16000))
-    with pytest.raises(job.PrepareError, match=r"max_seconds 3 → 4"):
+    with pytest.raises(job.PrepareError, match=r"max_seconds 3.0 → 4.0"):
         job.prepare(options(moved, out, max_seconds=4))
     before = (moved / "deep/3.flac").read_bytes()
     put(moved, "deep/3.flac", noise(0.8, 44100, 77, channels=1), 44100)

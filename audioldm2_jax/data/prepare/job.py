@@ -85,7 +85,7 @@ class Options:
         return {
             "version": _VERSION,
             "sampling_rate": self.sampling_rate,
-            "max_seconds": self.max_seconds,
+            "max_seconds": float(self.max_seconds),
             "shard_records": size,
             "audio_feature": self.audio_feature,
             "text_feature": self.text_feature,
