@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +31,6 @@ from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
-from audioldm2_jax.runtime.text_files import shown
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage
 from audioldm2_jax.training.loop import Stopped
@@ -153,14 +150,13 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
 
 def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
-    listing = shown(json.dumps(source.listing(), ensure_ascii=False)).encode()  # a name may not be UTF-8
     known = {"heldout_share": config.data.heldout_share, "length": len(source)}
     known["audio_feature"] = config.data.audio_feature
     if named:
         known["name"] = config.data.source
     if any(name.startswith("builtin:") for name, _ in sources.names(config.data.source)):
         known["seed"] = config.seed
-    return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
+    return known | {"recordings and captions": source.listing_digest()}
 
 
 class _Maker:
