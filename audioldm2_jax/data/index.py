@@ -43,7 +43,7 @@ class Fingerprint:
 
     def add(self, *facts: object) -> None:
         """Adds a file, by all that is known of it."""
-        content = "\x1f".join(map(str, facts)).encode("utf-8", "surrogateescape")
+        content = repr(facts).encode("utf-8", "surrogateescape")
         self._sum += int.from_bytes(hashlib.blake2b(content, digest_size=32).digest(), "little")
 
     def __str__(self) -> str:
