@@ -5,9 +5,9 @@
 
 `files` writes that many recordings of a second with captions in metadata.jsonl, where they are not there yet, and opens
 them without an index, with one, and after one file has changed. `index` writes the index of that many records, without
-the recordings, and opens it, as a worker process does, and draws examples' records. Each opening is a process of its
-own. Seconds are of the clock and of the processor; memory is what the process has at most, beyond that of the imports, with
-the pages of files that are mapped into it.
+the recordings, opens it as a worker process does, and draws records from it. Each opening is a process of its own.
+Seconds are of the clock and of the processor. Memory is what the process has at most beyond that of its imports, with
+the pages of files that are mapped into it, and then what is its own.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def _draw(path: Path) -> None:
     clock = time.perf_counter()
     source.listing_digest()
     print(
-        f"{len(source)} records, opened in {opening:.1f} s, a draw with name, caption and place {drawing * 1e6:.0f} µs, "
-        f"the digest for other hosts {time.perf_counter() - clock:.1f} s, {_beyond(before)}, "
+        f"{len(source)} records, opened in {opening:.1f} s, a draw with name, caption and place "
+        f"{drawing * 1e6:.0f} µs, the digest for other hosts {time.perf_counter() - clock:.1f} s, {_beyond(before)}, "
         f"{len(pickle.dumps(source))} bytes to a worker"
     )
 

@@ -58,8 +58,10 @@ def open_path(data: ConfigDict, source: str, split: str, rate: int) -> Source:
 
 
 def _found(path: Path) -> dict[str, list[str]]:
-    """Kind of data → sorted names of the files of that kind, at a path or below it, of recordings the first one's; hidden
-    ones do not count."""
+    """Kind of data → sorted names of the files of that kind, at a path or below it; of recordings there is one.
+
+    Hidden files do not count.
+    """
     if not path.is_dir():
         kind = _kind(path.name)
         if path.suffix.lower() == ".json" and path.is_file():
