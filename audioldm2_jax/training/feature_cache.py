@@ -151,7 +151,7 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
 def _source(config: ConfigDict, source: Source, named: bool) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
     known = {"heldout_share": config.data.heldout_share, "length": len(source)}
-    known["audio_feature"] = config.data.audio_feature
+    known |= {key: config.data[key] for key in ("audio_feature", "segment", "short")}
     if named:
         known["name"] = config.data.source
     if any(name.startswith("builtin:") for name, _ in sources.names(config.data.source)):
