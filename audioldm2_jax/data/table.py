@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.draw import digest
+from audioldm2_jax.runtime.text_files import shown
 
 ROWS = 2**16  # of a batch at most
 SCHEMA = pa.schema(
@@ -225,7 +226,7 @@ def batch_of(rows: Sequence[Row]) -> pa.RecordBatch:
         [place.encode() for place in places],
         [row.texts.captions for row in rows],
         [row.texts.transcription for row in rows],
-        [None if row.reason is None else row.reason.encode("utf-8", "backslashreplace").decode() for row in rows],
+        [None if row.reason is None else shown(row.reason) for row in rows],
         [split_hash(row.name) for row in rows],
         [
             digest(row.name, place, *row.texts.captions, "", row.texts.transcription or "")
