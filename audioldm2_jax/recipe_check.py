@@ -148,6 +148,7 @@ _CHOICES = {
     "loss": ("mse", "l1"),
     "unconditional": ("language_model", "zeros"),
 }
+_CHOICES_OF_DATA = {"segment": ("random", "sounding"), "short": ("pad", "repeat")}
 _SHARES = ("guidance_dropout", "true_loa_share", "mask_ratio", "ema")
 _LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1, "cache_records": 0, "cache_crops": 1}
 
@@ -169,6 +170,9 @@ def _counts(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
         )
     if config.data.cache.strip().lower() in ("", "none", "false", "no", "true", "on"):
         yield f"data.cache={config.data.cache!r}: choose off, auto or a folder"
+    for key, known in _CHOICES_OF_DATA.items():
+        if config.data[key] not in known:
+            yield f"data.{key}={config.data[key]!r}: choose from {', '.join(known)}"
     if not 0 <= config.data.heldout_share < 1:
         yield f"data.heldout_share={config.data.heldout_share}: it has to be at least 0 and below 1"
 

@@ -89,7 +89,9 @@ def read_encoded(
     """
     start = 0
     if samples is not None and position:
-        start = int(position * max(_length(lambda: io.BytesIO(content), where, sampling_rate) - samples + 1, 1))
+        start = int(
+            position * max(samples_at(sampling_rate, *_frames(lambda: io.BytesIO(content), where)) - samples + 1, 1)
+        )
     with _opened(io.BytesIO(content), where) as file:
         return _read_open(file, where, sampling_rate, start, samples)
 
@@ -102,7 +104,17 @@ def length(path: str | os.PathLike, sampling_rate: int) -> int:
     Raises:
         UnreadableAudio: not there, not a sound file, empty, or damaged so that its end cannot be found.
     """
-    return _length(lambda: path, "", sampling_rate)
+    return samples_at(sampling_rate, *frames(path))
+
+
+def frames(path: str | os.PathLike) -> tuple[int, int]:
+    """Frames that the whole file has, and its own sampling rate in Hz; see `length`."""
+    return _frames(lambda: path, "")
+
+
+def samples_at(sampling_rate: int, frames: int, rate: int) -> int:
+    """Samples that so many frames at `rate` become at `sampling_rate`."""
+    return -(-frames * sampling_rate // rate)
 
 
 class Original(NamedTuple):
@@ -324,8 +336,8 @@ def _ends_as_said(file: _Stream) -> bool:
         return False
 
 
-def _length(source: Callable[[], str | os.PathLike | io.BytesIO], name: str, sampling_rate: int) -> int:
-    """As `length`; `source` gives what is to be opened, anew each time."""
+def _frames(source: Callable[[], str | os.PathLike | io.BytesIO], name: str) -> tuple[int, int]:
+    """As `frames`; `source` gives what is to be opened, anew each time."""
     with _opened(source(), name) as file:
         where, rate = name or shown(source()), file.samplerate
         frames = file.frames if _ends_as_said(file) else 0
@@ -334,7 +346,7 @@ def _length(source: Callable[[], str | os.PathLike | io.BytesIO], name: str, sam
             frames = _count(file, where)
     if frames < 1:
         raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
-    return -(-frames * sampling_rate // rate)
+    return frames, rate
 
 
 def _count(file: _Stream, where: str) -> int:

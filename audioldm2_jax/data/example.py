@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,6 +122,11 @@ class Source:
         """
         return None
 
+    def listing_digest(self) -> str:
+        """What tells the listing from another one, short however many records there are."""
+        listing = json.dumps(self.listing(), ensure_ascii=False)
+        return hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()  # a name may not be UTF-8
+
     def follow(self, listing: Any) -> str:
         """Takes another host's listing in the place of its own; returns how they differed, "" if they did not.
 
@@ -196,6 +203,9 @@ class Derived(Source):
 
     def listing(self) -> Any:
         return self.source.listing()
+
+    def listing_digest(self) -> str:
+        return self.source.listing_digest()
 
     def follow(self, listing: Any) -> str:
         return self.source.follow(listing)

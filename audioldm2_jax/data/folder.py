@@ -6,33 +6,30 @@
       more/b.flac
       more/b.txt          wind in dry leaves            (or b.json: {"caption": "…"}, {"tags": ["wind", "leaves"]})
 
-Metadata may lie in any subfolder; names are relative to it. What is said in a recording stands in it as
-`transcription`. Recordings that nothing names have no caption, and a text or JSON file beside no recording is none of
-ours.
+Metadata may lie in any subfolder; names are relative to it, and any of those that lead to a recording will do. What is
+said in a recording stands in it as `transcription`. Recordings that nothing names have no caption, and a text or JSON
+file beside no recording is none of ours. What else may lie there: data/tree.py.
 
-Files and folders whose names begin with a dot are left out. Symbolic links are followed, to folders and to files. A
-recording that can be reached in several ways counts once, under the name that goes through no link, or the first one in
-alphabetical order; metadata may use any of its names.
+What was found is kept in an index (data/index.py). A later opening looks at the names, sizes and times of the files
+alone; of those that have changed it looks at the recordings and at the texts beside them, and at all metadata.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from audioldm2_jax.data import index
 from audioldm2_jax.data.captions import Texts, captions_of, texts_in
 from audioldm2_jax.data.metadata import METADATA, read_metadata
-from audioldm2_jax.data.records import OTHER_SOUND, SUFFIXES, Recordings, listing_of
+from audioldm2_jax.data.records import Recordings, listing_of
+from audioldm2_jax.data.table import Finder, Table
+from audioldm2_jax.data.tree import Recorded, Tree
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import read_json_object, read_text, shown
 
-_BESIDE = (".txt", ".json")
-# What people call a file of captions, and endings of tables: such files, where they are not read, are named.
-_CAPTIONS = ("metadata", "caption", "captions", "annotation", "annotations", "labels", "transcript", "transcripts")
-_TABLES = (".csv", ".tsv", ".jsonl", ".xlsx", ".xls", ".ods")
 _told: set[tuple[str, ...]] = set()  # files that this process has said it does not read
 _ABSENT = ("refuse", "skip")
 
@@ -61,99 +58,17 @@ class Folder(Recordings):
         if not root.is_dir():
             what = "is a file" if root.exists() else "does not exist"
             raise ValueError(f"there is no folder {shown(root)}; data.source must name a folder of recordings ({what})")
-        tree = _Tree(root)
-        _warn_of_unread(root, tree.unread)
-        super().__init__(
-            root, tree.names, _texts(root, tree, absent), tree.skipped, split, sampling_rate, heldout_share
-        )
+        self.root, tree = root, Tree(root)
+        kind = "folder" if absent == "refuse" else f"folder_{absent}"
+        table = index.open_table(root, kind, tree.fingerprint(), lambda before: self._made(tree, before, absent))
+        _warn_of_unread(root, table.about["unread"])
+        self._open(root, table, split, sampling_rate, heldout_share)
 
-
-class _Tree:
-    """What lies below a folder.
-
-    Attributes:
-        names: recordings, sorted, relative to the folder.
-        metadata: files of captions, sorted.
-        skipped: what is left out, name → reason.
-        by_file: where a recording really lies → its name, of those that are skipped, too.
-        beside: the name of a recording → text and JSON files beside it.
-        unread: files that may be meant to hold captions, and that are not read; sorted, relative to the folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.metadata, self.skipped = root, [], {}
-        self.by_file: dict[str, str] = {}
-        self.unread: list[str] = []
-        stems: list[tuple[str, str]] = []  # names without ending, and where the recordings really lie
-        texts: dict[str, list[Path]] = defaultdict(list)  # name without ending → files that may have a caption
-        real: dict[str, bool] = {}  # name → whether no link leads to it
-        seen = {os.path.realpath(root)}
-        # Folders behind links come last, so that what they hold has its own name where it has one.
-        waiting, links = [root], []
-        while waiting or links:
-            folder = waiting.pop() if waiting else links.pop(0)
-            for entry in self._entries(folder):
-                name = os.path.relpath(entry.path, root).replace(os.sep, "/")
-                target = os.path.realpath(entry.path)
-                if self._is_folder(entry, name):
-                    if target not in seen and not entry.name.startswith("."):
-                        seen.add(target)
-                        (links if entry.is_symlink() else waiting).append(Path(entry.path))
-                elif entry.name.lower() in METADATA:
-                    self.metadata.append(Path(entry.path))
-                elif entry.name.lower().endswith(_BESIDE):
-                    texts[os.path.splitext(name)[0]].append(Path(entry.path))
-                elif entry.name.lower().endswith(_TABLES) and not entry.name.startswith("."):
-                    self.unread.append(name)
-                elif not entry.name.startswith(".") and self._is_recording(entry, name):
-                    stems.append((os.path.splitext(name)[0], target))
-                    direct = target == os.path.join(os.path.realpath(root), name)
-                    known = self.by_file.get(target)
-                    if known is None or (not real[known] and (direct or name < known)):
-                        self.by_file[target], real[name] = name, direct
-        self.metadata.sort()
-        self.beside: dict[str, list[Path]] = defaultdict(list)
-        for stem, target in stems:
-            self.beside[self.by_file[target]] += texts.get(stem, [])
-        recordings = {stem for stem, _ in stems}
-        alone = (file for stem, files in texts.items() if stem not in recordings for file in files)
-        called = [file for file in alone if file.stem.lower() in _CAPTIONS]
-        self.unread = sorted([*self.unread, *(os.path.relpath(file, root) for file in called)])
-        self.names = sorted(name for name in self.by_file.values() if name not in self.skipped)
-
-    def _entries(self, folder: Path) -> list[os.DirEntry]:
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            name = os.path.relpath(folder, self.root)
-            self.skipped[name] = f"{folder} cannot be opened ({error.strerror}): what it holds is not read"
-            return []
-
-    def _is_folder(self, entry: os.DirEntry, name: str) -> bool:
-        try:
-            return entry.is_dir()
-        except OSError as error:  # a link to itself
-            self.skipped[name] = f"{entry.path} cannot be followed ({error.strerror}): remove the link"
-            return False
-
-    def _is_recording(self, entry: os.DirEntry, name: str) -> bool:
-        """Whether a file is to be read; where it is sound and is not, says why in `skipped`."""
-        suffix = os.path.splitext(entry.name.rstrip())[1].lower()
-        if suffix not in (*SUFFIXES, *OTHER_SOUND):
-            if suffix or not entry.is_symlink() or os.path.exists(entry.path):
-                return False
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            self.skipped.setdefault(
-                name, f"{entry.path} is a broken link: {os.readlink(entry.path)} does not exist; mend or remove it"
-            )
-        elif suffix in OTHER_SOUND:
-            self.skipped[name] = (
-                f"{entry.path}: {suffix} is not read; convert it (ffmpeg -i {entry.name} {Path(entry.name).stem}.flac)"
-            )
-        elif not entry.is_file():
-            self.skipped[name] = f"{entry.path} is no file but a pipe or device: remove it"
-        return True
+    def _made(self, tree: Tree, before: Table | None, absent: str) -> index.Made:
+        recorded, finder = Recorded(tree), Finder(before) if before else None
+        texts = _texts(recorded, finder, absent)
+        batches = self._batches(recorded.stamps, texts, recorded.beside_stamp, recorded.skipped, finder)
+        return {"metadata": recorded.metadata_stamp, "unread": recorded.unread}, batches
 
 
 def _warn_of_unread(root: Path, unread: list[str]) -> None:
@@ -168,35 +83,36 @@ def _warn_of_unread(root: Path, unread: list[str]) -> None:
         )
 
 
-def _texts(root: Path, tree: _Tree, policy: str) -> dict[str, Texts]:
-    """What is written about the recordings below `root`, by their names.
+def _texts(recorded: Recorded, finder: Finder | None, policy: str) -> dict[str, Texts]:
+    """What is written about recordings, by their names.
 
     Raises:
         ValueError: two files say different things of a recording, or metadata names what is not there.
     """
+    root = recorded.tree.root
     found: dict[str, Texts] = {}
     first: dict[str, Path] = {}
     absent: dict[str, Texts] = {}
-    for file, name, texts in (*_in_metadata(tree, absent), *_in_texts(tree)):
-        known = found.setdefault(name, texts)
-        if texts.captions and known.captions and texts.captions != known.captions:
-            several = "" if first[name] == file else f" and {shown(first[name])}"
-            raise ValueError(f"{shown(file)}{several}: different captions of {shown(name)}; keep one")
-        if texts.transcription and known.transcription and texts.transcription != known.transcription:
-            raise ValueError(
-                f"{shown(file)} and {shown(first[name])}: different transcriptions of {shown(name)}; keep one"
-            )
-        found[name] = Texts(known.captions or texts.captions, known.transcription or texts.transcription)
-        if any(texts):
-            first.setdefault(name, file)
+    for file, name, texts in _in_metadata(recorded, absent):
+        _add(found, first, file, name, texts)
     if absent and policy == "refuse":
         raise ValueError(
             f"{shown(root)}: metadata names {len(absent)} files that are not recordings there; "
             f"--config.data.absent=skip leaves them out{listing_of([*absent])}"
         )
-    tree.skipped |= dict(zip(absent, absent))
+    recorded.skipped |= dict(zip(absent, absent))
     found |= absent
-    for name, beside in tree.beside.items():
+    same_metadata = finder is not None and finder.table.about.get("metadata") == recorded.metadata_stamp != 0
+    for name in recorded.stamps:
+        beside = [root / text for text, _ in recorded.beside(name)]
+        if not beside:
+            continue
+        row = finder.row(name) if same_metadata else None
+        if row is not None and finder.stamps(row)[1] == recorded.beside_stamp(name) != 0:
+            found[name] = finder.table.texts(row)
+            continue
+        for file in (file for file in beside if file.suffix.lower() == ".txt"):  # the whole file is the caption
+            _add(found, first, file, name, Texts(captions_of(read_text(file), shown(file))))
         for file in (file for file in beside if file.suffix.lower() == ".json"):
             known = found.get(name, Texts())
             texts = texts_in(read_json_object(file), shown(file), known.captions, shown(first.get(name)))
@@ -205,22 +121,31 @@ def _texts(root: Path, tree: _Tree, policy: str) -> dict[str, Texts]:
     return found
 
 
-def _in_metadata(tree: _Tree, absent: dict[str, Texts]) -> Iterator[tuple[Path, str, Texts]]:
+def _add(found: dict[str, Texts], first: dict[str, Path], file: Path, name: str, texts: Texts) -> None:
+    """Adds what `file` says of a recording; `first` has the files that had something to say of it."""
+    known = found.setdefault(name, texts)
+    if texts.captions and known.captions and texts.captions != known.captions:
+        several = "" if first[name] == file else f" and {shown(first[name])}"
+        raise ValueError(f"{shown(file)}{several}: different captions of {shown(name)}; keep one")
+    if texts.transcription and known.transcription and texts.transcription != known.transcription:
+        raise ValueError(f"{shown(file)} and {shown(first[name])}: different transcriptions of {shown(name)}; keep one")
+    if known is not texts:
+        found[name] = Texts(known.captions or texts.captions, known.transcription or texts.transcription)
+    if any(texts):
+        first.setdefault(name, file)
+
+
+def _in_metadata(recorded: Recorded, absent: dict[str, Texts]) -> Iterator[tuple[Path, str, Texts]]:
     """(file, recording, texts) of all metadata; what it names and is not there goes to `absent`."""
-    for file in tree.metadata:
+    for file in recorded.metadata:
+        folder = os.path.relpath(file.parent, recorded.tree.root).replace(os.sep, "/")
+        prefix = "" if folder == "." else f"{folder}/"
         for written, texts in read_metadata(file).items():
-            name = tree.by_file.get(os.path.realpath(_meant(file.parent, written)))
+            name = recorded.called(prefix + written) or recorded.at(os.path.realpath(_meant(file.parent, written)))
             if name is None:
                 absent[f"{shown(file)} names {shown(written)}"] = texts
             else:
                 yield file, name, texts
-
-
-def _in_texts(tree: _Tree) -> Iterator[tuple[Path, str, Texts]]:
-    """(file, recording, texts) of all text files beside recordings: the whole file is the caption."""
-    for name, beside in tree.beside.items():
-        for file in (file for file in beside if file.suffix.lower() == ".txt"):
-            yield file, name, Texts(captions_of(read_text(file), shown(file)))
 
 
 def _meant(folder: Path, name: str) -> Path:

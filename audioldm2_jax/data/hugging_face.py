@@ -66,14 +66,17 @@ class HuggingFace(Shards):
     ) -> None:
         self.audio_feature, self.text_feature = audio_feature, text_feature
         self._opened: dict[str, _Parquet | _Stream] = {}
-        self._without: list[str] = []  # the columns of a file where none is known to have captions
         super().__init__(root, shards, split, sampling_rate, heldout_share)
-        if self._without:
+        if not self._table.has_texts():
+            columns = _open(root / self._places[0][0]).schema.names
             message = "%s: no captions; --config.data.text_feature names the column that has them, one of %s"
-            logging.warning(message, shown(root), ", ".join(self._without))
+            logging.warning(message, shown(root), ", ".join(columns))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": {}}  # files are opened anew in each process
+        return super().__getstate__() | {"_opened": {}}  # files are opened anew in each process
+
+    def _settings(self) -> tuple[str, ...]:
+        return self.audio_feature, self.text_feature
 
     def _index(self, shard: str) -> Index:
         try:
@@ -83,7 +86,6 @@ class HuggingFace(Shards):
 
     def _rows(self, table: _Parquet | _Stream) -> Index:
         text, spoken = self._text(table.schema), self._spoken(table.schema)
-        self._without = self._without if text or spoken else table.schema.names
         _Feature.of_audio(table.schema, self.audio_feature)  # or a reason not to use the file
         captions: dict[int, tuple[str, ...]] = {}
         said: dict[int, str | None] = {}

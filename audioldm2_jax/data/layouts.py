@@ -21,6 +21,7 @@ from audioldm2_jax.runtime.text_files import read_json_object, shown
 
 _RECORDINGS, _TABLES, _TARS = "recordings", "Parquet or Arrow files", "tar files"
 _OWN = "captions of one's own"
+_KINDS = dict.fromkeys(SUFFIXES, _RECORDINGS) | {".parquet": _TABLES, ".arrow": _TABLES, ".tar": _TARS}
 
 
 def open_path(data: ConfigDict, source: str, split: str, rate: int) -> Source:
@@ -66,7 +67,10 @@ def open_path(data: ConfigDict, source: str, split: str, rate: int) -> Source:
 
 
 def _found(path: Path) -> dict[str, list[str]]:
-    """Kind of data → sorted names of the files of that kind, at a path or below it; hidden ones do not count."""
+    """Kind of data → sorted names of the files of that kind, at a path or below it; of recordings there is one.
+
+    Hidden files do not count.
+    """
     if not path.is_dir():
         kind = _kind(path, path.name)
         if kind is None and path.suffix.lower() == ".json" and path.is_file():
@@ -84,9 +88,12 @@ def _found(path: Path) -> dict[str, list[str]]:
         below = os.path.relpath(folder, path).replace(os.sep, "/")
         kinds = {name: _kind(Path(folder, name), f"{below}/{name}") for name in sorted(names)}
         written = _written(Path(folder)) if _TABLES in kinds.values() and "state.json" in names else None
+        below = os.path.relpath(folder, path).replace(os.sep, "/")
         for name, kind in kinds.items():
+            if kind == _RECORDINGS and found[kind]:  # there may be millions, and one tells
+                continue
             if kind and (written is None or kind != _TABLES or name in written):
-                found[kind].append(os.path.normpath(f"{below}/{name}").replace(os.sep, "/"))
+                found[kind].append(name if below == "." else f"{below}/{name}")
     return dict(found)
 
 
@@ -106,9 +113,7 @@ def _kind(file: Path, name: str) -> str | None:
         return layout.name
     if base.lower() in METADATA:
         return _OWN
-    return {".parquet": _TABLES, ".arrow": _TABLES, ".tar": _TARS}.get(
-        suffix, _RECORDINGS if suffix in SUFFIXES else None
-    )
+    return _KINDS.get(suffix)
 
 
 def _written(folder: Path) -> set[str] | None:

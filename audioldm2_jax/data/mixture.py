@@ -8,6 +8,7 @@ mixture starts anywhere at once, as every source does.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -99,6 +100,10 @@ class Mixture(Source):
         """See `Source.listing`."""
         listings = [part.listing() for part in self.parts]
         return listings if any(listing is not None for listing in listings) else None
+
+    def listing_digest(self) -> str:
+        """See `Source.listing_digest`."""
+        return hashlib.sha256(" ".join(part.listing_digest() for part in self.parts).encode()).hexdigest()
 
     def follow(self, listing: Any) -> str:
         """See `Source.follow`."""

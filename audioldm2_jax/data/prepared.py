@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts
-from audioldm2_jax.data.records import Records, file_digests, split_names
+from audioldm2_jax.data.records import Records, file_digests
 from audioldm2_jax.data.shards import PLACES
+from audioldm2_jax.data.table import Row, Table, split_hash
 from audioldm2_jax.runtime.text_files import TextFileError, read_json_object, shown
 
 TABLE = "recordings.parquet"
@@ -78,25 +78,17 @@ class Prepared(Records):
     def __init__(self, folder: Path, split: str, sampling_rate: int, heldout_share: float) -> None:
         import tensorflow_datasets as tfds
 
-        found: dict[str, tuple[Any, Texts]] = {}
-        self._pieces: dict[str, str] = {}  # name of a piece → that of its recording
-        for recording, texts, pieces in _rows(folder / TABLE):
-            names = piece_names(recording, pieces)
-            if pieces > 1:
-                self._pieces |= dict.fromkeys(names, recording)
-                texts = Texts(texts.captions)
-            for name in names:
-                found[name] = len(found), texts
+        table = Table.of(_pieces(folder))
         try:
             self._records = tfds.builder_from_directory(folder).as_data_source(split=SPLIT)
         except Exception as error:
             raise ValueError(f"{shown(folder)} is damaged: {' '.join(str(error).split())}; {_ANEW}") from error
-        if len(self._records) != len(found):
+        if len(self._records) != len(table):
             raise ValueError(
-                f"{shown(folder)} is damaged: its shards have {len(self._records)} records and {TABLE} {len(found)}; "
+                f"{shown(folder)} is damaged: its shards have {len(self._records)} records and {TABLE} {len(table)}; "
                 f"{_ANEW}"
             )
-        super().__init__(folder, found, {}, split, sampling_rate, heldout_share)
+        super().__init__(folder, table, split, sampling_rate, heldout_share)
 
     def digests(self, records: int) -> dict[str, str]:
         """See `Source.digests`: of the table and the shards."""
@@ -112,9 +104,6 @@ class Prepared(Records):
 
         return stored._replace(blocks=blocks)
 
-    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
-        return split_names(names, split, heldout_share, lambda name: self._pieces.get(name, name))
-
     def _record(self, index: int) -> dict:
         try:
             return self._records[self._places[index]]
@@ -129,6 +118,17 @@ class Prepared(Records):
         record, where = self._record(index), shown(self.root / self.names[index])
         waveform = files.read_encoded(record["audio"], where, self.sampling_rate, samples, position)
         return waveform * np.float32(record["scale"])
+
+
+def _pieces(folder: Path) -> Iterator[Row]:
+    """The records of a set, in their order: a recording, or its pieces. The recording decides the split."""
+    number = 0
+    for recording, texts, pieces in _rows(folder / TABLE):
+        if pieces > 1:
+            texts = Texts(texts.captions)
+        for name in piece_names(recording, pieces):
+            yield Row(name, number, texts, split=split_hash(recording))
+            number += 1
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Texts, int]]:

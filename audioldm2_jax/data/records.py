@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts
-from audioldm2_jax.data.draw import digest
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+from audioldm2_jax.data.index import Fingerprint, Made, open_table
+from audioldm2_jax.data.table import Finder, Row, Table, View, batches_of, is_recent, split_hash, stamp
 from audioldm2_jax.runtime.text_files import shown
 
 SUFFIXES = (
@@ -30,19 +36,21 @@ OTHER_SOUND = (
 )
 THREADS = 32  # files at a time, as a network makes each wait
 _LISTED = 5  # names that an error or a warning spells out
+_PART = 2**13  # names that are looked at in one go
 _PIECE = 2**15  # bytes of a digest at a place of a file
+
+T = TypeVar("T")
 
 
 class Records(Source):
     """The records of one split, known by name; a subclass finds them, and reads them when asked for.
 
-    What cannot be read is left out and kept in `skipped`, name → reason.
+    What cannot be read is left out and kept in `skipped`, name → reason. What is known of the records lies in a table
+    of which little is in memory, and of which a worker process is told no more than where it lies.
 
     Args:
         root: where they were found, for messages; names are relative to it.
-        found: name → (where the record lies, as JSON can hold it; what is written about it). The name decides the
-            split.
-        skipped: name → reason.
+        table: of the records. The name decides the split.
         split: "train" or "heldout".
         sampling_rate: Hz, of the waveforms returned.
         heldout_share: of the records, by hash of their names.
@@ -56,38 +64,61 @@ class Records(Source):
     expected = ""
     """What would be read, for the message that there is none."""
 
-    def __init__(
-        self,
-        root: Path,
-        found: Mapping[str, tuple[Any, Texts]],
-        skipped: dict[str, str],
-        split: str,
-        sampling_rate: int,
-        heldout_share: float,
-    ) -> None:
-        self.root, self.sampling_rate, self.skipped, self._warned = root, sampling_rate, skipped, False
-        total, reasons = len(found) + len(skipped), [shown(reason) for reason in skipped.values()]
-        if not found:
+    def __init__(self, root: Path, table: Table, split: str, sampling_rate: int, heldout_share: float) -> None:
+        self._open(root, table, split, sampling_rate, heldout_share)
+
+    def _open(self, root: Path, table: Table, split: str, sampling_rate: int, heldout_share: float) -> None:
+        """As `__init__`, for subclasses that make the table."""
+        self.root, self.sampling_rate, self._warned = root, sampling_rate, False
+        self._table, self._split = table, (split, heldout_share)
+        reasons = [shown(reason) for reason in self.skipped.values()]
+        if len(self.skipped) == len(table):
             raise ValueError(
-                f"{shown(root)} holds no recording that can be read ({total} files or links seem to be some; read "
+                f"{shown(root)} holds no recording that can be read ({len(table)} files or links seem to be some; read "
                 f"are {self.expected}){listing_of(reasons)}"
             )
-        if skipped:
+        if self.skipped:
             message = "%s: %d of %d %s cannot be read and are skipped%s"
-            logging.warning(message, shown(root), len(skipped), total, self.unit, listing_of(reasons))
-        self.names = self._of_split(list(found), split, heldout_share)
-        self._places = [found[name][0] for name in self.names]
-        self._texts = [found[name][1] for name in self.names]
+            logging.warning(message, shown(root), len(self.skipped), len(table), self.unit, listing_of(reasons))
+        self._choose()
 
-    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
-        """Those of the names that are of a split; a source that is given its splits overrides this."""
-        chosen = split_names(names, split, heldout_share)
-        if not chosen:
-            raise ValueError(
-                f"{shown(self.root)}: all {len(names)} records are held out, and none is left to learn from: lower "
-                f"--config.data.heldout_share={heldout_share:g}, or add records"
-            )
-        return chosen
+    @functools.cached_property
+    def skipped(self) -> dict[str, str]:
+        """What is left out, name → reason."""
+        return self._table.reasons()
+
+    @property
+    def without_sound(self) -> int:
+        """How many recordings have captions and cannot be read, or are not there."""
+        return self._table.left_out_with_captions()
+
+    def _choose(self) -> None:
+        """Finds the rows of the split."""
+        self._rows = self._table.kept()
+        if self._split:
+            chosen = self._positions(self._table.numbers("split")[self._rows])
+            if not len(chosen):
+                raise ValueError(
+                    f"{shown(self.root)}: all {len(self._rows)} records are held out, and none is left to learn from: "
+                    f"lower --config.data.heldout_share={self._split[1]:g}, or add records"
+                )
+            self._rows = self._rows[chosen]
+        self.names = View(self._rows, self._table.name)
+        self._places = View(self._rows, self._table.place)
+        self._texts = View(self._rows, self._table.texts)
+
+    def _positions(self, hashes: np.ndarray) -> np.ndarray:
+        """The positions of the split, [records], by the column `split`; a source that is given its splits overrides
+        this."""
+        return split_positions(hashes, *self._split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        rebuilt = ("_rows", "names", "_places", "_texts", "skipped")
+        return {name: value for name, value in self.__dict__.items() if name not in rebuilt}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._choose()
 
     def _sound(self, index: int) -> Path | bytes:
         """The sound file of a record: where it lies, or its content.
@@ -152,13 +183,20 @@ class Records(Source):
             for name, place, texts in zip(self.names, self._places, self._texts)
         ]
 
+    def listing_digest(self) -> str:
+        """See `Source.listing_digest`; of what the table has of the records."""
+        return hashlib.sha256(self._table.numbers("digest")[self._rows].tobytes()).hexdigest()
+
     def follow(self, listing: Any) -> str:
         """See `Source.follow`."""
+        skipped = self.skipped
         own, other = {name: rest for name, *rest in self.listing()}, {name: rest for name, *rest in listing}
         different = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
-        self.names, self._places = ([record[i] for record in listing] for i in range(2))
-        self._texts = [Texts(tuple(captions), said) for *_, captions, said in listing]
-        reasons = [self.skipped.get(name, f"{self.root / name} is not the same file there") for name in different]
+        self._split = None  # all that is listed
+        self._table = Table.of(Row(name, place, Texts(tuple(texts), said)) for name, place, texts, said in listing)
+        self._choose()
+        self.skipped = skipped  # on this host
+        reasons = [skipped.get(name, f"{self.root / name} is not the same file there") for name in different]
         return f"{self.root}: {len(different)} {self.unit} differ{listing_of(reasons)}" if different else ""
 
     def _example(self, index: int, samples: int | None, position: float) -> Example:
@@ -188,10 +226,11 @@ class Records(Source):
 
 
 class Recordings(Records):
-    """Records that are sound files. How many recordings have captions and cannot be read, `without_sound` tells.
+    """Records that are sound files. How long each is, is kept in an index (data/index.py) and looked for once.
 
     Args:
         texts: name → what is written about it, of those of which something is.
+        skipped: name → reason.
         the rest: as of `Records`.
     """
 
@@ -207,14 +246,59 @@ class Recordings(Records):
         sampling_rate: int,
         heldout_share: float,
     ) -> None:
-        self.root, found = root, {}
-        for name in names:
-            try:
-                found[name] = files.length(self.path(name), sampling_rate), texts.get(name, Texts())
-            except files.UnreadableAudio as error:
-                skipped[name] = str(error)
-        super().__init__(root, found, skipped, split, sampling_rate, heldout_share)
-        self.without_sound = sum(bool(texts.get(name, Texts()).captions) for name in skipped)
+        self.root, fingerprint, now = root, Fingerprint(), time.time()
+        stamps: dict[str, int] = {}
+        with ThreadPool(THREADS) as pool:
+            for name, found in _in_parts(pool, self._status, names):
+                stamps[name] = stamp(found, now) if found else 0
+                facts = (found.st_size, found.st_mtime_ns) if found else ()
+                fingerprint.add(name, *facts, *texts.get(name, ()))
+                fingerprint.settled &= not found or not is_recent(found, now)
+        for name, reason in skipped.items():
+            fingerprint.add(name, reason)
+
+        def made(before: Table | None) -> Made:
+            finder = Finder(before) if before else None
+            return {}, self._batches(stamps, texts, lambda name: 0, skipped, finder)
+
+        table = open_table(root, type(self).__name__.lower(), fingerprint, made)
+        self._open(root, table, split, sampling_rate, heldout_share)
+
+    def _batches(
+        self,
+        stamps: Mapping[str, int],
+        texts: Mapping[str, Texts],
+        beside: Callable[[str], int],
+        skipped: Mapping[str, str],
+        finder: Finder | None,
+    ) -> Iterator[pa.RecordBatch]:
+        """The table of the recordings in `stamps`; those with the same stamp in an earlier one are not opened."""
+
+        def look(name: str) -> Row:
+            row = finder.row(name) if finder else None
+            if row is not None and finder.stamps(row)[0] == stamps[name] != 0:
+                place, reason = finder.table.place(row), finder.table.reason(row)
+            else:
+                place, reason = self._length(name)
+            return Row(name, place, texts.get(name, Texts()), reason, stamps[name], beside(name))
+
+        with ThreadPool(THREADS) as pool:
+            yield from batches_of(row for _, row in _in_parts(pool, look, stamps))
+        left_out = (name for name in skipped if name not in stamps)
+        yield from batches_of(Row(name, None, texts.get(name, Texts()), skipped[name]) for name in left_out)
+
+    def _length(self, name: str) -> tuple[list[int] | None, str | None]:
+        """Frames and sampling rate of a recording, or why it cannot be read."""
+        try:
+            return [*files.frames(self.path(name))], None
+        except files.UnreadableAudio as error:
+            return None, str(error)
+
+    def _status(self, name: str) -> os.stat_result | None:
+        try:
+            return self.path(name).stat()
+        except (OSError, ValueError):  # what is wrong with it is told when it is opened
+            return None
 
     def path(self, name: str) -> Path:
         """Where the recording of that name lies."""
@@ -234,25 +318,40 @@ class Recordings(Records):
         return self.path(self.names[index])
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
-        start = 0 if samples is None else int(position * max(self._places[index] - samples + 1, 1))
+        start = 0
+        if samples is not None:
+            length = files.samples_at(self.sampling_rate, *self._places[index])
+            start = int(position * max(length - samples + 1, 1))
         return files.read(self.path(self.names[index]), self.sampling_rate, start, samples)
 
 
-def split_names(names: list[str], split: str, heldout_share: float, recording: Callable[[str], str] = str) -> list[str]:
+def split_names(names: list[str], split: str, heldout_share: float) -> list[str]:
     """The names of one split: a name's own hash decides, so that adding records moves none from split to split.
 
     The held-out split is never empty: where chance leaves it so, it takes the name with the lowest hash (a single
     record is in both splits).
-
-    Args:
-        recording: name → that of the recording of which the record is a piece. All pieces of it are in one split.
     """
-    recordings = {recording(name) for name in names}
-    heldout = {name for name in recordings if digest("split", name) < heldout_share * 2**64}
-    heldout = heldout or {min(recordings, key=lambda name: digest("split", name))}
-    if split == "heldout" or len(recordings) == 1:
-        return [name for name in names if recording(name) in heldout]
-    return [name for name in names if recording(name) not in heldout]
+    hashes = np.fromiter(map(split_hash, names), np.uint64, len(names))
+    return [names[position] for position in split_positions(hashes, split, heldout_share)]
+
+
+def split_positions(hashes: np.ndarray, split: str, heldout_share: float) -> np.ndarray:
+    """The positions of one split among names with these hashes, [records] uint64; see `split_names`.
+
+    Pieces of one recording have its hash, and are in one split.
+    """
+    heldout = hashes < np.uint64(min(math.ceil(heldout_share * 2**64), 2**64 - 1))
+    if not heldout.any():
+        heldout = hashes == hashes.min()
+    alone = hashes.min() == hashes.max()
+    return np.flatnonzero(heldout if split == "heldout" or alone else ~heldout)
+
+
+def _in_parts(pool: ThreadPool, look: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:
+    """(name, what `look` returns), in order, some thousands at a time."""
+    names = iter(names)
+    while part := list(itertools.islice(names, _PART)):
+        yield from zip(part, pool.map(look, part, chunksize=32))
 
 
 def file_digests(paths: Mapping[str, Path], places: int) -> dict[str, str]:

@@ -59,6 +59,8 @@ def base() -> ConfigDict:
                 "source": "",  # builtin:music, tfds:NAME, tfds:/folder, or a path: data/sources.py
                 "heldout_share": 0.02,  # of the records of all but the embedded corpus, by hash
                 "absent": "refuse",  # captions in a folder of recordings that are not there: refuse, or skip
+                "segment": "sounding",  # of longer recordings: sounding [TF], or random: data/clips.py
+                "short": "pad",  # recordings shorter than a clip: pad with silence [TF], or repeat
                 "audio_feature": "",  # TFDS, Hugging Face: name of the audio feature; empty: the only one there is
                 "text_feature": "",  # TFDS, Hugging Face: name of the caption feature; empty: found by its usual names
                 "examples": 1_000_000,  # clips an epoch of the embedded corpus; they are made, not stored

@@ -55,6 +55,8 @@ def decode_text(content: bytes, where: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+#: All that ends a line for somebody (str.splitlines), and what a terminal obeys.
+_LINE_ENDS = {end: repr(chr(end))[1:-1] for end in (*range(9), *range(10, 32), 127, 0x85, 0x2028, 0x2029)}
 _SAVE = "save it as UTF-8"
 
 
@@ -79,8 +81,8 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def shown(path: object) -> str:
-    """A path as it can be printed: a name that is not UTF-8 with escapes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    """A path as it can be printed: in one line, and what is not UTF-8 or ends a line with escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode().translate(_LINE_ENDS)
 
 
 def printable(text: str) -> str:

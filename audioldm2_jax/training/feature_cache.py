@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 import re
 import time
@@ -34,7 +32,6 @@ from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
-from audioldm2_jax.runtime.text_files import shown
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage
 from audioldm2_jax.training.feature_maker import FeatureMaker
@@ -210,14 +207,13 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
 
 def _source(config: ConfigDict, part: _Part, named: bool) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
-    listing = shown(json.dumps(part.whole.listing(), ensure_ascii=False)).encode()  # a name may not be UTF-8
     known = {"heldout_share": config.data.heldout_share, "length": len(part.whole)}
-    known["audio_feature"] = config.data.audio_feature
+    known |= {key: config.data[key] for key in ("audio_feature", "segment", "short")}
     if named:
         known["name"] = part.name
     if part.name.startswith("builtin:"):
         known["seed"] = config.seed
-    return known | {"recordings and captions": hashlib.sha256(listing).hexdigest()}
+    return known | {"recordings and captions": part.whole.listing_digest()}
 
 
 def _complete(work: _Work, should_stop: Callable[[], int]) -> None:

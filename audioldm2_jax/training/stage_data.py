@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import Component
 from audioldm2_jax.data import encoders, pipeline, sources, text
+from audioldm2_jax.data.clips import Clips
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.evaluation import heldout_loss
@@ -113,12 +114,21 @@ class StageData:
 
 
 def open_source(config: ConfigDict, split: str) -> Source:
-    """Opens the data, with the records that process 0 found. Called by all hosts.
+    """Opens the data, as clips of the recipe, with the records that process 0 found. Called by all hosts.
 
     A file that one host alone cannot read would otherwise give that host, silently, another order of all of its data.
+    Process 0 is first, so that the others find its index. The records themselves are sent where hosts differ alone.
     """
-    source = sources.open_source(config, split)
+    source = _open_clips(config, split) if hosts.is_first() else None
+    hosts.wait_for_hosts(f"records of {split} found")
+    source = _open_clips(config, split) if source is None else source
+    if len({*hosts.gather(source.listing_digest(), f"digests of the records of {split}")}) == 1:
+        return source
     listing = hosts.broadcast(source.listing() if hosts.is_first() else None, f"records of {split}")
     if not hosts.is_first() and (difference := source.follow(listing)):
         logging.warning("process %d follows process 0 in what can be read. %s", jax.process_index(), difference)
     return source
+
+
+def _open_clips(config: ConfigDict, split: str) -> Source:
+    return Clips(sources.open_source(config, split), config.data.segment, config.data.short)

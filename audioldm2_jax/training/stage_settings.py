@@ -28,6 +28,8 @@ _ALL = (
     "audio.seconds",
     "data.source",
     "data.heldout_share",
+    "data.segment",
+    "data.short",
     "data.audio_feature",
     "data.examples",
 )

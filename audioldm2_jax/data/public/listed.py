@@ -25,8 +25,8 @@ from audioldm2_jax.data.records import (
     Records,
     file_digests,
     listing_of,
-    split_names,
 )
+from audioldm2_jax.data.table import Row, Table, split_hash
 from audioldm2_jax.runtime.text_files import shown
 
 _SPARE = 1.0  # seconds by which a file that holds a clip alone may be longer than the clip
@@ -165,12 +165,14 @@ class Listed(Records):
         found = {}
         for key, item in items.items():
             try:
-                found[key] = self._place(item, lengths[item.file]), item.texts
+                found[key] = self._place(item, lengths[item.file])
             except files.UnreadableAudio as error:
                 skipped[key] = str(error)
-        self._items = items
-        super().__init__(root, found, skipped, split, sampling_rate, heldout_share)
-        del self._items  # of which each process would have a copy
+        self._given = len({items[key].heldout is True for key in found}) > 1
+        splits = {key: int(items[key].heldout is True) if self._given else split_hash(items[key].file) for key in found}
+        rows = [Row(key, place, items[key].texts, split=splits[key]) for key, place in found.items()]
+        rows += [Row(key, reason=reason) for key, reason in skipped.items()]
+        super().__init__(root, Table.of(rows), split, sampling_rate, heldout_share)
         if unnamed := len(sounds) - len(lengths):
             logging.info("%s: %d sound files are in none of the lists and left out", shown(root), unnamed)
 
@@ -212,13 +214,10 @@ class Listed(Records):
             )
         return [item.file, first, last - first]
 
-    def _of_split(self, names: list[str], split: str, heldout_share: float) -> list[str]:
-        given = {name: self._items[name].heldout is True for name in names}
-        if len(set(given.values())) > 1:
-            return [name for name in names if given[name] == (split == "heldout")]
-        file_of = {name: self._items[name].file for name in names}
-        chosen = set(split_names(list(dict.fromkeys(file_of.values())), split, heldout_share))
-        return [name for name in names if file_of[name] in chosen]
+    def _positions(self, hashes: np.ndarray) -> np.ndarray:
+        if self._given:
+            return np.flatnonzero(hashes == (self._split[0] == "heldout"))
+        return super()._positions(hashes)
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         file, first, length = self._places[index]
