@@ -8,6 +8,7 @@ file system, the file is watched for a touch.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -141,13 +142,14 @@ class RunLock:
 
     def _remove(self, holder: dict[str, Any]) -> None:
         """Takes a dead lock away; of several that try, one does, and none takes away the lock of that one."""
-        aside = self.path.with_name(f".{FILE}.{self.token}.old")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
-            if (_read(aside) or holder).get("token") != holder.get("token"):  # someone was quicker: theirs is alive
-                with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-            aside.unlink()
+        guard = self.path.with_name(f".{FILE}.guard")
+        with guard.open("a") as file:
+            with contextlib.suppress(OSError):  # a file system without such locks; the kernel frees those of the dead
+                fcntl.flock(file, fcntl.LOCK_EX)
+            now = _read(self.path)
+            if now is not None and now.get("token") == holder.get("token"):
+                self.path.unlink(missing_ok=True)
+            guard.unlink(missing_ok=True)
 
     def _hold(self) -> None:
         while not self._released.wait(self._every):
