@@ -60,7 +60,7 @@ def follow_the_first(index: int, folder: Path) -> None:
     """One recording cannot be read by the second process; both have the same records in the same order."""
     config = get_config()
     config.data.source, config.data.heldout_share = str(folder / str(index)), 0.1
-    names = stage_data.open_source(config, "train").source.names
+    names = list(stage_data.open_source(config, "train").source.names)
     assert hosts.gather(names, "names") == [names] * 2 and len(names) > 8
 
 

@@ -15,6 +15,7 @@ from audioldm2_jax.data import encoders, pipeline, sources, text
 from audioldm2_jax.data.clips import Clips
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Source
+from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.evaluation import heldout_loss
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.stages import STAGES, Stage
@@ -131,4 +132,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
 
 def _open_clips(config: ConfigDict, split: str) -> Source:
-    return Clips(sources.open_source(config, split), config.data.segment, config.data.short)
+    source = sources.open_source(config, split)
+    clips = partial(Clips, segment=config.data.segment, short=config.data.short)
+    if isinstance(source, Mixture):
+        return Mixture([clips(part) for part in source.parts], source.weights)  # each has a cache of its own
+    return clips(source)

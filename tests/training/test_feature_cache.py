@@ -259,7 +259,7 @@ def test_a_replaced_recording_is_told_and_a_copy_is_the_same(config, recordings,
     copy, where, said = tmp_path / "copy", tmp_path / "cache", Said()
     shutil.copytree(recordings, copy, copy_function=shutil.copyfile)
     config.data.source = str(copy)
-    names = opened(config, said=said).source.source.source.names
+    names = opened(config, said=said).source.source.source.source.names
     assert not said.lines
     other = np.random.default_rng(1).standard_normal(SAMPLES).astype(np.float32)
     write(copy / names[2], 0.1 * other, 16000)

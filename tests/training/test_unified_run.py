@@ -62,8 +62,8 @@ def test_training_reads_what_generation_asks(config, model):
     wanted = ("clap_ids", "t5_ids", "phoneme_ids", "captioned", "transcribed")
     made = encoders.select(encoders.recipe_encoders(16, run._load_tokenizers(config)), wanted)
     heldout, kinds = sources.open_source(config, "heldout"), set()
-    for index in range(6):
-        example = heldout.excerpt(index, 16000, 0.0)
+    for number in range(6):
+        example = heldout[heldout.draw(number, 0)]
         fields = {field: value for encoder in made for field, value in encoder(example).items()}
         asked = model.prompts.encode([example.text], [""], [example.transcription])
         assert fields["captioned"] and fields["transcribed"] == (example.transcription is not None)
