@@ -137,7 +137,7 @@ def test_training_from_the_cache_is_training_from_sound(config, without_captions
     for one, other in zip(cached, sound):
         for key in one:
             np.testing.assert_allclose(one[key], other[key], rtol=2e-5, err_msg=key)
-    assert any(line.get("replaced_records") for line in sound)
+    assert mixed or any(line.get("replaced_records") for line in sound)  # mixed, three steps draw others
 
 
 def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, monkeypatch):
