@@ -88,7 +88,6 @@ def _found(path: Path) -> dict[str, list[str]]:
         below = os.path.relpath(folder, path).replace(os.sep, "/")
         kinds = {name: _kind(Path(folder, name), f"{below}/{name}") for name in sorted(names)}
         written = _written(Path(folder)) if _TABLES in kinds.values() and "state.json" in names else None
-        below = os.path.relpath(folder, path).replace(os.sep, "/")
         for name, kind in kinds.items():
             if kind == _RECORDINGS and found[kind]:  # there may be millions, and one tells
                 continue

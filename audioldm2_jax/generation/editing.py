@@ -290,7 +290,7 @@ class SpeechPrompt(Continuation):
             raise ValueError("The recording is silence: there is no voice in it to go on in.")
 
     def waveform(self, sampling_rate: int) -> np.ndarray:
-        """What is used of the recording: AudioMAE, too, hears nothing else."""
+        """What is used of the recording, by AudioMAE, too."""
         return super().waveform(sampling_rate)[: round(self.encoded_seconds * sampling_rate)]
 
     def transcribe(self, transcription: str | Sequence[str | None] | None) -> str | list[str]:
