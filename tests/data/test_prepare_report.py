@@ -101,3 +101,11 @@ def test_the_table_has_every_recording(made):
     assert len(rows) == 10
     phone = next(row for row in rows if row["name"] == b"phone.wav")
     assert phone["rate"] == RATE and 3500 < phone["bandwidth"] < 4500 and phone["pieces"] == [32000]
+
+
+def test_recordings_of_one_length_are_seen_in_the_histogram(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        soundfile.write(tmp_path / "in" / f"{number}.wav", np.full(800, 0.1 * number + 0.1), 8000)
+    found = job.prepare(job.Options(str(tmp_path / "in"), str(tmp_path / "out")))["seconds"]["histogram"]
+    assert sum(found["counts"]) == 3 and np.diff(found["edges"]).min() > 0

@@ -58,7 +58,8 @@ def of_table(path: Path, source: Source, sampling_rate: int) -> dict[str, Any]:
         "rates": _counts(read["rate"]),
         "channels": _counts(read["channels"]),
         "encodings": _counts(read["encoding"]),
-        "seconds": _spread(seconds, np.geomspace(max(seconds.min(), 1e-3), max(seconds.max() * 1.001, 2e-3), 41)),
+        # Twice as far as there are any, so that recordings of one length are seen, too.
+        "seconds": _spread(seconds, np.geomspace(max(seconds.min() / 2, 1e-3), max(seconds.max() * 2, 4e-3), 41)),
         "rms": _spread(measures["rms"], np.arange(-100.0, 2.0, 2.0)),
         "bandwidth": _spread(measures["bandwidth"], np.linspace(0, measures["rate"].max() / 2, 41)),
         "narrow": _listed(read, measures["bandwidth"] < measures["rate"] / 4),
