@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py --config music:base --stage diffusion --batch_size 16 32 --json OUT.json
 
-Ours is the loop's own step (training/step.py): loss, gradient, clipping, AdamW, moving average; weights and batch are
-random and lie on the devices. By default what frozen networks make comes with the batch, as from the cache, and these
+Ours is the loop's own step (training/step.py): loss, gradient, clipping, optimiser (AdamW beside a twin), moving
+average; weights and batch are random and lie on the devices. By default what frozen networks make comes with the batch, as from the cache, and these
 networks are neither run nor held; with --from_audio they run in the step. λ of the LOA is that of generation.
 
 The twin is diffusers' UNet of the same config with the same work in a step: latents drawn and noise added, guidance
@@ -100,7 +100,7 @@ def make_stage(config: ConfigDict, name: str, cached: bool) -> tuple[Stage, dict
     makers = {feature.component for feature in read}
     parts = dict.fromkeys((*cls.needs(config), *cls.continues(config), *cls.makes(config)))
     components = {each: random_component(config, each, drawn=each not in makers) for each in parts}
-    texts = {field for field in cls.reads_fields(config) if field.endswith(("_ids", "_mask"))}
+    texts = {each for each in cls.reads_fields(config) if each.endswith(("_ids", "_mask"))}
     stage = cls(part, components, {text: field(config, text, 1) for text in sorted(texts)})
     fields = {each: partial(field, config, each) for each in stage.batch_fields}
     if read:
@@ -126,27 +126,34 @@ def _of_cache(config: ConfigDict, stage: Stage, read: list[features.Feature]) ->
 
 def _random_rows(leaf: Any, rows: int) -> np.ndarray:
     values = np.random.default_rng(1).standard_normal((rows, *leaf.shape[1:]), np.float32)
-    return np.asarray(jnp.asarray(values, leaf.dtype))
+    return values.astype(leaf.dtype)
 
 
 class Ours:
     """The compiled step of a stage as the loop has it, with its state."""
 
+    state: dict[str, Any] | None = None
     counted_by_xla: float | None = None
 
     def __init__(self, config: ConfigDict, name: str, cached: bool):
-        self.stage, fields = make_stage(config, name, cached)
-        hparams, mesh = self.stage.hparams, sharding.make_mesh(config.mesh)
-        sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, name)
-        variant = self.stage.variant(hparams.steps)
-        optimizers = {o.name: optim.optimizer(hparams) for o in self.stage.objectives(variant)}
-        abstract = state.shapes(self.stage, optimizers, mesh)
-        self.state = state.start(self.stage, optimizers, abstract)
-        self.frozen = sharding.place(self.stage.frozen, sharding.state_sharding(self.stage.frozen, mesh))
-        self.batch = sharding.to_devices({each: make(hparams.batch_size) for each, make in fields.items()}, mesh)
-        take_step = step.compiled(self.stage, optimizers, state.places(abstract), mesh)
+        self.stage, self.fields = make_stage(config, name, cached)
+        self.mesh, hparams = sharding.make_mesh(config.mesh), self.stage.hparams
+        self.variant = self.stage.variant(hparams.steps)
+        self.optimizers = {o.name: optim.optimizer(hparams) for o in self.stage.objectives(self.variant)}
+        self.abstract = state.shapes(self.stage, self.optimizers, self.mesh)
+        self.frozen = sharding.place(self.stage.frozen, sharding.state_sharding(self.stage.frozen, self.mesh))
+
+    def prepare(self, size: int) -> None:
+        """Makes a batch, and compiles the step for it."""
+        sharding.check_batch(size, 1, self.mesh, self.stage.name)
+        self.compiled = self.batch = None  # gives their memory back
+        if self.state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):  # a step has failed
+            self.state = None
+            self.state = state.start(self.stage, self.optimizers, self.abstract)
+        self.batch = sharding.to_devices({each: make(size) for each, make in self.fields.items()}, self.mesh)
+        take_step = step.compiled(self.stage, self.optimizers, state.places(self.abstract), self.mesh)
         start = time.perf_counter()
-        traced = take_step.trace(self.state, self.frozen, self.batch, variant=variant)
+        traced = take_step.trace(self.state, self.frozen, self.batch, variant=self.variant)
         lowered = traced.lower()
         self.trace_seconds = time.perf_counter() - start
         start = time.perf_counter()
@@ -157,7 +164,6 @@ class Ours:
             # As for a GPU, for which the formulas are the plain ones.
             plain = lowered if GPU else traced.lower(lowering_platforms=("cuda",))
             self.counted_by_xla = (plain.cost_analysis() or {}).get("flops")
-        self.devices = mesh.devices.size
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -341,27 +347,21 @@ class Results:
         print(line, flush=True)
 
 
-def measure(config: ConfigDict, name: str, size: int, flags: argparse.Namespace, results: Results) -> None:
-    """One stage at one batch size: ours alone, then in turns with each peer."""
-    config = ConfigDict(config.to_dict())
-    config.train[name].update(batch_size=size, accumulate=1)
+def measure(config: ConfigDict, name: str, flags: argparse.Namespace, results: Results) -> None:
+    """One stage at each batch size: ours alone, then in turns with each peer."""
     cached = bool(flags.cached and STAGES[name].reads_features(config))
-    what = {"stage": name, "batch_size": size, "dtype": config.dtype, "from": "cache" if cached else "audio"}
-    head = f"{name:<15}{size:>5}  "
-    ours = attempt(lambda: Ours(config, name, cached), results, what | {"way": "ours"}, head + "ours")
-    if ours is None:
-        return
-    if attempt(lambda: _measure_ours(ours, flags, results, what, head), results, what | {"way": "ours"}, head + "ours"):
-        for peer in flags.peer if name == "diffusion" and cached else ():
-            attempt(
-                lambda: _measure_peer(config, ours, peer, flags, results, what, head),  # noqa: B023
-                results,
-                what | {"way": peer},
-                head + peer,
-            )
+    what = {"stage": name, "dtype": config.dtype, "from": "cache" if cached else "audio"}
+    ours = attempt(lambda: Ours(config, name, cached), results, what | {"way": "ours"})
+    for size in flags.batch_size if ours else ():
+        sized = what | {"batch_size": size}
+        if attempt(partial(_measure_ours, ours, flags, results, sized), results, sized | {"way": "ours"}):
+            for peer in flags.peer if name == "diffusion" and cached else ():
+                measured = partial(_measure_peer, config, ours, peer, flags, results, sized)
+                attempt(measured, results, sized | {"way": peer})
 
 
-def _measure_ours(ours: Ours, flags: argparse.Namespace, results: Results, what: dict, head: str) -> bool:
+def _measure_ours(ours: Ours, flags: argparse.Namespace, results: Results, what: dict) -> bool:
+    ours.prepare(what["batch_size"])
     ours.run(WARM_UP)
     median = statistics.median(in_turns({"ours": ours}, flags.steps)["ours"])
     found = _row(ours, ours, median, what | {"way": "ours"}, results)
@@ -378,12 +378,12 @@ def _measure_ours(ours: Ours, flags: argparse.Namespace, results: Results, what:
     if stats and "peak_bytes_in_use" in stats:
         found["process_peak_gb"] = stats["peak_bytes_in_use"] / 1e9
         times += f", {found['process_peak_gb']:.1f} GB the most so far"
-    results.add(f"{head}{_line(found)}  {times}{further}", **found)
+    results.add(f"{_line(found)}  {times}{further}", **found)
     return True
 
 
 def _measure_peer(
-    config: ConfigDict, ours: Ours, peer: str, flags: argparse.Namespace, results: Results, what: dict, head: str
+    config: ConfigDict, ours: Ours, peer: str, flags: argparse.Namespace, results: Results, what: dict
 ) -> None:
     theirs = Theirs(config, ours, compiled=peer == "compiled")
     try:
@@ -395,7 +395,7 @@ def _measure_peer(
         found["ours_ms"] = 1e3 * statistics.median(times["ours"])
         found["ratio"] = statistics.median(their / our for their, our in zip(times[peer], times["ours"]))
         beside = f"first step {first:.1f} s; ours in turns {found['ours_ms']:.1f} ms: ratio {found['ratio']:.3f}"
-        results.add(f"{head}{_line(found)}  {beside}", **found)
+        results.add(f"{_line(found)}  {beside}", **found)
     finally:
         torch = theirs.torch
         del theirs
@@ -405,7 +405,7 @@ def _measure_peer(
 
 
 def _row(way: Ours | Theirs, ours: Ours, median: float, what: dict[str, Any], results: Results) -> dict[str, Any]:
-    rate = results.found["matrix_flops"] * ours.devices
+    rate = results.found["matrix_flops"] * ours.mesh.devices.size
     return what | {
         "ms": 1e3 * median,
         "examples_per_second": what["batch_size"] / median,
@@ -414,21 +414,25 @@ def _row(way: Ours | Theirs, ours: Ours, median: float, what: dict[str, Any], re
     }
 
 
+def _head(what: dict[str, Any]) -> str:
+    return f"{what['stage']:<15}{what.get('batch_size', ''):>5}  {what['way']:<9}"
+
+
 def _line(found: dict[str, Any]) -> str:
     memory = "" if found["gb"] is None else f"{found['gb']:.1f} GB"
     return (
-        f"{found['way']:<9}{found['ms']:>10.1f} ms{found['examples_per_second']:>9.2f} /s"
+        f"{_head(found)}{found['ms']:>10.1f} ms{found['examples_per_second']:>9.2f} /s"
         f"{100 * found['mfu']:>7.1f} % MFU{memory:>10}"
     )
 
 
-def attempt(part: Callable[[], Any], results: Results, what: dict[str, Any], head: str) -> Any:
+def attempt(part: Callable[[], Any], results: Results, what: dict[str, Any]) -> Any:
     """What `part` returns, None where it fails: that is told in a line."""
     try:
         return part()
     except Exception as error:
         message = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"
-        results.add(f"{head}: failed: {message}", **what, error=message)
+        results.add(f"{_head(what)}  failed: {message}", **what, error=message)
         return None
     finally:
         gc.collect()
@@ -461,6 +465,8 @@ def main() -> None:
         config.dtype = flags.dtype
     if flags.attention == "xla":
         layers._has_kernel = lambda query, key: False
+    if flags.peer:
+        config.train.diffusion.optimizer = "adamw"  # the twin's
     config.loa.training_poolings = (config.loa.pooling,)  # each is an executable of its own
     rate = matrix_rate(config.dtype)
     installed = [name for name in VERSIONS if importlib.util.find_spec(name)]
@@ -473,8 +479,7 @@ def main() -> None:
     print(f"{kind} × {jax.device_count()}; Python {platform.python_version()}, {listed}")
     print(f"{flags.config}, {config.dtype}; product of two matrices {rate / 1e12:.4g} TFLOP/s", flush=True)
     for name in STAGES if flags.stage == "all" else [flags.stage]:
-        for size in flags.batch_size:
-            measure(config, name, size, flags, results)
+        measure(config, name, flags, results)
     if not any("ms" in found for found in results.found["steps"]):
         sys.exit("nothing could be measured")
 
