@@ -3,8 +3,9 @@
     python benchmarks/train_step.py --config music:base --stage diffusion --batch_size 16 32 --json OUT.json
 
 Ours is the loop's own step (training/step.py): loss, gradient, clipping, optimiser (AdamW beside a twin), moving
-average; weights and batch are random and lie on the devices. By default what frozen networks make comes with the batch, as from the cache, and these
-networks are neither run nor held; with --from_audio they run in the step. λ of the LOA is that of generation.
+average; weights and batch are random and lie on the devices. By default what frozen networks make comes with the
+batch, as from the cache, and these networks are neither run nor held; with --from_audio they run in the step. λ of the
+LOA is that of generation.
 
 The twin is diffusers' UNet of the same config with the same work in a step: latents drawn and noise added, guidance
 dropout, forward, mean squared error, backward, clipping, AdamW (fused on a GPU), average; parameters float32,
