@@ -5,6 +5,11 @@ layouts. What is written are records in ArrayRecord, which TensorFlow Datasets r
 recordings with their measures, and a report: report.md, report.json, report.png. Training reads it with
 --config.data.source=tfds:/data/prepared.
 
+With --cache and the flags of training it makes the features that a recipe's stages train from instead, and trains
+nothing; on several hosts the same command runs on each, and each makes its share:
+
+%(prog)s --cache --config music:base --config.data.source=tfds:/data/prepared --config.data.cache=/data/cache
+
 It can be interrupted at any time, also by kill -9: the same command goes on where it stopped.
 """
 
@@ -14,6 +19,7 @@ import os
 import sys
 import time
 
+from audioldm2_jax.commands import train
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import error_log
 
@@ -50,6 +56,9 @@ def flags() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--cache" in arguments:
+        return train.main([one for one in arguments if one != "--cache"], caches_only=True)
     options = flags().parse_args(arguments)
     error_log.escape_output()
 

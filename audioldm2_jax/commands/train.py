@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -75,19 +76,19 @@ def with_files(arguments: list[str]) -> list[str]:
     return found
 
 
-def run(_: list[str]) -> int:
-    """Trains what the flags say; returns the exit code."""
+def run(_: list[str], caches_only: bool = False) -> int:
+    """Trains what the flags say, or makes the caches for it; returns the exit code."""
     from audioldm2_jax.training import main as training
 
     others = cluster.Cluster(**{name: flags.FLAGS[name].value for name in cluster.FLAGS})
-    return training.main(CONFIG.value, others)
+    return training.main(CONFIG.value, others, caches_only)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command, in which absl ends the process."""
+def main(arguments: list[str] | None = None, caches_only: bool = False) -> int:
+    """Runs the command, in which absl ends the process; `caches_only`: what `prepare --cache` does."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(usage())
         return 0
-    app.run(run, argv=[sys.argv[0], *arguments], flags_parser=parse)
+    app.run(partial(run, caches_only=caches_only), argv=[sys.argv[0], *arguments], flags_parser=parse)
     return 0

@@ -41,7 +41,7 @@ REPORTED_ERRORS = (*side_by_side.REPORTED_ERRORS, side_by_side.StageFailed, lock
 RESTART, INTERRUPTED = watch.RESTART, 130
 
 
-def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
+def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only: bool = False) -> int:
     """Runs the recipe to its end, or from where its run folder stands; returns the exit code.
 
     It is 0 for a finished run, 75 (`RESTART`) for one that SIGTERM stopped, or the loss of another host: the same
@@ -50,6 +50,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     Args:
         config: the recipe.
         others: how the other processes of the job are found; by default as JAX finds them.
+        caches_only: makes the caches that the stages train from, and trains none.
     """
     error_log.collect()
     error_log.escape_output()
@@ -61,7 +62,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
         return 1
     with Screen() if hosts.is_first() else Silent() as screen:
         try:
-            code = _run(config, screen)
+            code = _run(config, screen, caches_only)
         except KeyboardInterrupt:
             screen.say("Interrupted; the same command goes on after the last checkpoint.")
             watch.fail("interrupted", INTERRUPTED)
@@ -76,8 +77,8 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None) -> int:
     return code
 
 
-def _run(config: ConfigDict, screen: Progress) -> int:
-    """Trains, publishes and samples; returns the exit code."""
+def _run(config: ConfigDict, screen: Progress, caches_only: bool) -> int:
+    """Trains, publishes and samples, or makes caches; returns the exit code."""
     begin = time.monotonic()
     config, followed = recipe_check.follow(config)
     config, taken = fine_tuning.resolve(config)
@@ -91,6 +92,12 @@ def _run(config: ConfigDict, screen: Progress) -> int:
     with _locked(run.make_folder(config), screen):
         run.prepare(config, screen.say)
         try:
+            if caches_only:
+                with side_by_side.stop_flag() as stopped:
+                    folders = run.make_caches(config, screen, stopped)
+                for folder in folders:
+                    screen.say(f"{folder} is whole. Train from it with --config.data.cache={folder}")
+                return 0
             waits = side_by_side.train_all(config, screen)
         except Stopped as stop:
             screen.say(f"{stop}. The same command goes on from there.")

@@ -200,3 +200,11 @@ def test_a_stage_that_is_trained_anew_is_not_mixed_with_what_was_made_from_the_o
     shutil.rmtree(stages / "diffusion")
     code, out, err = command(environment, *flags, *new)
     assert code == 0 and "vae: finished before" in out and "diffusion  step 4/4" in out, err
+
+
+def test_prepare_makes_caches_by_the_flags_of_training(environment):
+    flags = ["--cache", "--config=music", "--config.data.cash=/x"]
+    done = subprocess.run(
+        [sys.executable, "launch/prepare.py", *flags], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "the recipe has no key 'cash'" in done.stderr

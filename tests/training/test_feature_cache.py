@@ -16,7 +16,7 @@ from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.data import cache, encoders, sources
 from audioldm2_jax.data.example import Derived, UnreadableRecord
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, feature_maker, run, stage_data, stage_settings
+from audioldm2_jax.training import feature_cache, feature_maker, main, run, stage_data, stage_settings
 from audioldm2_jax.training.loop import Stopped
 
 RECORDS, UNREADABLE = 6, 3  # of the seven one is held out
@@ -353,24 +353,24 @@ def test_where_a_cache_pays():
     assert folder(config, "diffusion") is None
 
 
-def test_caches_are_made_without_training(config, tmp_path):
-    """By the call that `prepare` has; a second one finds them."""
+def test_caches_are_made_without_training(config, tmp_path, capsys):
+    """What `prepare --cache` does; a second time it finds them."""
     config.stages = "clap,language_model"
-    said = Said()
-    assert run.make_caches(config, said) == [tmp_path / "cache"]
+    assert main.main(config, caches_only=True) == 0
+    out = capsys.readouterr().out
+    assert "caching" in out and f"Train from it with --config.data.cache={tmp_path / 'cache'}" in out
     wanted = STAGES["language_model"].reads_features(config)
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {*wanted}
     assert not (Path(config.run_dir) / "stages").exists()
-    made = len(said.lines)
-    run.make_caches(config, said)
-    assert len(said.lines) == made
+    assert main.main(config, caches_only=True) == 0
+    assert "caching" not in capsys.readouterr().out
     config.data.cache = "off"
-    with pytest.raises(run.RunError, match=r"no stage trains from a cache; name its folder with --config.data.cache"):
-        run.make_caches(config, said)
+    assert main.main(config, caches_only=True) == 1
+    assert "no stage trains from a cache; name its folder with --config.data.cache" in capsys.readouterr().err
     config.update(stages="clap")
     config.data.cache = str(tmp_path / "other")
     with pytest.raises(run.RunError, match="of the stages diffusion, language_model, joint"):
-        run.make_caches(config, said)
+        run.make_caches(config, Said())
 
 
 def test_a_stage_is_not_mixed_of_both(config):
