@@ -69,7 +69,7 @@ class Tagger:
     def scores(self, waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
         """Returns [clips, 521], the mean over the patches of each clip."""
         return np.stack(
-            [np.mean([self._score(p) for p in self._patches(w)], axis=0) for w in _at(waveforms, sampling_rate)]
+            [np.mean([self._score(p) for p in self._patches(w)], axis=0) for w in at_16_khz(waveforms, sampling_rate)]
         )
 
     def choose(self, waveforms: np.ndarray, sampling_rate: int, names: Sequence[str] = tuple(AUDIOSET)) -> np.ndarray:
@@ -117,7 +117,7 @@ def pitch(waveforms: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np.nda
             batch_size=512,
             return_periodicity=True,
         )
-        for waveform in _at(waveforms, sampling_rate)
+        for waveform in at_16_khz(waveforms, sampling_rate)
     ]
     return tuple(np.concatenate(several).astype(np.float32) for several in zip(*found))
 
@@ -196,8 +196,8 @@ def mean(values: np.ndarray, unit: str = "") -> str:
     return f"{values.mean():6.2f}{unit} ({low:.2f} to {high:.2f})"
 
 
-def _at(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """The clips at 16 kHz."""
+def at_16_khz(waveforms: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Returns the clips [clips, samples] at the rate of the tagger and of CREPE."""
     if sampling_rate == _RATE:
         return np.asarray(waveforms, np.float32)
     return np.stack([soxr.resample(one, sampling_rate, _RATE) for one in waveforms])

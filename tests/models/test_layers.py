@@ -1,9 +1,12 @@
 """The shared layers whose gradients or layouts are our own, against Flax and plain formulas."""
 
+import re
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,6 +72,47 @@ def test_many_queries_in_turns_change_neither_values_nor_gradients() -> None:
 
     got, wanted = (jax.value_and_grad(partial(loss, way), range(4))(query, key, value, bias) for way in (True, False))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), got, wanted)
+
+
+KERNELS = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "dtype", "platform", "kernels"),
+    [
+        ((2, 1024, 4, 32), 1024, jnp.bfloat16, "cuda", KERNELS),
+        ((2, 256, 4, 32), 256, jnp.bfloat16, "cuda", KERNELS),
+        ((2, 1024, 4, 32), 1024, jnp.bfloat16, "cpu", []),
+        ((2, 1024, 4, 32), 1024, jnp.bfloat16, "tpu", []),
+        ((2, 1024, 4, 32), 1024, jnp.float32, "cuda", []),
+        ((2, 1024, 4, 32), 8, jnp.bfloat16, "cuda", []),  # scores no larger than the queries
+        ((2, 1024, 4, 36), 1024, jnp.bfloat16, "cuda", []),
+        ((2, 1024, 1, 512), 1024, jnp.bfloat16, "cuda", []),
+    ],
+)
+def test_attends_by_cudnn_where_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    keys: int,
+    dtype: jnp.dtype,
+    platform: str,
+    kernels: list[str],
+) -> None:
+    """What a process with an NVIDIA GPU lowers for it, and for other platforms, forward and backward."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
+    query = jax.ShapeDtypeStruct(shape, dtype)
+    key = jax.ShapeDtypeStruct((shape[0], keys, *shape[2:]), dtype)
+
+    @partial(jax.grad, argnums=(0, 1, 2))
+    def gradient(*given: jax.Array) -> jax.Array:
+        return attend(*given).astype(jnp.float32).sum()
+
+    text = jax.jit(gradient).trace(query, key, key).lower(lowering_platforms=(platform,)).as_text()
+    assert sorted(set(re.findall(r"__cudnn\$fmha\w+", text))) == kernels
 
 
 def test_upsample_equals_doubling_and_a_plain_convolution() -> None:
