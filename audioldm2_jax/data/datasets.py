@@ -282,8 +282,8 @@ def _label_names(name: str, wanted: str, feature: tfds.features.FeatureConnector
             raise ValueError(f"tfds:{name}: {wanted} has labels without names, which say nothing; {_OTHER_TEXT}")
         if len(of.names) != of.num_classes:  # TFDS leaves out lines of its file that are empty
             raise ValueError(
-                f"tfds:{name}: {wanted} has {of.num_classes} labels and {len(of.names)} names, so that nobody knows which "
-                f"is whose: each needs a line of its own in {wanted.replace('/', '-')}.labels.txt; or {_OTHER_TEXT}"
+                f"tfds:{name}: {wanted} has {of.num_classes} labels and {len(of.names)} names, so that nobody knows "
+                f"which is whose: each needs a line of its own in {wanted.replace('/', '-')}.labels.txt; or {_OTHER_TEXT}"
             )
         return list(of.names)
     if np.dtype(of.np_dtype).kind not in "OSU":
