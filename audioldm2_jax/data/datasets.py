@@ -283,7 +283,7 @@ def _label_names(name: str, wanted: str, feature: tfds.features.FeatureConnector
         if len(of.names) != of.num_classes:  # TFDS leaves out lines of its file that are empty
             raise ValueError(
                 f"tfds:{name}: {wanted} has {of.num_classes} labels and {len(of.names)} names, so that nobody knows "
-                f"which is whose: each needs a line of its own in {wanted.replace('/', '-')}.labels.txt; or {_OTHER_TEXT}"
+                f"which is whose: each needs a line in {wanted.replace('/', '-')}.labels.txt; or {_OTHER_TEXT}"
             )
         return list(of.names)
     if np.dtype(of.np_dtype).kind not in "OSU":
