@@ -172,7 +172,7 @@ def random_cache(folder: Path, stage: Stage, batch: dict) -> cache.Cached:
         with one.writer(0) as shard:
             for index in range(len(source)):
                 arrays = [random.standard_normal(field.shape, np.float32).astype(field.dtype) for field in fields]
-                shard.write(one.pack([arrays], [source.text(index)]))
+                shard.write(one.pack(index, [arrays], [source.text(index)]))
         opened.append(one)
     return cache.Cached(source, opened, 1)
 

@@ -53,6 +53,13 @@ def alone() -> list[dict[str, str]]:
     return [{}]
 
 
+def children(pid: int) -> list[int]:
+    """The numbers of the processes that a process has started, and of those that they have."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    own = [int(line) for line in found.stdout.split()]
+    return own + [number for child in own for number in children(child)]
+
+
 class Job:
     """Processes of one command, each with its own environment; ended, whatever happens, when the block is left."""
 

@@ -5,14 +5,16 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import ROOT, Job, alone, by_slurm, by_variables, train
+from processes import ROOT, Job, alone, by_slurm, by_variables, children, train
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.stages import STAGES
 
+LONG = {"steps": 1000, "save_every": 20, "heldout_every": 0}
 LINE = re.compile(r"audiomae  step (\d+)/2000")
 
 
@@ -25,8 +27,16 @@ def shown(job, index):
     return int(LINE.findall(job.said(index))[-1])
 
 
-def saved(folder):
-    return sorted(int(path.name) for path in (folder / "stages/audiomae/checkpoints").glob("*[0-9]") if path.is_dir())
+def saved(folder, stage="audiomae"):
+    found = (folder / f"stages/{stage}/checkpoints").glob("*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
+def wait_until(condition, job, timeout=300):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end and job.processes[0].poll() is None, job.said(0)
+        time.sleep(0.05)
 
 
 def test_agreement(tmp_path):
@@ -125,6 +135,35 @@ def test_processes_that_do_not_find_each_other_do_not_share_a_folder(tmp_path):
         assert f"in use by another run: process {first.processes[0].pid} on " in second.lines[0][-1]
         assert "--coordinator, --num_processes and --process_id" in second.lines[0][-1]
         assert first.processes[0].poll() is None
+
+
+@pytest.mark.slow
+def test_stages_side_by_side_end_with_their_run_and_go_on(tmp_path):
+    """The run is killed hard, which tells its stages nothing; nor do their own processes that read data stay."""
+    folder, stages = tmp_path / "run", ("audiomae", "vocoder")
+    settings = [f"--config.stages={','.join(stages)}", "--config.side_by_side=2", "--config.data.workers=1"]
+    # So many steps that none is finished before both have saved some.
+    settings += [f"--config.train.{stage}.{key}={value}" for stage in stages for key, value in LONG.items()]
+    settings += [f"--config.train.vocoder.discriminator_start={LONG['steps']}"]
+    command = train(folder, *settings)
+    with Job(command, alone()) as job:
+        for stage in stages:
+            wait_until(lambda stage=stage: saved(folder, stage), job)
+        started = children(job.processes[0].pid)
+        assert len(started) >= 2 * len(stages)  # a stage, and what reads its data
+        job.send(0, signal.SIGKILL)
+        assert job.codes(10) == [-signal.SIGKILL]
+    end = time.monotonic() + 30
+    while left := [pid for pid in started if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < end, f"{left} of {started} are still there"
+        time.sleep(0.1)
+    assert not any((folder / f"stages/{stage}/result").exists() for stage in stages)
+    done = {stage: saved(folder, stage)[-1] for stage in stages}
+    with Job(command, alone()) as job:  # nor is the dead run's lock in the way
+        assert job.codes(300) == [0], job.said(0)
+    for stage in stages:
+        assert f"{stage}: going on after step {done[stage]} of {LONG['steps']}" in job.said(0)
+        assert (folder / f"stages/{stage}/result").exists()
 
 
 @pytest.fixture(scope="module")

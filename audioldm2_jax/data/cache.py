@@ -7,10 +7,11 @@ A cache has a folder for each feature:
                                             a shard of its entries, whole or not there
 
 A feature of sound has `crops` entries a record, one beside the other, of excerpts that are spread evenly over it; one
-of text has one entry a record, which holds what was made of each of its captions. Entry: eight bytes, of which the
-first is 1, and the second 1 where the excerpt has the record's transcription; then for each caption eight bytes of its
-digest (zeros where the feature is not made from it) and the arrays of the fields one after the other. Or 0 and why the
-record cannot be read.
+of text has one entry a record, which holds what was made of each of its captions. An entry begins with sixteen bytes:
+1, or 0 where the record cannot be read; 1 where the excerpt has the record's transcription; the number of the entry,
+six bytes, the lowest first; and eight of the digest of what cache.json says. By these a shard that does not belong
+where it lies is told from one that does. Then come, for each caption, eight bytes of its digest (zeros where the
+feature is not made from it) and the arrays of the fields one after the other; or why the record cannot be read.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from audioldm2_jax.data.example import Derived, Example, Source, UnreadableRecor
 FILE = "cache.json"
 _SHARD, _SHARDS = 512, 256  # entries a shard at least, and shards at most: every one is an open file
 _WRITER = "group_size:1,uncompressed"  # one entry is read at a time, and floats hardly shrink
-_HEAD, _DIGEST = 8, 8  # bytes; with them arrays begin where memory is read fast
+_VERSION = 3
+_HEAD, _DIGEST = 16, 8  # bytes; with them arrays begin where memory is read fast
 _ADVICE = (
     "Make room, or choose another place with --config.data.cache=FOLDER; the same command goes on with what was made"
 )
@@ -134,14 +136,19 @@ class ShardWriter:
 class Feature:
     """The files of one feature."""
 
-    def __init__(self, folder: Path, fields: Sequence[Field], entries: int, of_text: bool):
+    def __init__(self, folder: Path, fields: Sequence[Field], entries: int, of_text: bool, made_from: Mapping):
         """Args:
         folder: where they are.
         fields: the arrays of an entry.
         entries: how many there are once all shards are written.
         of_text: whether it is made from captions, an entry a record.
+        made_from: see `open_feature`.
         """
         self.folder, self.fields, self.entries, self.of_text = folder, tuple(fields), entries, of_text
+        described = {"version": _VERSION, "fields": fields, "entries": entries, "made_from": made_from}
+        self.description: dict[str, Any] = json.loads(json.dumps(described))  # as it is read from the file
+        canonical = json.dumps(self.description, sort_keys=True)
+        self._identity = hashlib.sha256(canonical.encode()).digest()[:_DIGEST]
         self._files: array_record_data_source.ArrayRecordDataSource | None = None
 
     def __getstate__(self) -> dict:
@@ -170,16 +177,17 @@ class Feature:
         return ShardWriter(self.shards[shard], len(self.entries_of(shard)), _ADVICE)
 
     def pack(
-        self, rows: Sequence[Sequence[np.ndarray]], texts: Sequence[str | None], transcribed: bool = False
+        self, entry: int, rows: Sequence[Sequence[np.ndarray]], texts: Sequence[str | None], transcribed: bool = False
     ) -> bytes:
         """Returns an entry.
 
         Args:
+            entry: its number.
             rows: for each caption, or once for an excerpt, the arrays in the order of the fields.
             texts: these captions; of an excerpt what it has.
             transcribed: see `Entry`.
         """
-        packed = [bytes((1, transcribed)).ljust(_HEAD, b"\0")]
+        packed = [bytes((1, transcribed)), self._place(entry)]
         for arrays, text in zip(rows, texts, strict=True):
             packed.append(self._digest(text))
             for field, array in zip(self.fields, arrays, strict=True):
@@ -188,12 +196,20 @@ class Feature:
                 packed.append(np.ascontiguousarray(array).tobytes())
         return b"".join(packed)
 
+    def unreadable(self, entry: int, reason: str) -> bytes:
+        """Returns the entry of a record that cannot be read."""
+        return b"\0\0" + self._place(entry) + reason.encode()
+
+    def _place(self, entry: int) -> bytes:
+        """Returns what an entry says of where it belongs."""
+        return entry.to_bytes(_HEAD - 2 - _DIGEST, "little") + self._identity
+
     def read(self, entry: int, text: str | None) -> Entry:
         """Returns what an entry holds, of its captions that of `text`.
 
         Raises:
             UnreadableRecord: the record could not be read when the cache was made.
-            CacheError: the entry is damaged, or made from another caption than `text`.
+            CacheError: the entry is damaged, another one, or made from another caption than `text`.
         """
         try:
             if self._files is None:
@@ -205,8 +221,11 @@ class Feature:
             raise CacheError(
                 f"{self.folder} is damaged: its entry {entry} cannot be read ({_first_line(error)}). {self.anew}"
             ) from error
+        if packed[2:_HEAD] != self._place(entry):
+            whose = "another one" if packed[2:_HEAD].endswith(self._identity) else "one of another cache"
+            raise CacheError(f"{self.folder} is mixed up: in the place of its entry {entry} is {whose}. {self.anew}")
         if packed[:1] == b"\0":
-            raise UnreadableRecord(packed[1:].decode("utf-8", "replace"))
+            raise UnreadableRecord(packed[_HEAD:].decode("utf-8", "replace"))
         stride, digest = _DIGEST + sum(field.size for field in self.fields), self._digest(text)
         if len(packed) <= _HEAD or (len(packed) - _HEAD) % stride:
             raise CacheError(f"{self.folder} is damaged: its entry {entry} has {len(packed)} bytes. {self.anew}")
@@ -232,11 +251,6 @@ class Feature:
         return hashlib.sha256((text or "").encode()).digest()[:_DIGEST] if self.of_text else bytes(_DIGEST)
 
 
-def unreadable(reason: str) -> bytes:
-    """Returns the entry of a record that cannot be read."""
-    return b"\0" + reason.encode()
-
-
 def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: bool, made_from: Mapping) -> Feature:
     """Opens a feature's folder, or begins a new one.
 
@@ -247,8 +261,7 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
         CacheError: the folder holds what was made from something else, or is damaged.
         OSError: it cannot be written.
     """
-    feature = Feature(folder, fields, entries, of_text)
-    wanted = json.loads(json.dumps({"version": 2, "fields": fields, "entries": entries, "made_from": made_from}))
+    feature = Feature(folder, fields, entries, of_text, made_from)
     path = folder / FILE
     for left in folder.glob(".*.partial"):  # by a run that was killed: a shard's may have gigabytes
         with contextlib.suppress(OSError):  # another host is faster
@@ -257,7 +270,7 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
     if path.exists():
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            different = sorted(_different(there, wanted))
+            different = sorted(_different(there, feature.description))
         except (ValueError, AttributeError) as error:
             raise CacheError(f"{path} is damaged ({_first_line(error)}). {feature.anew}") from error
         if len(different) > _LISTED:
@@ -269,7 +282,7 @@ def open_feature(folder: Path, fields: Sequence[Field], entries: int, of_text: b
         raise CacheError(f"{folder} has lost its {FILE}, so that nobody knows what it was made from. {feature.anew}")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{FILE}.{uuid.uuid4().hex}.partial")
-    temporary.write_text(json.dumps(wanted, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.write_text(json.dumps(feature.description, indent=1, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
     return feature
 

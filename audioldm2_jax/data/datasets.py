@@ -214,7 +214,7 @@ class Dataset(Source):
         if not self.text_feature:
             return ()
         value = _value(record, self.text_feature)
-        several = list(value) if isinstance(value, np.ndarray | list | tuple) and np.ndim(value) else [value]
+        several = np.asarray(value).ravel() if isinstance(value, np.ndarray | list | tuple) else [value]
         if self._names:  # -1: the label is not known
             labels = ", ".join(self._names[int(label)] for label in several if int(label) >= 0)
             return (labels,) if labels else ()
@@ -280,6 +280,11 @@ def _label_names(name: str, wanted: str, feature: tfds.features.FeatureConnector
     if isinstance(of, tfds.features.ClassLabel):
         if not of.names or of.names == [str(number) for number in range(of.num_classes)]:
             raise ValueError(f"tfds:{name}: {wanted} has labels without names, which say nothing; {_OTHER_TEXT}")
+        if len(of.names) != of.num_classes:  # TFDS leaves out lines of its file that are empty
+            raise ValueError(
+                f"tfds:{name}: {wanted} has {of.num_classes} labels and {len(of.names)} names, so that nobody knows "
+                f"which is whose: each needs a line in {wanted.replace('/', '-')}.labels.txt; or {_OTHER_TEXT}"
+            )
         return list(of.names)
     if np.dtype(of.np_dtype).kind not in "OSU":
         raise ValueError(f"tfds:{name}: {wanted} holds {np.dtype(of.np_dtype).name} numbers and no text; {_OTHER_TEXT}")

@@ -19,6 +19,7 @@ from absl import flags
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+from audioldm2_jax.runtime import start
 
 _ATTEMPTS = 20  # records drawn for a slot before the source counts as broken
 _STEPS = 2**40  # more than any run has
@@ -125,7 +126,11 @@ def batches(
     options = grain.multiprocessing.MultiprocessingOptions(
         num_workers=workers, per_worker_buffer_size=max(-(-prefetch // workers), 1)
     )
-    return _Copied(iter(steps.to_iter_dataset(ahead).mp_prefetch(options)))
+    return _Copied(iter(steps.to_iter_dataset(ahead).mp_prefetch(options, _begin_worker)))
+
+
+def _begin_worker(number: int, count: int) -> None:
+    start.end_with_parent()
 
 
 class _Copied(Iterator[dict[str, np.ndarray]]):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
+import multiprocessing
 import os
-import signal
 import tempfile
+import threading
 from pathlib import Path
 
 from audioldm2_jax.runtime import cluster, watch
 from audioldm2_jax.runtime.storage import local_path
-
-_PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 
 
 class DeviceError(ValueError):
@@ -38,16 +35,17 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
         use_compilation_cache(compilation_cache)
 
 
-def end_with_parent(parent: int) -> None:
-    """Has the system (Linux) kill this process once the one that started it is gone: nobody else would tell it.
+def end_with_parent() -> None:
+    """Ends this process, which `multiprocessing` has started, once the one that started it is gone.
 
-    Args:
-        parent: number of that process; where it is gone already, this one ends here.
+    That one may be killed hard, for want of memory, say; then nobody else would tell this one.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
         os._exit(1)
+
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def open_devices() -> None:

@@ -7,7 +7,8 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
-_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+# With one slash, too, as RFC 8089 and Java write it. One letter is a drive of Windows.
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 class StorageError(ValueError):
@@ -37,7 +38,8 @@ def local_path(text: str, what: str) -> Path:
             "mount-s3, rclone …) and name the folder where it is mounted, or copy what is there"
         )
     if url:
-        text = "/" + unquote(text.strip()[url.end() :].removeprefix("localhost").lstrip("/"))
+        rest = text.strip()[url.end() :]
+        text = "/" + unquote(re.sub(r"^/localhost(?=/|$)", "", rest).lstrip("/"))
     if "\0" in text:
         raise StorageError(f"{what}={text!r}: a path has no zero byte")
     try:

@@ -304,7 +304,8 @@ class _Work:
         threads = max(data.threads, 1) * max(data.workers, 1)
         stream = iter(grain.MapDataset.source(excerpts).to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
         while read := list(itertools.islice(stream, self.maker.batch)):
-            yield [*zip(*map(self._packed, read, self._made(read)))]
+            yield [*zip(*map(self._packed, numbers, read, self._made(read)))]
+            numbers = numbers[len(read) :]
 
     def _made(self, read: Sequence[Example | str]) -> Iterator[list[list[list[np.ndarray]]]]:
         """Yields what is made of each excerpt, [feature][caption][field]; without text there is one caption."""
@@ -320,12 +321,13 @@ class _Work:
             count = next(counts) if isinstance(one, Example) else 0
             yield [list(itertools.islice(found, count)) for found in several]
 
-    def _packed(self, read: Example | str, made: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[bytes]:
-        """Returns the entry of an excerpt for each feature."""
+    def _packed(self, number: int, read: Example | str, made: Sequence[Sequence[Sequence[np.ndarray]]]) -> list[bytes]:
+        """Returns the entry of this number, of an excerpt, for each feature."""
         if isinstance(read, str):
-            return [cache.unreadable(read) for _ in self.opened]
+            return [feature.unreadable(number, read) for feature in self.opened]
         texts = [one.text for one in _captions(read)] if self.wanted[0].of_text else [None]
-        return [feature.pack(rows, texts, read.transcription is not None) for feature, rows in zip(self.opened, made)]
+        transcribed = read.transcription is not None
+        return [feature.pack(number, rows, texts, transcribed) for feature, rows in zip(self.opened, made)]
 
 
 def _captions(read: Example) -> list[Example]:

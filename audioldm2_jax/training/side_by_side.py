@@ -126,7 +126,7 @@ class WorkerPool:
         cores = free if alone else free[:share]
         ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=_train, args=(self.config.to_dict(), name, theirs, os.getpid()), name=name
+            target=_train, args=(self.config.to_dict(), name, theirs), name=name
         )
         with _on_cores(cores):
             process.start()
@@ -179,11 +179,11 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _train(fields: dict, name: str, connection: Connection, parent: int) -> None:
-    """Trains one stage in this process and tells `connection`, and so the process `parent`, how it went."""
+def _train(fields: dict, name: str, connection: Connection) -> None:
+    """Trains one stage in this process and tells `connection`, and so the one that started it, how it went."""
     from audioldm2_jax.runtime import error_log, start
 
-    start.end_with_parent(parent)
+    start.end_with_parent()
     error_log.collect()
     config = ConfigDict(fields)
     start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job

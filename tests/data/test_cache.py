@@ -47,12 +47,12 @@ def cached(tmp_path) -> cache.Cached:
     of_sound = cache.open_feature(tmp_path / "sound", [cache.Field("level", "bfloat16", (2, 3))], 3, False, {})
     of_text = cache.open_feature(tmp_path / "text", [cache.Field("states", "float32", (12,))], 3, True, {})
     with of_sound.writer(0) as sound, of_text.writer(0) as text:
-        for excerpt in (cache.Excerpts(source, 1, 4, range(3), of_text=False)[i] for i in range(3)):
+        for number, excerpt in enumerate(cache.Excerpts(source, 1, 4, range(3), of_text=False)[i] for i in range(3)):
             level = np.full((2, 3), excerpt.waveform[0], np.dtype("bfloat16"))
-            sound.write(of_sound.pack([[level]], [None], excerpt.transcription is not None))
-        for excerpt in (cache.Excerpts(source, 1, 4, range(3), of_text=True)[i] for i in range(3)):
+            sound.write(of_sound.pack(number, [[level]], [None], excerpt.transcription is not None))
+        for number, excerpt in enumerate(cache.Excerpts(source, 1, 4, range(3), of_text=True)[i] for i in range(3)):
             captions = excerpt.captions or (None,)
-            text.write(of_text.pack([[value(caption)] for caption in captions], captions))
+            text.write(of_text.pack(number, [[value(caption)] for caption in captions], captions))
     return cache.Cached(source, [of_sound, of_text], 1)
 
 
@@ -110,13 +110,53 @@ def test_entries_that_do_not_fit_are_told(cached, tmp_path):
     with pytest.raises(cache.CacheError, match="made from other captions: 'snow' is new"):
         of_text.read(0, "snow")
     with pytest.raises(ValueError, match=r"level is float32 \(2, 3\), not bfloat16 \(2, 3\)"):
-        of_sound.pack([[np.zeros((2, 3), np.float32)]], [None])
+        of_sound.pack(0, [[np.zeros((2, 3), np.float32)]], [None])
     broken = cache.open_feature(tmp_path / "broken", of_text.fields, 3, True, {})
     with broken.writer(0) as shard:
-        for entry in (cache.unreadable("no such file"), of_text.pack([[value("a")]], ["a"])[:-1], b"\1"):
+        whole = [broken.pack(number, [[value("a")]], ["a"]) for number in range(3)]
+        for entry in (broken.unreadable(0, "no such file"), whole[1][:-1], whole[2][:16]):
             shard.write(entry)
     with pytest.raises(UnreadableRecord, match="no such file"):
         broken.read(0, None)
-    for entry, size in ((1, 63), (2, 1)):
+    for entry, size in ((1, 71), (2, 16)):
         with pytest.raises(cache.CacheError, match=f"its entry {entry} has {size} bytes"):
             broken.read(entry, "a")
+
+
+def test_entries_in_the_place_of_others_are_told(tmp_path):
+    """Shards that were renamed, or copied from another cache: their digests of captions are alike."""
+
+    def feature(folder, **made_from):
+        made = cache.open_feature(tmp_path / folder, [cache.Field("x", "float32", (1,))], 1000, False, made_from)
+        for number, shard in enumerate(made.shards):
+            if not shard.exists():
+                with made.writer(number) as writer:
+                    for entry in made.entries_of(number):
+                        packed = made.pack(entry, [[np.full(1, entry, np.float32)]], [None])
+                        writer.write(made.unreadable(entry, "broken") if entry == 3 else packed)
+        return made
+
+    made, other = feature("one", network="a"), feature("two", network="b")
+    assert len(made.shards) == 2 and made.entries_of(1)[0] == 512
+    assert all(made.read(number, None).arrays["x"][0] == number for number in (0, 511, 512, 999))
+    first, second = made.shards
+    kept, swapped = first.read_bytes(), second.read_bytes()
+    first.write_bytes(swapped)
+    found = feature("one", network="a")
+    with pytest.raises(cache.CacheError, match=r"one is mixed up: in the place of its entry 0 is another one. .*rm -r"):
+        found.read(0, None)
+    first.write_bytes(other.shards[0].read_bytes())
+    for entry in (0, 3):
+        with pytest.raises(
+            cache.CacheError, match=rf"in the place of its entry {entry} is one of another cache. .*rm -r"
+        ):
+            feature("one", network="a").read(entry, None)
+    first.write_bytes(kept)
+    assert feature("one", network="a").read(2, None).arrays["x"][0] == 2
+
+
+def test_a_cache_of_an_earlier_version_is_told(cached, tmp_path):
+    path = tmp_path / "text" / cache.FILE
+    path.write_text(path.read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(cache.CacheError, match=r"text is of something else: version: 2 → 3. To .*rm -r"):
+        cache.open_feature(path.parent, cached.features[1].fields, 3, True, {})

@@ -161,6 +161,9 @@ def labelled(folder):
                         "caption": {"en": features.Text(), "kind": features.ClassLabel(names=names)},
                         "stereo": features.Tensor(shape=(None, 2), dtype=np.float32),
                         "nothing": features.Sequence(features.ClassLabel(names=names)),
+                        "table": features.Tensor(shape=(2, 2), dtype=np.str_),
+                        "tags": features.Sequence({"name": features.Text(), "kind": features.ClassLabel(names=names)}),
+                        "gap": features.ClassLabel(names=["", *names]),
                     }
                 ),
             )
@@ -182,6 +185,9 @@ def labelled(folder):
                         "caption": {"en": "words", "kind": 0},
                         "stereo": np.stack([tone(i), -tone(i)], 1),
                         "nothing": [],
+                        "table": [["first", "second"], ["third", "second"]],
+                        "tags": [{"name": "loud", "kind": 1}, {"name": "far", "kind": 0}],
+                        "gap": 1,
                     },
                 )
 
@@ -204,6 +210,7 @@ def labels(tmp_path_factory):
         ("caption/en", "words"),
         ("caption/kind", "dog_bark"),
         ("nothing", None),
+        ("tags/kind", "rain, dog_bark"),
     ],
 )
 def test_captions_of_labels_are_their_names(labels, feature, caption):
@@ -211,9 +218,17 @@ def test_captions_of_labels_are_their_names(labels, feature, caption):
     assert source.text(0) == source[0].text == source.excerpt(0, 100, 0.5).text == caption
 
 
+@pytest.mark.parametrize("feature, captions", [("table", ("first", "second", "third")), ("tags/name", ("loud", "far"))])
+def test_several_texts_are_several_captions(labels, feature, captions):
+    """However they lie in the record."""
+    assert open_source(config(labels, text_feature=feature), "train").captions(0) == captions
+
+
 @pytest.mark.parametrize(
     "feature, message",
     [
+        ("gap", "gap has 3 labels and 2 names"),
+        ("tags", "tags is no caption but holds tags/kind, tags/name"),
         ("bare", "bare has labels without names"),
         ("number", "number holds int64 numbers and no text"),
         ("caption", "caption is no caption but holds caption/en, caption/kind"),

@@ -1,8 +1,10 @@
 """The data order is a function of (seed, step, slot), whoever makes it, and every batch is what it says."""
 
 import ast
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +174,7 @@ def test_no_jax_in_data():
 
 
 WORKERS = """
-import sys
+import multiprocessing, os, signal, sys
 import numpy as np
 from audioldm2_jax.data import pipeline
 from audioldm2_jax.data.encoders import Waveform
@@ -190,6 +192,9 @@ if __name__ == "__main__":
         Noise(), [Waveform(20_000)], batch_size=4, samples=20_000, seed=0, workers=2, prefetch=2
     )
     kept = sys.kept = [next(stream) for _ in range(3)]
+    if sys.argv[1:]:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
     stream.close()
     print(type(kept[0]["waveform"]).__name__)
 """
@@ -201,3 +206,23 @@ def test_workers_leave_no_shared_memory_behind(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=True)
     assert done.stdout == "ndarray\n"
     assert "leaked" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and /dev/shm")
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    """And of their shared memory nothing stays."""
+    (tmp_path / "run.py").write_text(WORKERS)
+    before = {*Path("/dev/shm").glob("psm_*")}
+    with (tmp_path / "said").open("w") as said:  # a pipe would be open as long as the workers are there
+        code = subprocess.run([sys.executable, tmp_path / "run.py", "killed"], stdout=said, check=False).returncode
+    assert code == -signal.SIGKILL
+    workers, end = (tmp_path / "said").read_text().split(), time.monotonic() + 30
+    assert len(workers) == 2
+
+    def left():
+        alive = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        return alive, {*Path("/dev/shm").glob("psm_*")} - before
+
+    while any(left()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(left()), left()

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import children
 from pyarrow import parquet
 
 from audioldm2_jax import recipes
@@ -258,11 +259,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
 
 
 def wait_for(condition, seconds=300):

@@ -1,5 +1,6 @@
 """What a process does before its first computation: here, that it does not outlive the one that started it."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,12 +9,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_CHILD = "import sys, time; from audioldm2_jax.runtime import start; {before}start.end_with_parent(int(sys.argv[1])); "
-_PARENT = (
-    "import os, subprocess, sys, time; "
-    "child = subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())], stdout=sys.stdout); "
-    "print(child.pid, flush=True); time.sleep(60)"
-)
+# Both processes, and what `late` is, are of one file: multiprocessing reads it anew in the child.
+_SCRIPT = """
+import multiprocessing, sys, time
+from audioldm2_jax.runtime import start
+
+def serve(late):
+    time.sleep(late)
+    start.end_with_parent()
+    print("ready", flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=serve, args=(float(sys.argv[1]),))
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(60)
+"""
 
 
 def alive(pid: int) -> bool:
@@ -30,15 +42,21 @@ def gone(pid: int, seconds: float) -> bool:
     return not alive(pid)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a call of Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("late", [False, True])
-def test_a_process_ends_with_the_one_that_started_it(late):
+def test_a_process_ends_with_the_one_that_started_it(tmp_path, late):
     """Also where that one is killed hard, and where it is gone before the process asks for it."""
-    child = _CHILD.format(before="time.sleep(1); " if late else "") + "print('ready', flush=True); time.sleep(60)"
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, child], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, script, "2" if late else "0"], env=environment, stdout=subprocess.PIPE, text=True
+    )
     try:
         pid = int(parent.stdout.readline())
-        if not late:
+        if late:
+            time.sleep(1)  # until the child has begun
+        else:
             assert parent.stdout.readline() == "ready\n"
         assert alive(pid)
         parent.kill()

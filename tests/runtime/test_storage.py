@@ -8,9 +8,11 @@ import pytest
 from audioldm2_jax.runtime.storage import StorageError, local_path
 
 
-@pytest.mark.parametrize("text", ["gs://b/run", "s3://b/run", "https://example.org/x", "hdfs://n/x", " gs://b/run\r\n"])
+@pytest.mark.parametrize(
+    "text", ["gs://b/run", "s3://b/run", "https://example.org/x", "hdfs://n/x", " gs://b/run\r\n", "gs:/b/run"]
+)
 def test_addresses_of_other_storage_are_refused_in_one_line(text):
-    with pytest.raises(StorageError, match=r"--config.run_dir=\w+://.* not served") as refused:
+    with pytest.raises(StorageError, match=r"--config.run_dir=\w+:/.* not served") as refused:
         local_path(text, "--config.run_dir")
     assert "\n" not in str(refused.value)
 
@@ -19,6 +21,8 @@ def test_a_file_address_is_a_path():
     assert str(local_path("file:///data/a b", "-")) == "/data/a b"
     assert str(local_path("file://localhost/data", "-")) == "/data"
     assert str(local_path("file:///data/a%20b%25", "-")) == "/data/a b%"
+    assert str(local_path("file:/data/a", "-")) == "/data/a"
+    assert str(local_path("file:///localhost/data", "-")) == "/localhost/data"
 
 
 def test_home_folders_are_expanded(monkeypatch):

@@ -303,8 +303,8 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
 
 
 def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
-    feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False)
-    entry = feature.pack([[np.ones(3, np.float32)]], [None])
+    feature = cache.Feature(tmp_path / "gone", [cache.Field("x", "float32", (3,))], 2, False, {})
+    entry, last = (feature.pack(number, [[np.ones(3, np.float32)]], [None]) for number in range(2))
     with pytest.raises(cache.CacheError, match=r"cannot write .*gone.*--config.data.cache=FOLDER"):
         with feature.writer(0) as shard:
             shard.write(entry)
@@ -318,7 +318,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
     assert not [*feature.folder.iterdir()]
     with feature.writer(0) as shard:
         shard.write(entry)
-        shard.write(entry)
+        shard.write(last)
     assert [*feature.folder.iterdir()] == feature.shards
     np.testing.assert_array_equal(feature.read(1, None).arrays["x"], np.ones(3, np.float32))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare.shards import Plan, ShardMaker
+from audioldm2_jax.runtime import start
 from audioldm2_jax.runtime.text_files import shown
 
 _POLL = 0.5  # seconds between two looks at how far they are
@@ -113,7 +112,7 @@ class _Worker:
 def _serve(theirs: connection.Connection, source: Source, plan: Plan, done: Any, at: Any) -> None:
     """The life of a worker process: takes numbers of shards until its parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it, too, decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start.end_with_parent()
     maker = ShardMaker(source, plan)
 
     def begins(index: int) -> None:
@@ -135,8 +134,3 @@ def _serve(theirs: connection.Connection, source: Source, plan: Plan, done: Any,
         except Exception:
             answer = WorkerError(traceback.format_exc())
         theirs.send(answer)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
