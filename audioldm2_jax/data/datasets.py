@@ -214,11 +214,20 @@ class Dataset(Source):
         if not self.text_feature:
             return ()
         value = _value(record, self.text_feature)
-        several = np.asarray(value).ravel() if isinstance(value, np.ndarray | list | tuple) else [value]
+        several = list(_flat(value))
         if self._names:  # -1: the label is not known
             labels = ", ".join(self._names[int(label)] for label in several if int(label) >= 0)
             return (labels,) if labels else ()
         return tuple(dict.fromkeys(filter(None, map(_text, several))))
+
+
+def _flat(value: object) -> Iterator[object]:
+    """Yields what lists in lists hold, of any lengths."""
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value
 
 
 _PREPARE = "prepare it first: tfds build {name} --file_format=array_record"
