@@ -19,7 +19,7 @@ from absl import flags
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
-from audioldm2_jax.runtime import start
+from audioldm2_jax.runtime import children
 
 _ATTEMPTS = 20  # records drawn for a slot before the source counts as broken
 _STEPS = 2**40  # more than any run has
@@ -130,7 +130,7 @@ def batches(
 
 
 def _begin_worker(number: int, count: int) -> None:
-    start.end_with_parent()
+    children.end_with_parent()
 
 
 class _Copied(Iterator[dict[str, np.ndarray]]):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import tempfile
-import threading
 from pathlib import Path
 
 from audioldm2_jax.runtime import cluster, watch
@@ -33,19 +31,6 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
     open_devices()
     if compilation_cache != "off":
         use_compilation_cache(compilation_cache)
-
-
-def end_with_parent() -> None:
-    """Ends this process, which `multiprocessing` has started, once the one that started it is gone.
-
-    That one may be killed hard, for want of memory, say; then nobody else would tell this one.
-    """
-
-    def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def open_devices() -> None:

@@ -181,9 +181,9 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
 
 def _train(fields: dict, name: str, connection: Connection) -> None:
     """Trains one stage in this process and tells `connection`, and so the one that started it, how it went."""
-    from audioldm2_jax.runtime import error_log, start
+    from audioldm2_jax.runtime import children, error_log, start
 
-    start.end_with_parent()
+    children.end_with_parent()
     error_log.collect()
     config = ConfigDict(fields)
     start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job

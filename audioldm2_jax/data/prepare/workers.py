@@ -12,7 +12,7 @@ from typing import Any
 
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare.shards import Plan, ShardMaker
-from audioldm2_jax.runtime import start
+from audioldm2_jax.runtime import children
 from audioldm2_jax.runtime.text_files import shown
 
 _POLL = 0.5  # seconds between two looks at how far they are
@@ -112,7 +112,7 @@ class _Worker:
 def _serve(theirs: connection.Connection, source: Source, plan: Plan, done: Any, at: Any) -> None:
     """The life of a worker process: takes numbers of shards until its parent closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it, too, decides
-    start.end_with_parent()
+    children.end_with_parent()
     maker = ShardMaker(source, plan)
 
     def begins(index: int) -> None:

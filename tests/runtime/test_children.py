@@ -1,4 +1,4 @@
-"""What a process does before its first computation: here, that it does not outlive the one that started it."""
+"""What a process does that another one has started: it does not outlive that one."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 # Both processes, and what `late` is, are of one file: multiprocessing reads it anew in the child.
 _SCRIPT = """
 import multiprocessing, sys, time
-from audioldm2_jax.runtime import start
+from audioldm2_jax.runtime import children
 
 def serve(late):
     time.sleep(late)
-    start.end_with_parent()
+    children.end_with_parent()
     print("ready", flush=True)
     time.sleep(60)
 
