@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,10 @@ _DECODING_ERRORS = (soundfile.SoundFileError, OSError, ValueError, TypeError, Ov
 # Peak below which a clip counts as silence: half a step of 16 bits.
 _SILENCE = 2.0**-16
 _SILENT_QUOTED = 5  # files, in each process
+# Of libsndfile's log: bytes of sound, as the header says and as there are (WAV, AIFF, AU).
+_SIZES = re.compile(r"(?:\bdata|\bSSND|\bData Size)\s*: (\d+) \(should be (\d+)\)")
+_UNKNOWN = 0x7FFF0000  # bytes from which a size stands for one that is not known
+_SLACK = 4096  # bytes by which a header may be wrong
 
 
 class UnreadableAudio(ValueError):
@@ -340,6 +345,7 @@ def _frames(source: Callable[[], str | os.PathLike | io.BytesIO], name: str) -> 
     """As `frames`; `source` gives what is to be opened, anew each time."""
     with _opened(source(), name) as file:
         where, rate = name or shown(source()), file.samplerate
+        _check_whole(file, where)
         frames = file.frames if _ends_as_said(file) else 0
     if not frames:
         with _opened(source(), name) as file:
@@ -347,6 +353,20 @@ def _frames(source: Callable[[], str | os.PathLike | io.BytesIO], name: str) -> 
     if frames < 1:
         raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
     return frames, rate
+
+
+def _check_whole(file: _Stream, where: str) -> None:
+    """Raises UnreadableAudio for a file without compression that ends long before its header says, as half a download.
+
+    libsndfile takes what there is and notes both sizes in its log. Where the length was not known when the header was
+    written, as in a pipe, that says about 2 or 4 GiB.
+    """
+    found = _SIZES.search(file.extra_info)
+    if found and (said := int(found[1])) < _UNKNOWN and (there := int(found[2])) < said - _SLACK:
+        raise UnreadableAudio(
+            f"{where} is damaged or incomplete ({there} of its {said} bytes of sound are there): download or make it again, or "
+            "remove it"
+        )
 
 
 def _count(file: _Stream, where: str) -> int:

@@ -1,6 +1,7 @@
 """Sound files in and out: every format, any rate and channel count, segments, faults."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -241,6 +242,28 @@ def test_every_error_of_decoding_names_the_file(tmp_path, monkeypatch, error):
     monkeypatch.setattr(soundfile.SoundFile, "read", fail)
     with pytest.raises(files.UnreadableAudio, match=r"a\.wav"):
         files.read(tmp_path / "a.wav", 16000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au"])
+def test_half_a_file_without_compression_is_refused(tmp_path, name):
+    path = tmp_path / name
+    soundfile.write(path, np.full(16000, 0.1), 16000, format=path.suffix[1:].upper(), subtype="PCM_16")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(
+        files.UnreadableAudio, match=rf"{name} is damaged or incomplete \(\d+ of its \d+ bytes of sound are there"
+    ):
+        files.frames(path)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_wav_whose_writer_did_not_know_its_length(tmp_path, size):
+    """As ffmpeg and sox write it into a pipe."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(16000, 0.1), 16000, subtype="PCM_16")
+    with open(path, "r+b") as file:
+        file.seek(40)
+        file.write(size.to_bytes(4, "little"))
+    assert files.frames(path) == (16000, 16000)
 
 
 def test_what_does_not_fit_in_memory_is_refused(tmp_path):
