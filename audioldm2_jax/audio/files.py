@@ -364,8 +364,8 @@ def _check_whole(file: _Stream, where: str) -> None:
     found = _SIZES.search(file.extra_info)
     if found and (said := int(found[1])) < _UNKNOWN and (there := int(found[2])) < said - _SLACK:
         raise UnreadableAudio(
-            f"{where} is damaged or incomplete ({there} of its {said} bytes of sound are there): download or make it again, or "
-            "remove it"
+            f"{where} is damaged or incomplete ({there} of its {said} bytes of sound are there): download or make "
+            "it again, or remove it"
         )
 
 
