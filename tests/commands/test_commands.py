@@ -57,8 +57,8 @@ def test_the_config_is_found_by_either_form_of_its_flag(tmp_path, monkeypatch):
     file = f"{config_files.folder() / 'music.py'}:base"
     rest = ["--config.seed=3", "--config.data.source=music"]
     for flag in ("--config", "-config"):
-        assert train.with_files([flag, "music:base", *rest]) == [flag, file, *rest]
-        assert train.with_files([*rest, f"{flag}=configs/music.py:base"]) == [*rest, f"{flag}={file}"]
+        assert config_flag.with_files([flag, "music:base", *rest]) == [flag, file, *rest]
+        assert config_flag.with_files([*rest, f"{flag}=configs/music.py:base"]) == [*rest, f"{flag}={file}"]
 
 
 @pytest.mark.parametrize(
