@@ -32,8 +32,8 @@ class AbstractStep(NamedTuple):
     Attributes:
         stage: built of components without weights.
         state, frozen, batch: the arguments, with their places on the mesh.
-        lowered: by variant (`Stage.variant`).
         cached: whether the batch has features in the place of what they are made from.
+        jitted: `step.compiled`.
     """
 
     stage: Stage
@@ -76,8 +76,9 @@ def build(config: ConfigDict, name: str, mesh: Mesh) -> AbstractStep:
 
 
 def variants(stage: Stage) -> dict[Any, float]:
-    """Returns the variants of a stage's steps, each with its share among the first thousand steps."""
-    taken = [stage.variant(number) for number in range(min(stage.hparams.steps, 1000))]
+    """Returns the variants of a stage's steps, each with its share of a thousand that are spread over the run."""
+    steps = stage.hparams.steps
+    taken = [stage.variant(number * steps // 1000) for number in range(1000)]
     return {variant: taken.count(variant) / len(taken) for variant in sorted(set(taken), key=str)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audioldm2_jax import config_files
-from audioldm2_jax.commands import train
+from audioldm2_jax.commands import config_flag
 from audioldm2_jax.commands.main import COMMANDS, main
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -39,7 +39,7 @@ def test_unknown_commands(capsys):
     assert main(["trian"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: there is no command trian; the commands are train, generate, convert, prepare\n"
+        == "error: there is no command trian; the commands are train, generate, convert, prepare, plan\n"
     )
 
 

@@ -14,7 +14,7 @@ SMALL = Path(__file__).with_name("small_program.hlo").read_text(encoding="utf-8"
 def test_instructions_of_the_entry():
     program = hlo.parse(SMALL)
     entry = program.computations[program.entry]
-    assert all(one.opcode == "parameter" for one in entry[:1]) and len(entry) > 50
+    assert sum(one.opcode == "parameter" for one in entry) == 3  # two weights and the batch
     known = {one.name for one in entry}
     assert all(name in known for one in entry for name in one.operands if one.opcode != "constant")
     (kernel,) = [one for one in entry if one.target == "tpu_custom_call"]
