@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,6 @@ from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import encoders
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example
-from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
 from audioldm2_jax.training import feature_cache, optim, stage_settings, state, step
@@ -133,10 +133,7 @@ def _features(config: ConfigDict, components: Mapping[str, Component], wanted: l
     ends, found = FrontEnds(config.audio), {}
     for feature in wanted:
         part = components[feature.component]
-        made = jax.eval_shape(
-            lambda variables, batch: feature.make(ends, Network(part.module, variables), batch), part.variables, batch
-        )
-        found |= dict(zip(feature.fields, made))
+        found |= dict(zip(feature.fields, jax.eval_shape(partial(feature.make, ends), part.network, batch)))
     return found
 
 

@@ -23,7 +23,8 @@ FORMAT = 1
 _VERSIONS = ("jax", "jaxlib", "libtpu")
 _INTERVAL = 20.0  # seconds between two lines of progress
 _MEMORY = re.compile(
-    r"Used (?P<used>[\d.]+)(?P<used_unit>[KMGT]?) of (?P<of>[\d.]+)|HLO temporaries \((?P<temp>[\d.]+)(?P<temp_unit>[KMGT]?)\)"
+    r"Used (?P<used>[\d.]+)(?P<used_unit>[KMGT]?) of [\d.]+"
+    r"|HLO temporaries \((?P<temp>[\d.]+)(?P<temp_unit>[KMGT]?)\)"
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 T = TypeVar("T")
@@ -134,7 +135,7 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology) -> dict[str, Any]:
 
 
 def needed(message: str) -> dict[str, float]:
-    """Returns the bytes that the compiler's message about memory names: of all (`needed`), or of `temporaries` alone."""
+    """Returns the bytes that the compiler's message about memory names: of all (`needed`), or `temporaries` alone."""
     found = _MEMORY.search(message)
     if not found:
         return {}

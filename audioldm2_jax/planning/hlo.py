@@ -1,4 +1,4 @@
-"""What the TPU compiler writes of a program (`Compiled.as_text()`), read: instructions in their order, and their figures.
+"""What the TPU compiler writes of a program (`Compiled.as_text()`), read: instructions in order, and their figures.
 
 The text is a list of computations, each an instruction a line in the order in which a chip runs them:
 

@@ -27,7 +27,7 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
         + (f", in {setting['accumulate']} microbatches" if setting["accumulate"] > 1 else "")
     )
     if setting["variants"] > 1:
-        yield f"  variant {setting['variant']} of {setting['variants']}, each of which is compiled by itself (--variant)"
+        yield f"  variant {setting['variant']} of {setting['variants']}, each an executable of its own (--variant)"
     for kind, networks in plan["parameters"].items():
         if networks:
             parts = ", ".join(f"{name} {count:,}" for name, count in networks.items())
@@ -92,7 +92,7 @@ def _time(plan: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:<28}{value * 1e3:10.2f} ms"
     yield (
         f"roofline: arithmetic {roofline['arithmetic'] * 1e3:.2f} ms ({plan['flops'] / 1e12:.4g} TFLOP a chip), memory "
-        f"{roofline['memory'] * 1e3:.2f} ms ({plan['bytes'] / 1e9:.4g} GB accessed, those in on-chip memory among them), links "
+        f"{roofline['memory'] * 1e3:.2f} ms ({plan['bytes'] / 1e9:.4g} GB, on-chip memory included), links "
         f"{roofline['links'] * 1e3:.2f} ms; bound by {max(roofline, key=roofline.__getitem__)}"
     )
 
@@ -144,8 +144,9 @@ def _not_estimated(plan: dict[str, Any]) -> Iterator[str]:
     )
     for name, tally in line["kernels"].items():
         yield (
-            f"  custom kernel {name}: {tally['count']:,.0f}, {tally['flops'] / 1e12:.4g} TFLOP, {tally['bytes'] / 1e6:,.1f} MB; "
-            f"{tally['seconds'] * 1e3:.3f} ms at {timeline.KERNEL_SHARE:.0%} of the peak"
+            f"  custom kernel {name}: {tally['count']:,.0f}, {tally['flops'] / 1e12:.4g} TFLOP, "
+            f"{tally['bytes'] / 1e6:,.1f} MB; {tally['seconds'] * 1e3:.3f} ms at "
+            f"{timeline.KERNEL_SHARE:.0%} of the peak"
         )
     others = sorted(line["others"].items(), key=lambda item: -item[1]["seconds"])
     total, count = (sum(tally[key] for _, tally in others) for key in ("seconds", "count"))

@@ -1,7 +1,7 @@
 """How long a compiled step takes: its instructions in the compiler's order, on a chip's own clock.
 
-The compiler estimates the cycles of its fusions, products and copies. What it does not estimate is given a time here, and
-counted by name: collectives, by their bytes on their links; copies between memories that run beside the computation,
+The compiler estimates the cycles of its fusions, products and copies. What it does not estimate is given a time here,
+and counted by name: collectives by their bytes on their links; copies between memories that run beside the computation,
 by their bytes at the memory's bandwidth; custom kernels, by the larger of arithmetic and bytes at a share of the peak;
 the rest by its bytes. What runs in the background costs only what the computation then waits for: it has a queue of its
 own, begins where the schedule starts it, and is waited for where the schedule needs it.
@@ -264,7 +264,7 @@ class _Run:
 
 
 def _on_ici(kind: str, moved: float, size: int, topology: Topology) -> float:
-    """Seconds of a collective of so many bytes among `size` chips of a slice, as a ring that uses two links of each chip.
+    """Seconds of a collective of so many bytes among `size` chips of a slice: a ring, on two links of each chip.
 
     What goes round the ring is (n - 1) / n of the array, of an all-reduce twice that [jax-ml.github.io/scaling-book].
     """

@@ -1,10 +1,10 @@
 """TPU slices that are not here: their chips' figures, and devices to compile for.
 
 libtpu describes a slice and compiles for it on any machine. The figures of the chips are those of
-[jax-ml.github.io/scaling-book/tpus]. The clock is the one at which the matrix units reach the chip's rate (v5e: 4 units of
-128², v5p: 8). Whether the compiler's cycles mean the same is asked of a plain product (tests/planning/test_libtpu.py): at
-these clocks it comes out at 88 % of the peak of v5e, 90 % of v5p and 70 % of v6e, so that none is taken for faster than it
-is.
+[jax-ml.github.io/scaling-book/tpus]. The clock is the one at which the matrix units reach the chip's rate (v5e: 4 units
+of 128², v5p: 8). Whether the compiler's cycles mean the same is asked of a plain product
+(tests/planning/test_libtpu.py): at these clocks it comes out at 88 % of the peak of v5e, 90 % of v5p and 70 % of v6e,
+so that none is taken for faster than it is.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ SMALLEST_SHARD = 4096
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over all devices of all hosts. Of several slices of TPUs the first axis goes from one to the other.
+    """Returns the mesh over all devices of all hosts; the first axis goes from slice to slice of TPUs.
 
     Args:
         axes: sizes by name, as in the recipe's `mesh`; one may be -1, and takes what is left.

@@ -1,8 +1,8 @@
 """A small training step compiled for v5e:2x2, with what timelines have to read: `python small_program.py` prints it.
 
-fsdp gathers weights and scatters gradients, a scan is a loop, a Pallas kernel is a custom call, and modules, the backward
-pass, rematerialisation and a named scope are in the operations' names. small_program.hlo is what libtpu 0.0.42.1 of JAX
-0.10.2 made of it, without its tables of source lines and the kernel's code.
+fsdp gathers weights and scatters gradients, a scan is a loop, a Pallas kernel is a custom call, and modules, the
+backward pass, rematerialisation and a named scope are in the operations' names. small_program.hlo is what libtpu
+0.0.42.1 of JAX 0.10.2 made of it, shortened.
 """
 
 import functools

@@ -16,13 +16,13 @@ FOUR = topology.parse("v5e:2x2")
     "message, needed",
     [
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded hbm capacity "
-            "by 3.75G.",
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 19.50G of 15.75G hbm. Exceeded hbm "
+            "capacity by 3.75G.",
             {"needed": 19.5 * 2**30},
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (192.00G) exceeds "
-            "available HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (192.00G) "
+            "exceeds available HBM (15.75G).",
             {"temporaries": 192 * 2**30},
         ),
         ("RESOURCE_EXHAUSTED: something else", {}),

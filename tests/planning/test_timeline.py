@@ -30,7 +30,8 @@ def test_cycles_are_added_by_module():
 
 def test_a_collective_that_computation_hides_costs_nothing():
     bytes_ = 45_000_000  # on one link of 45 GB/s a millisecond
-    start = f"%s = (f32[{bytes_ // 4}]{{0}}, f32[{bytes_ // 4}]{{0}}) collective-permute-start(%a), source_target_pairs={{{{0,1}},{{1,0}}}}"
+    array = f"f32[{bytes_ // 4}]{{0}}"
+    start = f"%s = ({array}, {array}) collective-permute-start(%a), source_target_pairs={{{{0,1}},{{1,0}}}}"
     done = f"%d = f32[{bytes_ // 4}]{{0}} collective-permute-done(%s)"
     hidden = run(start, work("x", 3_000_000), done)  # two milliseconds
     assert hidden.seconds == pytest.approx(2e-3)
@@ -44,11 +45,11 @@ def test_a_collective_that_computation_hides_costs_nothing():
 
 
 def test_two_collectives_share_their_links():
-    lines = []
-    for name in ("s", "t"):
-        lines.append(
-            f"%{name} = (f32[11250000]{{0}}, f32[11250000]{{0}}) collective-permute-start(%a), source_target_pairs={{{{0,1}}}}"
-        )
+    array = "f32[11250000]{0}"
+    lines = [
+        f"%{name} = ({array}, {array}) collective-permute-start(%a), source_target_pairs={{{{0,1}}}}"
+        for name in ("s", "t")
+    ]
     lines += [f"%d{name} = f32[11250000]{{0}} collective-permute-done(%{name})" for name in ("s", "t")]
     assert run(*lines).seconds == pytest.approx(2e-3, rel=0.01)
 
@@ -75,7 +76,10 @@ def test_what_leaves_a_slice_takes_the_slower_link():
 
 
 def test_custom_kernels_run_at_a_share_of_the_peak():
-    kernel = '%k = f32[1024]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"%d","bytes_accessed":"%d"}}'
+    kernel = (
+        '%k = f32[1024]{0} custom-call(%a), custom_call_target="tpu_custom_call", '
+        'backend_config={"cost_estimate":{"flops":"%d","bytes_accessed":"%d"}}'
+    )
     by_arithmetic = run(kernel.replace("%d", "197000000000", 1).replace("%d", "8", 1))
     assert by_arithmetic.seconds == pytest.approx(1e-3 / 0.6)
     by_bytes = run(kernel.replace("%d", "8", 1).replace("%d", "819000000", 1))
