@@ -51,7 +51,7 @@ print([name for name in {HEAVY} if name in sys.modules])
     assert caption and loaded == "[]"
 
 
-@pytest.mark.parametrize("command", ["main", "train", "generate", "convert", "prepare"])
+@pytest.mark.parametrize("command", ["main", "train", "generate", "convert", "prepare", "plan"])
 def test_commands_import_jax_when_they_run(command):
     """Processes of stages and of data import what started the program once more."""
     code = f"import sys, audioldm2_jax.commands.{command}; print([name for name in {HEAVY} if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""The console script: audioldm2-jax train | generate | convert | prepare."""
+"""The console script: audioldm2-jax train | generate | convert | prepare | plan."""
 
 import importlib
 import sys
@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "text to sound, from a run or a model folder",
     "convert": "weights of the authors, of diffusers and of runs, from one form to another",
     "prepare": "recordings to a data set that is read fast, with a report on them",
+    "plan": "memory, time and cost of training on TPUs, without one",
 }
 
 

@@ -5,28 +5,31 @@ Examples are split over both axes; parameters, averages and optimiser state over
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # A leaf below this many elements a device is not worth a gather of its own.
 SMALLEST_SHARD = 4096
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """Returns the mesh over all devices of all hosts.
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh over all devices of all hosts; the first axis goes from slice to slice of TPUs.
 
     Args:
         axes: sizes by name, as in the recipe's `mesh`; one may be -1, and takes what is left.
+        devices: others than those that JAX finds.
 
     Raises:
-        ValueError: the sizes do not multiply to the number of devices.
+        ValueError: the sizes do not multiply to the number of devices, or slices do not divide the first.
     """
-    count, axes = jax.device_count(), dict(axes)
+    devices = jax.devices() if devices is None else devices
+    count, axes = len(devices), dict(axes)
     known = int(np.prod([size for size in axes.values() if size != -1]))
     sizes = [count // known if size == -1 else size for size in axes.values()]
     if any(size < 1 for size in sizes) or int(np.prod(sizes)) != count:
@@ -34,7 +37,17 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
             f"mesh {axes} does not fit {count} devices: choose sizes whose product is {count}; "
             "-1 on one axis takes what is left"
         )
-    return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    types = (jax.sharding.AxisType.Auto,) * len(axes)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh {axes} does not fit {slices} slices of {count // slices} chips: its first axis has to be a multiple "
+            f"of {slices}, since that is what goes from slice to slice"
+        )
+    within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), tuple(axes), axis_types=types)
 
 
 def all_devices() -> Mesh:
@@ -45,11 +58,14 @@ def all_devices() -> Mesh:
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh, stage: str) -> None:
     """Raises ValueError unless every microbatch splits evenly over the devices."""
     devices = mesh.devices.size
-    if accumulate < 1 or batch_size < 1 or batch_size % (accumulate * devices):
+    unit = max(accumulate, 1) * devices
+    if accumulate < 1 or batch_size < 1 or batch_size % unit:
+        below = max(batch_size, 0) // unit * unit
+        nearest = {below, below + unit} - {0}
         raise ValueError(
             f"train.{stage}.batch_size={batch_size} in {accumulate} microbatches does not split evenly "
             f"over {devices} devices: "
-            f"choose a multiple of {max(accumulate, 1) * devices}"
+            f"choose a multiple of {unit}; the nearest are {' and '.join(map(str, sorted(nearest)))}"
         )
 
 

@@ -72,8 +72,7 @@ def use_compilation_cache(folder: str = "") -> None:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    known = folder or jax.config.jax_compilation_cache_dir
-    cache = local_path(known or "~/.cache/audioldm2_jax/xla", "--config.compilation_cache")
+    cache = compilation_cache_folder(folder)
     if not _is_writable(cache):
         # JAX would say so of each program that it compiles.
         logging.warning("%s cannot be written: what XLA compiles is not kept (--config.compilation_cache)", cache)
@@ -83,6 +82,18 @@ def use_compilation_cache(folder: str = "") -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     compilation_cache.reset_cache()  # a process that has compiled before has settled on none
+
+
+def compilation_cache_folder(folder: str = "") -> Path:
+    """Returns where `use_compilation_cache` keeps what XLA compiles.
+
+    Raises:
+        StorageError: the name is no path.
+    """
+    import jax
+
+    known = folder or jax.config.jax_compilation_cache_dir
+    return local_path(known or "~/.cache/audioldm2_jax/xla", "--config.compilation_cache")
 
 
 def _is_writable(folder: Path) -> bool:

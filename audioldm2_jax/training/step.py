@@ -58,13 +58,15 @@ def step(
             stage, objective, params, model_state, frozen, batch, rngs, variant, shared
         )
         own = {group: params[group] for group in objective.groups}
-        updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
-        params = stage.constrain({**params, **optax.apply_updates(own, updates)})
+        with jax.named_scope("optimizer"):  # profiles and plans tell it from the losses by its name
+            updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
+            params = stage.constrain({**params, **optax.apply_updates(own, updates)})
         metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
         metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.tree.norm(grads)}
     if "replaced" in batch:
         metrics["replaced_records"] = batch["replaced"].sum()
-    ema = optim.update_ema(state["ema"], params, hparams.ema, count) if state["ema"] else {}
+    with jax.named_scope("moving_average"):
+        ema = optim.update_ema(state["ema"], params, hparams.ema, count) if state["ema"] else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": count + 1}, metrics
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audioldm2_jax import config_files
-from audioldm2_jax.commands import train
+from audioldm2_jax.commands import config_flag
 from audioldm2_jax.commands.main import COMMANDS, main
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -39,7 +39,7 @@ def test_unknown_commands(capsys):
     assert main(["trian"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: there is no command trian; the commands are train, generate, convert, prepare\n"
+        == "error: there is no command trian; the commands are train, generate, convert, prepare, plan\n"
     )
 
 
@@ -57,8 +57,8 @@ def test_the_config_is_found_by_either_form_of_its_flag(tmp_path, monkeypatch):
     file = f"{config_files.folder() / 'music.py'}:base"
     rest = ["--config.seed=3", "--config.data.source=music"]
     for flag in ("--config", "-config"):
-        assert train.with_files([flag, "music:base", *rest]) == [flag, file, *rest]
-        assert train.with_files([*rest, f"{flag}=configs/music.py:base"]) == [*rest, f"{flag}={file}"]
+        assert config_flag.with_files([flag, "music:base", *rest]) == [flag, file, *rest]
+        assert config_flag.with_files([*rest, f"{flag}=configs/music.py:base"]) == [*rest, f"{flag}={file}"]
 
 
 @pytest.mark.parametrize(
