@@ -249,9 +249,7 @@ def test_half_a_file_without_compression_is_refused(tmp_path, name):
     path = tmp_path / name
     soundfile.write(path, np.full(16000, 0.1), 16000, format=path.suffix[1:].upper(), subtype="PCM_16")
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(
-        files.UnreadableAudio, match=rf"{name} is damaged or incomplete \(\d+ of its \d+ bytes"
-    ):
+    with pytest.raises(files.UnreadableAudio, match=rf"{name} is damaged or incomplete \(\d+ of its \d+ bytes"):
         files.frames(path)
 
 
