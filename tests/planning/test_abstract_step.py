@@ -82,5 +82,5 @@ def test_parameters_and_bytes():
     weights = sum(leaf.size for leaf in jax.tree.leaves(built.state["params"]))
     assert sum(counted["trained"].values()) == weights and counted["frozen"] == {}
     sizes = estimate.bytes_of_arguments(built)
-    assert sizes["parameters"] == 4 * weights and sizes["optimizer"] >= 8 * weights
+    assert sizes["parameters"] == 4 * weights and sizes["optimizer"] >= 4 * weights  # Muon has one moment
     assert sizes["batch"] == config.train.vae.batch_size // jax.device_count() * (10240 * 4 + 4)
