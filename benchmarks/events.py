@@ -3,17 +3,18 @@
     python benchmarks/events.py --model runs/audio --tagger YAMNET.onnx
 
 Captions name two events, one after the other, in pairs that training never had ("two knocks, then a bell"). What is
-judged: their real clips; the same through the VAE and the vocoder; and what the model makes of the captions. The
-listeners: a classifier fitted on clips of voices that the model never learnt from (this dog, that bell: the corpus
-keeps those of its splits apart), and YAMNet, which never heard the corpus at all.
+judged: their real clips; the same through the VAE and the vocoder; what the UNet makes of their LOA, so that its
+losses are told from the language model's; and what the model makes of the captions.
 
-Each gives every piece of a clip probabilities of the classes; the louder a piece, the more it counts. From them
+The listeners: a classifier fitted on clips of voices that the model never learnt from (this dog, that bell: the corpus
+keeps those of its splits apart), and YAMNet, which never heard the corpus at all. Each gives every piece of a clip
+probabilities of the classes; the louder a piece, the more it counts. From them
 
 - both: the likeliest two classes, one before the other, are those of the caption, in its order;
 - first, second: one of the two is;
 - order: the caption's order is likelier than the other (chance 50 %).
 
-Beside the figures stand, in square brackets, those by the caption of another clip.
+In round brackets 95 % intervals, in square ones how often the caption of another clip is found.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from audioldm2_jax import AudioLDM2
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.builtin.effects import EffectsCorpus, heldout_captions, heldout_examples
 from audioldm2_jax.data.builtin.sounds import SOUNDS
+from audioldm2_jax.generation.editing import Variation
 
 #: AudioSet classes (YAMNet's class map) of the corpus' sounds; of several the highest counts.
 AUDIOSET = {
@@ -91,26 +93,19 @@ def clips(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[tupl
     if options.model:
         folder = Path(options.model)
         model = AudioLDM2.from_pretrained(folder / "model" if (folder / "model").is_dir() else folder)
-        rate, seconds = model.sampling_rate, model.own_length / model.sampling_rate
+        rate, seconds = model.sampling_rate, model.own_length
     examples, captions = heldout_examples(2 * options.clips, rate, seconds), heldout_captions(2 * options.clips)
     # What lies over a background has no order.
     chosen = [i for i, example in enumerate(examples) if example.labels["kind"] == "sequence"][: options.clips]
     sounds = {"real": np.stack([files.normalise(examples[i].waveform) for i in chosen])}
     if model:
         texts = [captions[i][0] for i in chosen]
-        made = [
-            model(
-                texts[start : start + BATCH],
-                num_inference_steps=options.steps,
-                guidance_scale=options.guidance,
-                seed=options.seed,
-            ).audios
-            for start in range(0, len(texts), BATCH)
-        ]
-        sounds |= {
-            "VAE, vocoder": reconstruct(model, sounds["real"])["VAE, vocoder"],
-            "generated": np.concatenate(made),
-        }
+        flags = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed}
+        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        edits = [Variation(clip, rate) for clip in sounds["real"]]
+        sounds["VAE, vocoder"] = reconstruct(model, sounds["real"])["VAE, vocoder"]
+        sounds["its LOA, UNet"] = np.stack([model(t, edit=e, **flags).audios[0] for t, e in zip(texts, edits)])
+        sounds["generated"] = np.concatenate([model(part, **flags).audios for part in parts])
     return {name: at_16_khz(waveforms, rate) for name, waveforms in sounds.items()}, [captions[i][1] for i in chosen]
 
 

@@ -280,6 +280,8 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")
     words = '-t "a slow melody on a violin in a minor key"'
+    if config.data.source == "builtin:audio":
+        words = '-t "a dog barks twice, then a bell rings"'
     if speaks(config):
         words = '-t "a woman speaks slowly" --transcription "the words to be said"'
     more = command_line("generate", f"--model {config.run_dir} {words}")
