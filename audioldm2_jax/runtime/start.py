@@ -12,7 +12,7 @@ from audioldm2_jax.runtime.storage import local_path
 
 
 class DeviceError(ValueError):
-    """JAX finds no device of the kind that the environment asks for."""
+    """JAX has no device of the kind that the environment asks for, or is asked for what is not supported."""
 
 
 def start(compilation_cache: str = "", others: cluster.Cluster | None = None) -> None:
@@ -37,10 +37,12 @@ def open_devices() -> None:
     """Has JAX find its devices, so that it fails here, if it does, and in words.
 
     Raises:
-        DeviceError: it finds none of the kind that JAX_PLATFORMS names.
+        DeviceError: it finds none of the kind that JAX_PLATFORMS names, or is to compute in 64 bits.
     """
     import jax
 
+    if jax.config.jax_enable_x64:
+        raise DeviceError("JAX_ENABLE_X64 is set, and 64 bits are not supported: start without it")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a plugin is not installed

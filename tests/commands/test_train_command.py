@@ -202,6 +202,13 @@ def test_a_stage_that_is_trained_anew_is_not_mixed_with_what_was_made_from_the_o
     assert code == 0 and "vae: finished before" in out and "diffusion  step 4/4" in out, err
 
 
+def test_64_bits_are_refused(environment, tmp_path):
+    flags = ["--config=configs/music.py", f"--config.run_dir={tmp_path / 'run'}"]
+    code, _, err = command({**environment, "JAX_ENABLE_X64": "1"}, *flags)
+    assert code == 1 and err.splitlines()[-1].startswith("error: JAX_ENABLE_X64 is set")
+    assert not (tmp_path / "run").exists()
+
+
 def test_prepare_makes_caches_by_the_flags_of_training(environment):
     flags = ["--cache", "--config=music", "--config.data.cash=/x"]
     done = subprocess.run(
