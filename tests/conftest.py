@@ -1,6 +1,5 @@
 """Its place puts the helpers of this folder on the path of all tests."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,10 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_enable_compilation_cache", False)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A compilation cache of all tests of a session: many of them compile the step of the same small stage."""
-    root = tmp_path_factory.getbasetemp()
-    path = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "xla"  # of all processes
-    path.mkdir(exist_ok=True)
+    """A compilation cache for those who ask for it, so that going on with a run does not compile its step again."""
+    path = tmp_path_factory.mktemp("xla")
     values = {
         "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(path),
