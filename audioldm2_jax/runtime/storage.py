@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 # With one slash, too, as RFC 8089 and Java write it. One letter is a drive of Windows.
-_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/")
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(//?)")
 
 
 class StorageError(ValueError):
@@ -39,7 +39,9 @@ def local_path(text: str, what: str) -> Path:
         )
     if url:
         rest = text.strip()[url.end() :]
-        text = "/" + unquote(re.sub(r"^/localhost(?=/|$)", "", rest).lstrip("/"))
+        if url[2] == "//":  # a host comes next, none or this one
+            rest = rest.removeprefix("localhost")
+        text = "/" + unquote(rest.lstrip("/"))
     if "\0" in text:
         raise StorageError(f"{what}={text!r}: a path has no zero byte")
     try:
