@@ -69,7 +69,7 @@ def _memory(plan: dict[str, Any]) -> Iterator[str]:
         yield f"  weights and state shared out: --config.mesh.fsdp={advice['fsdp']}{_GUESSED}"
     if setting["remat"] is False:
         yield "  activations recomputed in the backward pass, for about a third more arithmetic: --config.remat=True"
-    if setting["accumulate"] == 1:
+    if setting["accumulate"] == 1 and setting["batch_size"] % (2 * plan["topology"]["chips"]) == 0:
         yield f"  the same batch in parts: --config.train.{stage}.accumulate=2"
 
 

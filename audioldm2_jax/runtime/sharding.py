@@ -38,8 +38,9 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
             "-1 on one axis takes what is left"
         )
     types = (jax.sharding.AxisType.Auto,) * len(axes)
-    slices = len({getattr(device, "slice_index", None) for device in devices})
-    if slices == 1:
+    # GPUs have such numbers as well, one a host; their hosts are taken in order, whatever the axes.
+    slices = len({getattr(one, "slice_index", None) for one in devices if one.platform == "tpu"})
+    if slices <= 1:
         return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=types, devices=devices)
     if sizes[0] % slices:
         raise ValueError(
