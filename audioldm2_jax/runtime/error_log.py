@@ -6,6 +6,7 @@ some of it after the run has said what happened. `collect` keeps all that for th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
@@ -103,7 +104,8 @@ def write(path: Path) -> Path | None:
             place.write_text(content, encoding="utf-8", errors="backslashreplace")
             return place
         except OSError:
-            continue
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)  # half of it
     return None
 
 

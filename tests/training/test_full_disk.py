@@ -67,6 +67,17 @@ def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
     path.unlink()
 
 
+def test_half_a_traceback_is_not_left(tmp_path, monkeypatch):
+    def full(path, content, **_):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(error_log.tempfile, "gettempdir", lambda: tmp_path / "tmp")
+    assert error_log.write(tmp_path / "error.txt") is None
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("error", ["RuntimeError", "OSError"])
 def test_before_the_user_is_told_nothing_is_hidden(error):
     code = f"""
