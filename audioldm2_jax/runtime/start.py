@@ -116,11 +116,10 @@ def _say_once(cache: Path) -> None:
             shown(message, *where, **more)
         elif found[1] not in said:
             said.add(found[1])
-            missing = "what is damaged there is compiled anew" if found[1] == "reading" else "nothing more is kept there"
-            reason = " ".join(found[2].split())
+            what = "what is damaged is compiled anew" if found[1] == "reading" else "nothing more is kept"
             logging.warning(
-                "%s (%s) in the compilation cache: delete %s, or name another folder with --config.compilation_cache",
-                *(missing, reason, cache),
+                "the compilation cache: %s (%s): delete %s, or name another folder with --config.compilation_cache",
+                *(what, " ".join(found[2].split()), cache),
             )
 
     warnings.showwarning = show

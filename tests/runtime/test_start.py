@@ -48,12 +48,12 @@ def test_damaged_entries(tmp_path, damage):
         else:
             entry.write_bytes(b"nothing" if damage == "other bytes" else content[: len(content) // 2])
     (line,) = compile_three(tmp_path)
-    assert "what is damaged there is compiled anew" in line and f"delete {tmp_path}" in line
+    assert "what is damaged is compiled anew" in line and f"delete {tmp_path}" in line
 
 
 def test_a_full_disk(tmp_path):
     (line,) = compile_three(tmp_path, "100")
-    assert "nothing more is kept there" in line and str(tmp_path) in line
+    assert "nothing more is kept" in line and str(tmp_path) in line
 
 
 def test_a_file_in_its_place(tmp_path):
