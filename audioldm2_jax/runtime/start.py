@@ -27,8 +27,14 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
 
     Raises:
         ClusterError: see `cluster.join`.
-        DeviceError: see `open_devices`.
+        DeviceError: JAX is not to promote types, and see `open_devices`.
     """
+    import jax
+
+    if jax.config.jax_numpy_dtype_promotion == "strict":
+        raise DeviceError(
+            "JAX_NUMPY_DTYPE_PROMOTION=strict is set, with which Optax and Flax cannot train: start without it"
+        )
     if others is not None:
         cluster.join(others)
     open_devices()
