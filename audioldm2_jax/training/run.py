@@ -49,7 +49,7 @@ _LEARNT_FROM = {
 }
 
 
-#: Networks that read or make the mel: they have to be of the recipe's also where no stage reads them, as all is published.
+#: Networks of the mel, which has to be the recipe's also where no stage reads them, as all are published.
 _OF_MEL = ("vae", "vocoder")
 
 
