@@ -17,6 +17,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from audioldm2_jax.runtime.text_files import shown, shown_lines
+
 FILE = "error.txt"
 _MOST = 500  # texts kept
 _WANTED = {
@@ -83,8 +85,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         what = _WANTED.get(error.errno, (error.strerror or "").lower())
         where = error.filename2 or error.filename
-        return f"{_shown(where)} cannot be written or read: {what}" if where else what
-    return " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error) or type(error).__name__
+        return f"{shown(where)} cannot be written or read: {what}" if where else what
+    text = " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error)
+    return shown_lines(text) or type(error).__name__
 
 
 def write(path: Path) -> Path | None:
@@ -112,7 +115,3 @@ def write(path: Path) -> Path | None:
 def _keep(text: str) -> None:
     if text in _collected or len(_collected) < _MOST:
         _collected[text] = _collected.get(text, 0) + 1
-
-
-def _shown(path: object) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -54,7 +54,12 @@ def test_errors_of_the_system_say_what_to_do():
         said = error_log.describe(OSError(code, os.strerror(code), "/runs/caf\udce9"))
         assert wanted in said and "/runs/caf\\udce9" in said and "\n" not in said
         said.encode()
-    assert error_log.describe(ValueError("as it is")) == "as it is"
+    assert error_log.describe(ValueError("as it is\nin two lines")) == "as it is\nin two lines"
+
+
+def test_nothing_that_a_terminal_obeys_is_printed():
+    assert error_log.describe(ValueError("/a/\x1b[31m\u202e is no folder")) == "/a/\\x1b[31m\\u202e is no folder"
+    assert error_log.describe(ValueError("caf\udce9")) == "caf\\udce9"
 
 
 def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
