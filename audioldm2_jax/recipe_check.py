@@ -147,7 +147,9 @@ _CHOICES = {
     "decay": ("constant", "cosine", "exponential"),
     "loss": ("mse", "l1"),
     "unconditional": ("language_model", "zeros"),
+    "text": ("captions", "none"),
 }
+_DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
 _CHOICES_OF_DATA = {"segment": ("random", "sounding"), "short": ("pad", "repeat")}
 _SHARES = ("guidance_dropout", "true_loa_share", "mask_ratio", "ema")
 _LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1, "cache_records": 0, "cache_crops": 1}
@@ -161,6 +163,8 @@ def _counts(config: ConfigDict, stages: Sequence[str]) -> Iterator[str]:
                 yield f"{where}.{key}={section[key]}: it has to be at least {count}"
     for where, (section, _) in sections.items():
         yield from _values(where, section)
+    if config.dtype not in _DTYPES:
+        yield f"dtype={config.dtype!r}: choose from {', '.join(_DTYPES)}"
     if config.side_by_side < 1:
         yield f"side_by_side={config.side_by_side}: it has to be at least 1, which is one stage after the other"
     if config.samples.clips and not 1 <= config.samples.steps <= config.scheduler.num_train_timesteps:
@@ -252,8 +256,9 @@ def _sound(config: ConfigDict) -> Iterator[str]:
     audio = config.audio
     if audio.sampling_rate < 1 or not 0 < audio.seconds < math.inf:
         yield f"audio.sampling_rate={audio.sampling_rate} and audio.seconds={audio.seconds} have to be positive"
-    if audio.mel.n_mels < 1:
-        yield f"audio.mel.n_mels={audio.mel.n_mels} has to be positive"
+    for key in ("n_mels", "n_fft", "hop_length"):
+        if audio.mel[key] < 1:
+            yield f"audio.mel.{key}={audio.mel[key]} has to be positive"
     try:
         mel.MelSettings(sampling_rate=audio.sampling_rate, **audio.mel)
     except ValueError as error:
@@ -274,6 +279,7 @@ def _fbank(config: ConfigDict) -> Iterator[str]:
     patch = config.models.audiomae.patch_size
     if patch < 1 or any(side % patch for side in size):
         yield f"models.audiomae.patch_size={patch} does not divide models.audiomae.img_size={size}"
+    yield from _audiomae(config.models.audiomae)
     if (audio.fbank.frames, audio.fbank.n_mels) != size:
         yield (
             f"audio.fbank is {audio.fbank.frames} frames × {audio.fbank.n_mels} bands and models.audiomae.img_size "
@@ -285,6 +291,18 @@ def _fbank(config: ConfigDict) -> Iterator[str]:
         yield (
             f"AudioMAE would see the first {seen:g} s of clips of {audio.seconds:g} s: set audio.fbank.frames={wanted} "
             f"and models.audiomae.img_size=({wanted},{audio.fbank.n_mels}), or audio.seconds={seen:g}"
+        )
+
+
+def _audiomae(network: ConfigDict) -> Iterator[str]:
+    for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+        if network[heads] < 1 or network[width] % network[heads]:
+            yield f"models.audiomae.{heads}={network[heads]} does not divide models.audiomae.{width}={network[width]}"
+    patches = math.prod(side // network.patch_size for side in network.img_size)
+    if network.positions and math.prod(network.positions) != patches:
+        yield (
+            f"models.audiomae.positions={network.positions} are {math.prod(network.positions)} places, and "
+            f"models.audiomae.img_size={network.img_size} has {patches} patches: () is their own grid"
         )
 
 

@@ -109,3 +109,7 @@ def test_recordings_of_one_length_are_seen_in_the_histogram(tmp_path):
         soundfile.write(tmp_path / "in" / f"{number}.wav", np.full(800, 0.1 * number + 0.1), 8000)
     found = job.prepare(job.Options(str(tmp_path / "in"), str(tmp_path / "out")))["seconds"]["histogram"]
     assert sum(found["counts"]) == 3 and np.diff(found["edges"]).min() > 0
+
+
+def test_names_and_captions_hold_nothing_that_a_terminal_obeys():
+    assert report._code("a\x1b[2J `` $x_1$ [b]\u202e") == r"`` a\x1b[2J ' ' $x_1$ [b]\u202e ``"

@@ -235,4 +235,4 @@ def _code(value: str | list[str]) -> str:
     """Names and texts as they are, whatever they hold."""
     if isinstance(value, list):
         return ", ".join(map(_code, value))
-    return "`` " + " ".join(value.replace("``", "' '").split()) + " ``"
+    return "`` " + shown(" ".join(value.replace("``", "' '").split())) + " ``"
