@@ -400,6 +400,9 @@ def _training(**stage: object) -> dict:
         "b2": 0.999,
         "weight_decay": 0.01,  # not on biases, norms and embeddings' tables
         "clip_norm": 1.0,  # of the gradient of each objective; 0: not clipped
+        # Updates in a row that are skipped, as loss or gradient is not finite, before the stage stops; 0: it goes on.
+        # Not in the paper; max_consecutive_errors of optax.apply_if_finite.
+        "max_skipped_updates": 10,
         "ema": 0.9999,  # warmed up: min(ema, (1 + n) / (10 + n)) [TF ema.py]; 0: none
         "log_every": 50,
         "save_every": 5000,

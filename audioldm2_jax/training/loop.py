@@ -4,7 +4,8 @@ The order of one call of `train`:
 1. the shape and place on the mesh of every array of the state (training/state.py), allocating nothing;
 2. the newest undamaged checkpoint, or new parameters, or those that the stage starts from;
 3. steps (training/step.py): the batch of step s and all randomness in it are functions of (seed, s, slot), so a
-   resumed run is the straight run; what they report goes to training/record.py;
+   resumed run is the straight run; what they report goes to training/record.py; updates that are not finite are
+   skipped, and a run of them ends the training with what is at fault (training/diagnosis.py);
 4. a checkpoint at intervals and after the last step;
 5. evaluators at their intervals and at the end (evaluation/base.py): the loss on held-out data, samples.
 It returns the averaged parameters.
@@ -23,10 +24,11 @@ from jax.sharding import Mesh
 from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import optim, state, step
+from audioldm2_jax.training import diagnosis, optim, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
+from audioldm2_jax.training.diagnosis import NotFinite
 from audioldm2_jax.training.progress import Progress
-from audioldm2_jax.training.record import NotFinite, Record
+from audioldm2_jax.training.record import Record
 from audioldm2_jax.training.state import State, averaged
 
 
@@ -59,6 +61,7 @@ def train(
     progress: Progress,
     should_stop: Callable[[], int] = lambda: 0,
     evaluators: Sequence[Evaluator] = (),
+    records: Callable[[int], Sequence[str]] = lambda number: (),
 ) -> Trained:
     """Trains `stage` to the end of its recipe, from where `folder` left it.
 
@@ -70,10 +73,11 @@ def train(
         progress: where reports go.
         should_stop: asked after every step for the signal that asks to stop, 0 without one.
         evaluators: called at their intervals and at the end.
+        records: names the records in the host's slots of a step, for people.
 
     Raises:
         Stopped: `should_stop` said so, after saving.
-        NotFinite: a loss or gradient was not finite.
+        NotFinite: `max_skipped_updates` in a row had a loss or gradient that was not finite.
         CheckpointError: nothing could be saved, or nothing read.
         ValueError: the batch or its accumulation does not fit the devices or the stage.
     """
@@ -102,7 +106,10 @@ def train(
         for number in range(first, hparams.steps):
             batch = sharding.to_devices(record.next_batch(stream), mesh)
             current, metrics = take_step(current, frozen, batch, variant=stage.variant(number))
-            record.add(number, metrics)
+            if record.add(number, metrics):
+                found = diagnosis.find(stage, current, frozen, batch, number, mesh)
+                names = diagnosis.names_of(records, number)
+                raise record.not_finite(*diagnosis.explain(found, stage.name, number, names))
             done = number + 1
             logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
             # Several hosts have to agree on the step at which they stop.
@@ -110,7 +117,6 @@ def train(
             if logs or stop:
                 record.log()
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
-                record.check()
                 checkpoints.save(done, current)
             if stop and done < hparams.steps:
                 raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}", stop)

@@ -1,4 +1,4 @@
-"""What a stage reports while it trains: loss, speed, waiting for data, evaluation; and the check for NaN."""
+"""What a stage reports while it trains: loss, speed, waiting for data, skipped updates, evaluation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,17 @@ import numpy as np
 
 from audioldm2_jax.evaluation import heldout_loss
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import optim
+from audioldm2_jax.training import diagnosis, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
-
-
-class NotFinite(RuntimeError):
-    """The loss stopped being a number; nothing of that step was saved."""
+from audioldm2_jax.training.step import SKIPPED
 
 
 class Record:
     """The metrics of one stage's run: held back until they are wanted, so that the host does not wait for the device.
 
-    Process 0 writes files; all processes check and time.
+    Process 0 writes files; all processes count skipped updates, and time.
     """
 
     def __init__(self, stage: Stage, folder: Path, progress: Progress, checkpoints: Checkpoints, first: int):
@@ -45,6 +42,9 @@ class Record:
         self._clock = _Clock(first)
         self._writer = MetricsWriter(folder) if jax.process_index() == 0 else None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._unread: list[tuple[int, dict[str, jax.Array]]] = []  # whose `SKIPPED` has not been looked at
+        self._skipped: list[int] = []  # the last steps without a gap whose update was skipped
+        self._total = int(self._writer.last(SKIPPED, first) or 0) if self._writer else 0
 
     def next_batch(self, stream: Iterator) -> Any:
         """Returns the next batch; the time counts as waiting unless the device had a step to do meanwhile."""
@@ -55,51 +55,75 @@ class Record:
             self._clock.waited += time.monotonic() - before
         return batch
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> bool:
         """Adds the metrics of a step that may still be running, and waits for the step before it.
 
         So the host is at most one step ahead of the device. The first step compiles: it is waited for and not timed.
+        So is one with which there may be too many skipped updates: the state is still what it found.
+
+        Returns:
+            whether `max_skipped_updates` in a row were skipped, this one last.
         """
         self._pending.append((step, metrics))
+        self._unread.append((step, metrics))
+        most = self.hparams.max_skipped_updates
+        at_once = self._clock.begin is None or 0 < most <= len(self._skipped) + len(self._unread)
+        while len(self._unread) > (0 if at_once else 1):
+            number, read = self._unread.pop(0)
+            self._skipped = [*self._skipped, number] if int(read[SKIPPED]) else []
         if self._clock.begin is None:
-            jax.block_until_ready(metrics)
             self._clock.start()
-        elif len(self._pending) > 1:
-            jax.block_until_ready(self._pending[-2][1])
+        return 0 < most <= len(self._skipped)
 
     def log(self) -> None:
-        """Writes the mean of the metrics since the last log, and forgets them.
+        """Writes the metrics since the last log, and forgets them: of numbers the mean of those that are finite.
 
-        Raises:
-            NotFinite: see `check`.
+        Of a gradient's norm also the largest, of skipped updates how many there were in all.
         """
-        self.check()
         if not self._pending:
             return
         step = self._pending[-1][0] + 1
-        several = [metrics for _, metrics in self._pending]
-        means = {name: float(np.mean([float(m[name]) for m in several if name in m])) for name in several[-1]}
+        several = [{name: float(value) for name, value in metrics.items()} for _, metrics in self._pending]
+        finite = {name: [m[name] for m in several if math.isfinite(m.get(name, math.nan))] for name in several[-1]}
+        means = {name: float(np.mean(values)) for name, values in finite.items() if values}
+        means |= {f"{name}_max": max(finite[name]) for name in means if name.endswith("/grad_norm")}
+        self._tell_skipped(step, [done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
+        means[SKIPPED] = float(self._total)
         rate, left = self._clock.tick(step, self.hparams.steps)
         means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.data_wait()
         means["learning_rate"] = float(optim.learning_rate(self.hparams)(step))
         self.write(step, means)
         # The last objective's: of a GAN, the generator's.
-        loss = means[self.stage.objectives(self.stage.variant(step - 1))[-1].name + "/loss"]
-        self.progress.report(
-            Report(self.stage.name, step, self.hparams.steps, loss, means["examples_per_second"], left, self.heldout)
-        )
+        name, steps = self.stage.objectives(self.stage.variant(step - 1))[-1].name, self.hparams.steps
+        loss, rate = means.get(f"{name}/loss", math.nan), means["examples_per_second"]
+        self.progress.report(Report(self.stage.name, step, steps, loss, rate, left, self.heldout, skipped=self._total))
         self._pending.clear()
 
-    def check(self) -> None:
-        """Raises NotFinite if any step since the last log had a loss or gradient that is not finite."""
-        for step, metrics in self._pending:
-            losses_first = sorted(metrics.items(), key=lambda item: not item[0].endswith("/loss"))
-            bad = [name for name, value in losses_first if not math.isfinite(float(value))]
-            if bad:
-                raise NotFinite(
-                    f"{self.stage.name}: {bad[0]} was {float(metrics[bad[0]])} at step {step + 1}; nothing of it was "
-                    f"saved and {self._advice()}"
-                )
+    def _tell_skipped(self, step: int, skipped: list[tuple[int, dict[str, jax.Array]]]) -> None:
+        """Adds the steps, with their metrics, whose updates were skipped since the last log, and says so."""
+        if not skipped:
+            return
+        self._total += len(skipped)
+        number, metrics = skipped[-1]
+        those = f"the update of step {number + 1} was skipped"
+        if len(skipped) > 1:
+            those = f"the updates of {len(skipped)} steps up to step {step} were skipped, the last of step {number + 1}"
+        self.progress.say(f"{self.stage.name}: {those}: {_not_finite(metrics)} ({self._total} in all)")
+
+    def not_finite(self, found: str, details: str) -> diagnosis.NotFinite:
+        """Returns the error to stop with once `add` has said so.
+
+        Args:
+            found, details: what is at fault in the last step, in a line, and the rest of it.
+        """
+        count, (step, metrics) = len(self._skipped), self._pending[-1]
+        several = f"{count} updates in a row were skipped, the last" if count > 1 else "the update was skipped"
+        error = diagnosis.NotFinite(
+            f"{self.stage.name}: {several} at step {step + 1}, as {_not_finite(metrics)}; {found}; nothing of "
+            f"it was saved and {self._advice()}"
+        )
+        error.add_note(f"steps that were skipped: {', '.join(str(number + 1) for number in self._skipped)}\n{details}")
+        return error
 
     def _advice(self) -> str:
         """What to do where training has diverged: a stage that is begun keeps its settings."""
@@ -148,6 +172,13 @@ class Record:
         """Closes the files."""
         if self._writer:
             self._writer.close()
+
+
+def _not_finite(metrics: dict[str, jax.Array]) -> str:
+    """Returns the first metric of a skipped step that is not finite, a loss if there is one, and its value."""
+    losses_first = sorted(metrics.items(), key=lambda item: not item[0].endswith("/loss"))
+    bad = [f"{name} was {float(value)}" for name, value in losses_first if not math.isfinite(float(value))]
+    return bad[0] if bad else "the new model state was not finite"
 
 
 class _Clock:

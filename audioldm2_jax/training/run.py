@@ -293,7 +293,8 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     ]
     if data.has_heldout:
         evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
-    trained = loop.train(stage, mesh, partial(data.train, stage), where, progress, should_stop, evaluators)
+    batches, records = partial(data.train, stage), partial(data.records, stage)
+    trained = loop.train(stage, mesh, batches, where, progress, should_stop, evaluators, records)
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")

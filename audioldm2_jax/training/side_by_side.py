@@ -22,9 +22,8 @@ from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.training import run
 from audioldm2_jax.training.checkpoint import CheckpointError
-from audioldm2_jax.training.loop import Stopped
+from audioldm2_jax.training.loop import NotFinite, Stopped
 from audioldm2_jax.training.progress import Pipe, Progress
-from audioldm2_jax.training.record import NotFinite
 
 # Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
 # level of optimisation is meant to compile sooner, and ran no slower.
