@@ -53,7 +53,7 @@ def find(stage: Stage, state: State, frozen: Any, batch: Mapping[str, jax.Array]
         state: as the step found it: what an update that was skipped leaves.
         frozen, batch, mesh: as the step has them.
     """
-    variant = stage.variant(number)
+    variant, _ = stage.variant(number), stage.key  # which is cached: not in one of the functions that are traced
     replicated = NamedSharding(mesh, PartitionSpec())
     run = partial(jax.jit, out_shardings=replicated)
     state = {part: state[part] for part in ("params", "model_state")}
