@@ -1,7 +1,8 @@
 """A run of one toy stage, which compiles at once, in as many processes as find each other; started by tests.
 
 Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. The variable FAIL is
-`PROCESS:STEP`: that process raises an OSError at that step. SETTING is one more `config.KEY=VALUE`.
+`PROCESS:STEP`: that process raises an OSError at that step. NAN is `FIRST:LAST,…`: the loss of these steps is not
+a number. SETTING is one more `config.KEY=VALUE`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import toys
 from smallest import get_config
 
@@ -25,15 +27,18 @@ class Slow(toys.Line):
 
     needs = continues = makes = classmethod(lambda cls, config: ())
 
-    def variant(self, step: int) -> None:
+    def variant(self, step: int) -> str:
         process, _, at = os.environ.get("FAIL", "-1:0").partition(":")
         if (jax.process_index(), step) == (int(process), int(at)):
             raise OSError("the disk of this host does not answer")
         time.sleep(0.05)
+        broken = [map(int, span.split(":")) for span in os.environ.get("NAN", "1:0").split(",")]
+        return "broken" if any(first <= step <= last for first, last in broken) else "sound"
 
     def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
         cut = {"waveform": batch["waveform"][:, : toys.WIDTH]}
-        return super()._loss(variant, params, outputs, state, frozen, cut, rngs)
+        loss, rest = super()._loss(variant, params, outputs, state, frozen, cut, rngs)
+        return loss * (jnp.nan if variant == "broken" else 1.0), rest
 
 
 def run(folder: str, *settings: str) -> int:

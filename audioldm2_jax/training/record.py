@@ -87,7 +87,7 @@ class Record:
         finite = {name: [m[name] for m in several if math.isfinite(m.get(name, math.nan))] for name in several[-1]}
         means = {name: float(np.mean(values)) for name, values in finite.items() if values}
         means |= {f"{name}_max": max(finite[name]) for name in means if name.endswith("/grad_norm")}
-        self._tell_skipped(step, [done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
+        self._tell_skipped([done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
         means[SKIPPED] = float(self._total)
         rate, left = self._clock.tick(step, self.hparams.steps)
         means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.data_wait()
@@ -99,7 +99,7 @@ class Record:
         self.progress.report(Report(self.stage.name, step, steps, loss, rate, left, self.heldout, skipped=self._total))
         self._pending.clear()
 
-    def _tell_skipped(self, step: int, skipped: list[tuple[int, dict[str, jax.Array]]]) -> None:
+    def _tell_skipped(self, skipped: list[tuple[int, dict[str, jax.Array]]]) -> None:
         """Adds the steps, with their metrics, whose updates were skipped since the last log, and says so."""
         if not skipped:
             return
@@ -107,7 +107,7 @@ class Record:
         number, metrics = skipped[-1]
         those = f"the update of step {number + 1} was skipped"
         if len(skipped) > 1:
-            those = f"the updates of {len(skipped)} steps up to step {step} were skipped, the last of step {number + 1}"
+            those = f"{len(skipped)} updates were skipped, the last of step {number + 1}"
         self.progress.say(f"{self.stage.name}: {those}: {_not_finite(metrics)} ({self._total} in all)")
 
     def not_finite(self, found: str, details: str) -> diagnosis.NotFinite:
