@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import tempfile
 import threading
@@ -29,6 +30,7 @@ _WANTED = {
     errno.EMFILE: "too many files are open (ulimit -n)",
     errno.EIO: "the disk fails: look at the system's log",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _collected: dict[str, int] = {}  # text → how often
 _installed = False
 _told = False  # whether the user has been told what went wrong
@@ -84,6 +86,15 @@ def describe(error: BaseException) -> str:
         where = error.filename2 or error.filename
         return f"{_shown(where)} cannot be written or read: {what}" if where else what
     return " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error) or type(error).__name__
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, is a disk, a quota or a file that has reached its limit."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write(path: Path) -> Path | None:

@@ -117,7 +117,7 @@ def train(
             if logs or stop:
                 record.log()
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
-                checkpoints.save(done, current)
+                checkpoints.save(done, current, None if stop or done == hparams.steps else progress.say)
             if stop and done < hparams.steps:
                 raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}", stop)
             if done < hparams.steps:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from audioldm2_jax.evaluation import heldout_loss
+from audioldm2_jax.runtime import error_log
 from audioldm2_jax.stages.base import Stage
 from audioldm2_jax.training import diagnosis, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ class Record:
         """
         self.stage, self.hparams, self.progress, self.checkpoints = stage, stage.hparams, progress, checkpoints
         self.heldout: float | None = None
+        self._full = False  # whether it has been said that there is no space
         self._began = time.monotonic()
         self._clock = _Clock(first)
         self._writer = MetricsWriter(folder) if jax.process_index() == 0 else None
@@ -143,9 +145,23 @@ class Record:
             yield
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes scalars of a step to the files; remembers the held-out loss for the reports."""
+        """Writes scalars of a step to the files; remembers the held-out loss for the reports.
+
+        Where there is no space for them, that is said once, and they are lost.
+        """
         if metrics and self._writer:
-            self._writer.scalars(step, metrics)
+            try:
+                self._writer.scalars(step, metrics)
+            except OSError as error:
+                if not error_log.is_full(error):
+                    raise
+                if not self._full:
+                    self.progress.say(
+                        f"{self.stage.name}: {error_log.describe(error)}; training goes on without metrics"
+                    )
+                self._full = True
+            else:
+                self._full = False
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -129,6 +130,42 @@ def test_no_space_left(copied, monkeypatch, when):
     _, found, _ = restore(copied)
     assert int(found["step"]) in (4, 5)
     jax.tree.map(np.testing.assert_array_equal, found, state(int(found["step"])))
+
+
+@pytest.mark.parametrize("when", ["before", "at once", "in the background"])
+def test_a_save_that_can_be_done_without(copied, monkeypatch, when):
+    """Where there is no space this is said once, and the next one is as any other."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoints, lines = Checkpoints(copied, keep=3), []
+    save = type(checkpoints._manager).save
+    if when == "before":
+        usage = shutil._ntuple_diskusage(1000, 900, 100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    elif when == "at once":
+        monkeypatch.setattr(type(checkpoints._manager), "save", full)
+    else:
+        monkeypatch.setattr(checkpoint, "digest", full)
+    for step in (5, 6, 7):
+        checkpoints.save(step, state(step), lines.append)
+    if when == "in the background":  # the last one has not been waited for
+        assert "step 5" in lines[0]
+        with pytest.raises(CheckpointError, match="could not save step 8"):
+            checkpoints.save(8, state(8))
+            checkpoints.save(9, state(9))
+    else:
+        with pytest.raises(CheckpointError, match="could not save step 8") if when == "at once" else nullcontext():
+            checkpoints.save(8, state(8))
+    (line,) = lines
+    assert "no space left for the checkpoint of step 5" in line and "that of step 4 stays" in line and "\n" not in line
+    monkeypatch.undo()
+    assert type(checkpoints._manager).save is save
+    checkpoints.save(10, state(10), lines.append)
+    checkpoints.close()
+    assert len(lines) == 1 and not list(copied.glob("*tmp*"))
+    assert int(restore(copied)[1]["step"]) == 10
 
 
 def as_earlier_versions_wrote(folder, signed):
