@@ -20,7 +20,13 @@ from audioldm2_jax.training import diagnosis, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
-from audioldm2_jax.training.step import SKIPPED
+from audioldm2_jax.training.step import REPLACED, SKIPPED
+
+_FEW = 10  # records that cannot be read and never stop a training
+
+
+class Unreadable(RuntimeError):
+    """Too many of the records that were drawn cannot be read; the message says how many, and what to do."""
 
 
 class Record:
@@ -29,16 +35,27 @@ class Record:
     Process 0 writes files; all processes count skipped updates, and time.
     """
 
-    def __init__(self, stage: Stage, folder: Path, progress: Progress, checkpoints: Checkpoints, first: int):
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Path,
+        progress: Progress,
+        checkpoints: Checkpoints,
+        first: int,
+        max_unreadable: float = 1.0,
+    ):
         """Args:
         stage: whose metrics.
         folder: for the files of metrics.
         progress: where reports go.
         checkpoints: named in errors.
         first: steps that were done before.
+        max_unreadable: share of the records drawn, see `log`.
         """
         self.stage, self.hparams, self.progress, self.checkpoints = stage, stage.hparams, progress, checkpoints
         self.heldout: float | None = None
+        self._most_unreadable = max_unreadable
+        self._failed = self._drawn = 0  # records that could not be read, and all that were drawn
         self._full = False  # whether it has been said that there is no space
         self._began = time.monotonic()
         self._clock = _Clock(first)
@@ -81,6 +98,10 @@ class Record:
         """Writes the metrics since the last log, and forgets them: of numbers the mean of those that are finite.
 
         Of a gradient's norm also the largest, of skipped updates how many there were in all.
+
+        Raises:
+            Unreadable: more than `max_unreadable` of the records that this process has seen drawn cannot be read. All
+                hosts count alike.
         """
         if not self._pending:
             return
@@ -89,6 +110,7 @@ class Record:
         finite = {name: [m[name] for m in several if math.isfinite(m.get(name, math.nan))] for name in several[-1]}
         means = {name: float(np.mean(values)) for name, values in finite.items() if values}
         means |= {f"{name}_max": max(finite[name]) for name in means if name.endswith("/grad_norm")}
+        self._tell_unreadable(several)
         self._tell_skipped([done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
         means[SKIPPED] = float(self._total)
         rate, left = self._clock.tick(step, self.hparams.steps)
@@ -100,6 +122,22 @@ class Record:
         loss, rate = means.get(f"{name}/loss", math.nan), means["examples_per_second"]
         self.progress.report(Report(self.stage.name, step, steps, loss, rate, left, self.heldout, skipped=self._total))
         self._pending.clear()
+
+    def _tell_unreadable(self, several: list[dict[str, float]]) -> None:
+        """Counts the records that could not be read since the last log; says it the first time."""
+        failed = round(sum(metrics.get(REPLACED, 0) for metrics in several))
+        if failed and not self._failed:
+            self.progress.say(
+                f"{self.stage.name}: {failed} records that were drawn cannot be read; others replace them"
+            )
+        self._failed += failed
+        self._drawn += len(several) * self.hparams.batch_size + failed
+        share = self._failed / self._drawn
+        if self._failed > _FEW and share > self._most_unreadable:
+            raise Unreadable(
+                f"{self.stage.name}: {self._failed} of {self._drawn} records drawn cannot be read ({share:.0%}), more "
+                f"than --config.data.max_unreadable={self._most_unreadable:g}: look at the data, or raise it"
+            )
 
     def _tell_skipped(self, skipped: list[tuple[int, dict[str, jax.Array]]]) -> None:
         """Adds the steps, with their metrics, whose updates were skipped since the last log, and says so."""

@@ -22,8 +22,8 @@ from audioldm2_jax.stages.base import Objective, Stage
 from audioldm2_jax.training import optim
 from audioldm2_jax.training.state import Optimizers, State
 
-#: The metric that says of a step whether an update was skipped, 1 or 0.
-SKIPPED = "skipped_updates"
+#: The metrics that say of a step whether an update was skipped, 1 or 0, and how many records could not be read.
+SKIPPED, REPLACED = "skipped_updates", "replaced_records"
 
 
 def compiled(stage: Stage, optimizers: Optimizers, on_mesh: State, mesh: Mesh) -> Callable[..., tuple[State, dict]]:
@@ -83,7 +83,7 @@ def step(
             metrics |= {f"{objective.name}/grad_norm/{group}": value for group, value in norms.items()}
     metrics[SKIPPED] = 1 - jnp.array(list(taken.values())).all().astype(jnp.int32)
     if "replaced" in batch:
-        metrics["replaced_records"] = batch["replaced"].sum()
+        metrics[REPLACED] = batch["replaced"].sum()
     with jax.named_scope("moving_average"):
         ema = optim.update_ema(state["ema"], params, hparams.ema, count) if state["ema"] else {}
         ema = {

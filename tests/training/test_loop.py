@@ -113,6 +113,33 @@ def broken(*steps, value=np.nan):
     return start
 
 
+def test_a_share_of_records_that_cannot_be_read_stops_the_stage(tmp_path):
+    """Where it is passed, and not for a few; the first is said."""
+
+    def batches(failing):
+        def start(step):
+            for number, batch in enumerate(toys.data(step), start=step):
+                yield batch | {"replaced": np.array([failing(number)] + 7 * [0], np.int32)}
+
+        return start
+
+    def run(name, failing, most):
+        stage = Line(config(steps=12, log_every=2, save_every=4), {})
+        return toys.train(stage, tmp_path / name, batches=batches(failing), max_unreadable=most)
+
+    with pytest.raises(loop.Unreadable) as caught:
+        run("too many", lambda number: 1 + (number > 5), 0.13)
+    assert str(caught.value) == (
+        "audiomae: 14 of 94 records drawn cannot be read (15%), more than --config.data.max_unreadable=0.13: look at "
+        "the data, or raise it"
+    )
+    assert checkpoints(tmp_path / "too many") == [4, 8]
+    _, said = run("not so many", lambda number: 1, 0.13)
+    told = [line for line in said.lines if "cannot be read" in line]
+    assert told == ["audiomae: 1 records that were drawn cannot be read; others replace them"]
+    run("a few", lambda number: 5 * (number < 2), 0.0)
+
+
 BAD = pytest.mark.parametrize("value, metric", [(np.nan, "loss"), (1e9, "grad_norm")])
 
 
