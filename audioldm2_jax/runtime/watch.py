@@ -170,8 +170,15 @@ class Watch:
         self._end(code, _LINGER + 2 * self.interval)
 
     def _tell(self, index: int, what: str) -> None:
-        with contextlib.suppress(Exception):
-            self.client.key_value_set(f"{_KEYS}/failed/{index}", what, allow_overwrite=True)
+        """Tells the others, if the store answers: a process 0 that is stopped takes calls and does not."""
+
+        def tell() -> None:
+            with contextlib.suppress(Exception):
+                self.client.key_value_set(f"{_KEYS}/failed/{index}", what, allow_overwrite=True)
+
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(_HANGS)
 
     def _poll(self) -> None:
         """Leaves a sign of life and reads the others'."""
@@ -217,7 +224,7 @@ class Watch:
                 silent = silent or self._silent(_SUSPECT)
             if silent:
                 self._leave(dict.fromkeys(silent, "was lost"))
-            elif hangs > _PING and self.index and not self._reachable():
+            elif self.index and hangs > _PING and (hangs > 0.8 * self.heartbeat or not self._reachable()):
                 self._leave({0: "was lost"})
 
     def _reachable(self) -> bool:

@@ -415,6 +415,7 @@ def _write_result(where: Path, components: dict[str, model_folder.Component]) ->
     partial = where / "result.partial"
     if hosts.is_first():
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
     for name, part in components.items():
         variables = hosts.to_first(part.variables)
         if hosts.is_first():
