@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ class MetricsWriter:
             OSError: for want of space, say; with the file's name, which then ends with the line before.
         """
         line = (json.dumps({"step": step, **values}) + "\n").encode()
-        before = self._lines.tell()
+        before = self._lines.seek(0, os.SEEK_END)  # not where a line that was cut off again ended
         try:
             if self._lines.write(line) < len(line):
                 self._lines.write(line[self._lines.tell() - before :])  # says why the rest was not written
