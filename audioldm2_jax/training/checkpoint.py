@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from audioldm2_jax.runtime import error_log, hosts
+from audioldm2_jax.runtime import error_log, hosts, sharding
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
@@ -183,8 +183,14 @@ class Checkpoints:
         return hosts.broadcast(sorted(map(int, self._manager.all_steps()), reverse=True), "steps of the checkpoints")
 
     def _read(self, step: int, abstract_state: Any) -> Any:
+        # Of several hosts each reads its share, and the devices send each other what more they need: else every host
+        # would read all that lies whole on its devices.
+        several = jax.process_count() > 1
+        wanted = sharding.shared_out(abstract_state) if several else abstract_state
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+            found = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+            return jax.jit(lambda tree: tree, out_shardings=places)(found) if several else found
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise CheckpointError(
