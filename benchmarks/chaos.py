@@ -182,6 +182,8 @@ class Table:
 def kill(run: Run, table: Table, rng: random.Random) -> None:
     """Kills one process or both at a random moment, and starts them again."""
     when, victims = rng.choice(("at work", "in a save", "in a save", "starting")), rng.choice(((0,), (1,), (0, 1)))
+    wanted = run.shown() + rng.randrange(5, 2 * _SAVE + 5)  # so that it comes past a save, and not always to the same
+    run.wait(lambda: run.shown() >= wanted, f"step {wanted}")
     if when == "starting":
         run.job.send(0, signal.SIGTERM)
         run.ends(RESTART, RESTART)
@@ -368,14 +370,15 @@ def main(argv: list[str]) -> int:
     rng, table = random.Random(_SEED.value), Table()
     root = Path(_FOLDER.value or tempfile.mkdtemp(prefix="chaos-"))
     data = write_recordings(root / "recordings")
-    steps = 400 + 30 * _KILLS.value
+    steps = 300 + 25 * _KILLS.value
     begin = time.monotonic()
     undisturbed = Run(root / "undisturbed", data, steps)
     undisturbed.start()
     undisturbed.ends(0, 0, seconds=steps)
     print(f"undisturbed: {steps} steps in {time.monotonic() - begin:.0f} s", flush=True)
-    with small_disk(root / "disturbed") as folder:
+    with small_disk(root / "disturbed") as folder, contextlib.ExitStack() as ended:
         run = Run(folder, data, steps)
+        ended.callback(lambda: run.job and run.job.__exit__())
         run.start()
         run.wait_for_a_step()
         events = [(f"kill {number}", kill) for number in range(_KILLS.value)]
