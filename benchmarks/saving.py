@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
     hparams = recipes.get("base").train.diffusion
     factor, between = 4 * _COPIES * _PARAMETERS / size, hparams.save_every * _SECONDS.value
     print(
-        f"music:base, diffusion, {factor * size / 1e9:.1f} GB every {hparams.save_every} steps ({between:.0f} s): waiting "
-        f"{factor * waited / between:.2%} of the time; {factor * worked / between:.1%} of one processor"
+        f"music:base, diffusion, {factor * size / 1e9:.1f} GB every {hparams.save_every} steps ({between:.0f} s): "
+        f"waiting {factor * waited / between:.2%} of the time; {factor * worked / between:.1%} of one processor"
     )
 
 
