@@ -267,7 +267,7 @@ def fill(run: Run, table: Table, rng: random.Random) -> None:
     run.wait(lambda: said in run.said(), "it says that there is no space")
     time.sleep(5)  # several more saves
     newest = run.saved()[-1]
-    count, warned = run.said().count(said), run.said().count("metrics are lost till then")
+    count, warned = run.said().count(said), run.said().count("metrics wait till then")
     ballast.unlink()
     run.wait(lambda: int(run.saved()[-1].name) > int(newest.name), "it saves again")
     table.add(event, 0, 0.0)

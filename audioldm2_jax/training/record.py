@@ -185,7 +185,7 @@ class Record:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes scalars of a step to the files; remembers the held-out loss for the reports.
 
-        Where there is no space for them, that is said once, and they are lost.
+        Where there is no space for them, that is said once, and they wait for the next ones.
         """
         if metrics and self._writer:
             try:
