@@ -331,8 +331,10 @@ def compare(run: Run, undisturbed: Run) -> None:
     if different:
         raise Wrong(f"{len(different)} of {len(first)} arrays differ: {', '.join(different[:5])}")
     rows = [
-        {row["step"]: row.get("replaced_records") for row in map(json.loads, path.read_text().splitlines())}
-        for path in (each.folder / "stages/audiomae/metrics.jsonl" for each in (undisturbed, run))
+        {row["step"]: row["replaced_records"] for row in map(json.loads, lines) if "replaced_records" in row}
+        for lines in (
+            (each.folder / "stages/audiomae/metrics.jsonl").read_text().splitlines() for each in (undisturbed, run)
+        )
     ]
     differing = [step for step, count in rows[1].items() if count != rows[0][step]]
     if differing or not sum(rows[0].values()):
