@@ -1,7 +1,8 @@
 """A process that saves and restores checkpoints; started, and killed, by training/test_checkpoint.py.
 
 Arguments: folder, `save` or `restore`, steps to save ("1,2,3"; restore ignores them), megabytes of a state. Prints a
-line a finished save, or what was restored. With JAX_COORDINATOR_ADDRESS it is one process of several.
+line a finished save, or what was restored and how many bytes were read. With JAX_COORDINATOR_ADDRESS it is one process
+of several; with an empty SPLIT the state lies whole on each.
 """
 
 import os
@@ -20,7 +21,7 @@ def main(folder: str, what: str, steps: str, megabytes: str) -> None:
     from audioldm2_jax.training.checkpoint import Checkpoints
 
     mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(os.environ.get("SPLIT", "fsdp") or None))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     size = int(float(megabytes) * 250_000)
 
@@ -36,6 +37,7 @@ def main(folder: str, what: str, steps: str, megabytes: str) -> None:
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state(0)
         )
+        before = bytes_read()
         found = checkpoints.restore(abstract, lambda line: print("said:", line, flush=True))
         step = int(found["step"])
         same = all(
@@ -43,6 +45,7 @@ def main(folder: str, what: str, steps: str, megabytes: str) -> None:
             for a, b in zip(found["kernel"].addressable_shards, state(step)["kernel"].addressable_shards)
         )
         print("restored", step, same, flush=True)
+        print("read", bytes_read() - before, flush=True)
         checkpoints.close()
         return
     for step in map(int, steps.split(",")):
@@ -54,6 +57,14 @@ def main(folder: str, what: str, steps: str, megabytes: str) -> None:
         checkpoints.close()
     else:
         time.sleep(600)  # to be killed, with nothing closed
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read from files, from whichever cache; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/io").read_text().split()[1])
+    except OSError:
+        return 0
 
 
 if __name__ == "__main__":

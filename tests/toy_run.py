@@ -1,7 +1,8 @@
 """A run of one toy stage, which compiles at once, in as many processes as find each other; started by tests.
 
-Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. The variable FAIL is
-`PROCESS:STEP`: that process raises an OSError at that step. SETTING is one more `config.KEY=VALUE`.
+Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. Of the variables FAIL
+and HANG are `PROCESS:STEP`: with FAIL that process raises an OSError, with HANG it stands still. NAN is `FIRST:LAST,…`:
+the loss of these steps is not a number. SETTING is one more `config.KEY=VALUE`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import toys
 from smallest import get_config
 
-from audioldm2_jax.runtime import cluster
+from audioldm2_jax.runtime import cluster, sharding
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import main
 
@@ -25,19 +27,28 @@ class Slow(toys.Line):
 
     needs = continues = makes = classmethod(lambda cls, config: ())
 
-    def variant(self, step: int) -> None:
-        process, _, at = os.environ.get("FAIL", "-1:0").partition(":")
-        if (jax.process_index(), step) == (int(process), int(at)):
+    def results(self, params, state, frozen, batch):
+        return {}
+
+    def variant(self, step: int) -> str:
+        here = f"{jax.process_index()}:{step}"
+        if here == os.environ.get("FAIL"):
             raise OSError("the disk of this host does not answer")
+        if here == os.environ.get("HANG"):
+            time.sleep(1e6)
         time.sleep(0.05)
+        broken = [map(int, span.split(":")) for span in os.environ.get("NAN", "1:0").split(",")]
+        return "broken" if any(first <= step <= last for first, last in broken) else "sound"
 
     def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
         cut = {"waveform": batch["waveform"][:, : toys.WIDTH]}
-        return super()._loss(variant, params, outputs, state, frozen, cut, rngs)
+        loss, rest = super()._loss(variant, params, outputs, state, frozen, cut, rngs)
+        return loss * (jnp.nan if variant == "broken" else 1.0), rest
 
 
 def run(folder: str, *settings: str) -> int:
-    """Runs to the end of 2000 steps, saving every 20; returns the exit code."""
+    """Runs to the end of 2000 steps, saving every 20, what can be split over `fsdp`; returns the exit code."""
+    sharding.SMALLEST_SHARD = 1
     STAGES.clear()
     STAGES["audiomae"] = Slow
     config = get_config()

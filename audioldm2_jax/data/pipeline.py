@@ -66,14 +66,26 @@ class ExampleIndex:
         Raises:
             UnreadableRecord: 20 records in a row could not be read.
         """
+        _, attempts, made = self._read(step, slot)
+        return made | {"replaced": np.int32(attempts)}
+
+    def record(self, step: int, slot: int) -> str:
+        """The name of the record that the example of a slot is of; reads it, since it may give way to another one.
+
+        Raises:
+            UnreadableRecord: see `example`.
+        """
+        return self.source.name_of(self._read(step, slot)[0])
+
+    def _read(self, step: int, slot: int) -> tuple[int, int, dict[str, np.ndarray]]:
+        """Returns the number of the record of a slot, how many gave way to it, and its fields."""
         number = step * self.batch_size + slot
         position, caption = (Draw(self.seed, use, number).random() for use in ("crop", "caption"))
         index = self.source.draw(number, self.seed)
         for attempt in range(_ATTEMPTS):
             try:
                 excerpt = self.source.excerpt(index, self.samples, position)
-                made = self._encode(self.source.with_caption(excerpt, index, caption))
-                return made | {"replaced": np.int32(attempt)}
+                return index, attempt, self._encode(self.source.with_caption(excerpt, index, caption))
             except UnreadableRecord as error:
                 reason = error
                 index = self.source.another(index, Draw(self.seed, "again", number, attempt))

@@ -28,6 +28,9 @@ def base() -> ConfigDict:
             "side_by_side": 1,
             "compilation_cache": "",  # folder; empty: ~/.cache/audioldm2_jax/xla; "off": none
             "mesh": {"data": -1, "fsdp": 1},  # devices on each axis; -1: all that are left
+            # Seconds in which a step, its batch or a save has to come; else the run writes its stacks and ends with 75.
+            # Compiling and evaluation do not count. 0: they may take any time.
+            "stall_seconds": 1800,
             "dtype": "bfloat16",  # of the computation; parameters and optimiser state stay float32
             "remat": False,  # recompute the UNet's blocks in the backward pass, for memory
             "audio": {
@@ -59,6 +62,7 @@ def base() -> ConfigDict:
                 "source": "",  # builtin:music, tfds:NAME, tfds:/folder, or a path: data/sources.py
                 "heldout_share": 0.02,  # of the records of all but the embedded corpus, by hash
                 "absent": "refuse",  # captions in a folder of recordings that are not there: refuse, or skip
+                "max_unreadable": 0.25,  # share of the records drawn that cannot be read, above which training stops
                 "segment": "sounding",  # of longer recordings: sounding [TF], or random: data/clips.py
                 "short": "pad",  # recordings shorter than a clip: pad with silence [TF], or repeat
                 "audio_feature": "",  # TFDS, Hugging Face: name of the audio feature; empty: the only one there is
@@ -400,6 +404,9 @@ def _training(**stage: object) -> dict:
         "b2": 0.999,
         "weight_decay": 0.01,  # not on biases, norms and embeddings' tables
         "clip_norm": 1.0,  # of the gradient of each objective; 0: not clipped
+        # Updates in a row that are skipped, as loss or gradient is not finite, before the stage stops; 0: it goes on.
+        # Not in the paper; max_consecutive_errors of optax.apply_if_finite.
+        "max_skipped_updates": 10,
         "ema": 0.9999,  # warmed up: min(ema, (1 + n) / (10 + n)) [TF ema.py]; 0: none
         "log_every": 50,
         "save_every": 5000,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import sys
 import tempfile
 import threading
@@ -32,6 +33,7 @@ _WANTED = {
     errno.EMFILE: "too many files are open (ulimit -n)",
     errno.EIO: "the disk fails: look at the system's log",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _collected: dict[str, int] = {}  # text → how often
 _installed = False
 _told = False  # whether the user has been told what went wrong
@@ -88,6 +90,15 @@ def describe(error: BaseException) -> str:
         return f"{shown(where)} cannot be written or read: {what}" if where else what
     text = " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error)
     return shown_lines(text) or type(error).__name__
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, is a disk, a quota or a file that has reached its limit."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write(path: Path) -> Path | None:

@@ -92,6 +92,24 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
+def shared_out(tree: Any) -> Any:
+    """Returns a tree of `jax.ShapeDtypeStruct` on a mesh with every leaf split over all of its devices.
+
+    One that has no axis to be split so stays as it is.
+    """
+
+    def split(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        mesh = leaf.sharding.mesh
+        axes = [axis for axis, extent in enumerate(leaf.shape) if extent and extent % mesh.size == 0]
+        if not axes:
+            return leaf
+        widest = max(axes, key=lambda axis: leaf.shape[axis])
+        place = NamedSharding(mesh, PartitionSpec(*[None] * widest, mesh.axis_names))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(split, tree)
+
+
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global batch that this host's contiguous slots are a part of."""
     sharding = batch_sharding(mesh)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 #: Exit code of a run that is to be started again as it is (EX_TEMPFAIL of sysexits.h): preempted, or another was lost.
 RESTART = 75
@@ -27,6 +29,8 @@ _SUSPECT = 8.0  # seconds of silence that are enough where communication has fai
 _LINGER = 2.0  # seconds in which process 0, which keeps the store, lets the others read what it says
 _on_end: list[Callable[[], None]] = []
 _watch: Watch | None = None
+_doing = "starting"
+_stacks: Path | None = None
 
 
 def delay_abort() -> None:
@@ -67,6 +71,40 @@ def at_end(action: Callable[[], None]) -> None:
 def names() -> list[str]:
     """How each process is called in messages."""
     return _watch.names if _watch else ["this process"]
+
+
+def own_name() -> str:
+    """How this process is called in messages."""
+    return _watch.names[_watch.index] if _watch else "this process"
+
+
+def doing(what: str) -> None:
+    """Says what this process is at; the others read it with its signs of life."""
+    global _doing
+    _doing = what
+
+
+def others_doing() -> dict[str, str]:
+    """What the other processes were doing when they gave their last sign of life, by name."""
+    return _watch.others_doing() if _watch else {}
+
+
+def dump_stacks_to(path: Path | None) -> None:
+    """From here on the stacks of all threads are written to `path` when this process ends because of another one."""
+    global _stacks
+    _stacks = path
+
+
+def dump_stacks() -> bool:
+    """Writes the stacks of all threads to the file of `dump_stacks_to`; returns whether there is one."""
+    if _stacks is None:
+        return False
+    try:
+        with open(_stacks, "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError:
+        return False
+    return True
 
 
 def first_says(message: str, seconds: float = 2.0) -> bool:
@@ -111,6 +149,10 @@ class Watch:
     def stop(self) -> None:
         self._stopped.set()
 
+    def others_doing(self) -> dict[str, str]:
+        alive = sorted(self._alive.items())
+        return {self.names[index]: value.partition(" ")[2] for index, (value, _) in alive if index != self.index}
+
     def said_by_first(self, message: str, seconds: float) -> bool:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -128,8 +170,15 @@ class Watch:
         self._end(code, _LINGER + 2 * self.interval)
 
     def _tell(self, index: int, what: str) -> None:
-        with contextlib.suppress(Exception):
-            self.client.key_value_set(f"{_KEYS}/failed/{index}", what, allow_overwrite=True)
+        """Tells the others, if the store answers: a process 0 that is stopped takes calls and does not."""
+
+        def tell() -> None:
+            with contextlib.suppress(Exception):
+                self.client.key_value_set(f"{_KEYS}/failed/{index}", what, allow_overwrite=True)
+
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(_HANGS)
 
     def _poll(self) -> None:
         """Leaves a sign of life and reads the others'."""
@@ -138,7 +187,7 @@ class Watch:
             beat += 1
             self._asked = self._asked or time.monotonic()
             try:
-                self.client.key_value_set(f"{_KEYS}/alive/{self.index}", str(beat), allow_overwrite=True)
+                self.client.key_value_set(f"{_KEYS}/alive/{self.index}", f"{beat} {_doing}", allow_overwrite=True)
                 if time.monotonic() - read >= self.interval:
                     read = time.monotonic()
                     self._note(self._all("alive"), self._all("failed"))
@@ -175,7 +224,7 @@ class Watch:
                 silent = silent or self._silent(_SUSPECT)
             if silent:
                 self._leave(dict.fromkeys(silent, "was lost"))
-            elif hangs > _PING and self.index and not self._reachable():
+            elif self.index and hangs > _PING and (hangs > 0.8 * self.heartbeat or not self._reachable()):
                 self._leave({0: "was lost"})
 
     def _reachable(self) -> bool:
@@ -196,12 +245,13 @@ class Watch:
         answers = self._asked is None
         for index, what in others.items() if answers else ():
             self._tell(index, what)
+        stacks = f"; its stacks are in {_stacks}" if dump_stacks() else ""
         missing = ", ".join(f"{self.names[index]} {what}" for index, what in sorted(others.items()))
         self._end(
             RESTART,
             _LINGER + 2 * self.interval if answers else 0.0,
-            f"error: {missing}; {self.names[self.index]} cannot go on alone and ends (code {RESTART}). Once the cause "
-            "is gone, the same command on all hosts goes on from the last finished checkpoint",
+            f"error: {missing}; {self.names[self.index]} cannot go on alone and ends (code {RESTART}){stacks}. Once "
+            "the cause is gone, the same command on all hosts goes on from the last finished checkpoint",
         )
 
     def _end(self, code: int, linger: float, last_line: str = "") -> None:

@@ -8,7 +8,7 @@ same checkpoint. One with a file that does not agree is passed over for the one 
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime import error_log, hosts, sharding
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
@@ -43,29 +43,38 @@ class Checkpoints:
         if hosts.is_first():
             self._remove_unfinished()  # of a process that was killed while it saved
         hosts.wait_for_hosts("unfinished checkpoints removed")
-        handlers, signing = ocp.handlers.DefaultCheckpointHandlerRegistry(), _Signing()
-        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
-            handlers.add(_ITEM, arguments, signing)
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            handler_registry=handlers,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
-        )
+        self._keep = keep
+        self._manager = self._open()
         self._saving: int | None = None
+        self._say: Callable[[str], None] | None = None  # of the save in progress
+        self._full = False  # whether it has been said that there is no space
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, say: Callable[[str], None] | None = None) -> None:
         """Starts saving `state` as the checkpoint of `step` steps done; returns while it is being written.
 
         Older checkpoints are deleted once it is there.
 
+        Args:
+            say: of a save that can be done without. Where there is no space for it this is said, once, and nothing
+                else happens. Of several hosts one may still fail where the space only just seemed enough.
+
         Raises:
-            CheckpointError: this save or the one before it failed, for instance for want of space.
+            CheckpointError: this save failed, or the one before it.
         """
-        self._guard(step, self._finish)
+        self._finish_before()
         if step in self._manager.all_steps():
             return
-        self._guard(step, lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
-        self._saving = step
+        if say and not self._has_space(state):
+            self._tell_full(step, say)
+            return
+        try:
+            self._guard(step, lambda: self._manager.save(step, args=ocp.args.StandardSave(state)))
+        except CheckpointError as error:
+            if not (say and self._can_go_on(error)):
+                raise
+            self._tell_full(step, say)
+            return
+        self._saving, self._say = step, say
 
     def restore(self, abstract_state: Any, say: Callable[[str], None]) -> Any | None:
         """Returns the newest undamaged state, laid out as `abstract_state`, or None where there are no checkpoints.
@@ -119,13 +128,69 @@ class Checkpoints:
         self._guard(self._saving, self._finish)
         self._manager.close()
 
+    def _open(self) -> ocp.CheckpointManager:
+        handlers, signing = ocp.handlers.DefaultCheckpointHandlerRegistry(), _Signing()
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add(_ITEM, arguments, signing)
+        return ocp.CheckpointManager(
+            self.folder.resolve(),
+            handler_registry=handlers,
+            options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True),
+        )
+
+    def _finish_before(self) -> None:
+        """Waits for the save in progress, which may be one that can be done without."""
+        step = self._saving
+        if step is None:
+            return
+        try:
+            self._guard(step, self._finish)
+        except CheckpointError as error:
+            if not (self._say and self._can_go_on(error)):
+                raise
+            self._tell_full(step, self._say)
+        else:
+            self._full = False
+
+    def _can_go_on(self, error: CheckpointError) -> bool:
+        """Whether it is for want of space, and this process alone, so that others do not wait; with a new manager."""
+        if jax.process_count() > 1 or not error_log.is_full(error):
+            return False
+        with contextlib.suppress(Exception):  # it says once more what is known
+            self._manager.close()
+        self._manager = self._open()
+        return True
+
+    def _has_space(self, state: Any) -> bool:
+        """Whether the disk, as every host sees it, has space for the state. Called by all."""
+        shards = [shard for leaf in jax.tree.leaves(state) for shard in getattr(leaf, "addressable_shards", ())]
+        needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+        needed, free = zip(*hosts.gather((needed, shutil.disk_usage(self.folder).free), "space for a checkpoint"))
+        return sum(needed) <= min(free)
+
+    def _tell_full(self, step: int, say: Callable[[str], None]) -> None:
+        if not self._full:
+            kept = self.latest()
+            say(
+                f"no space left for the checkpoint of step {step} in {self.folder}: "
+                f"{f'that of step {kept} stays, ' if kept is not None else ''}training goes on and tries again at the "
+                "next one; free some space"
+            )
+        self._full = True
+
     def _steps(self) -> list[int]:
         """Returns the steps of the checkpoints, the newest first, as process 0 sees them."""
         return hosts.broadcast(sorted(map(int, self._manager.all_steps()), reverse=True), "steps of the checkpoints")
 
     def _read(self, step: int, abstract_state: Any) -> Any:
+        # Of several hosts each reads its share, and the devices send each other what more they need: else every host
+        # would read all that lies whole on its devices.
+        several = jax.process_count() > 1
+        wanted = sharding.shared_out(abstract_state) if several else abstract_state
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+            found = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+            return jax.jit(lambda tree: tree, out_shardings=places)(found) if several else found
         except Exception as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise CheckpointError(
@@ -148,7 +213,7 @@ class Checkpoints:
         except Exception as error:
             unfinished, self._saving = self._saving, None
             self._remove_unfinished()
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            full = error_log.is_full(error)
             reason = "no space left on the disk: free some" if full else f"{type(error).__name__}: {error}"
             raise CheckpointError(
                 f"could not save step {step if unfinished is None else unfinished} to {self.folder} ({reason}); "

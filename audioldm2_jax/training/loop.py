@@ -4,7 +4,8 @@ The order of one call of `train`:
 1. the shape and place on the mesh of every array of the state (training/state.py), allocating nothing;
 2. the newest undamaged checkpoint, or new parameters, or those that the stage starts from;
 3. steps (training/step.py): the batch of step s and all randomness in it are functions of (seed, s, slot), so a
-   resumed run is the straight run; what they report goes to training/record.py;
+   resumed run is the straight run; what they report goes to training/record.py; updates that are not finite are
+   skipped, and a run of them ends the training with what is at fault (training/diagnosis.py);
 4. a checkpoint at intervals and after the last step;
 5. evaluators at their intervals and at the end (evaluation/base.py): the loss on held-out data, samples.
 It returns the averaged parameters.
@@ -12,6 +13,7 @@ It returns the averaged parameters.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +24,13 @@ from jax.sharding import Mesh
 
 from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.runtime import hosts, sharding
+from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import optim, state, step
+from audioldm2_jax.training import diagnosis, optim, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
+from audioldm2_jax.training.diagnosis import NotFinite
 from audioldm2_jax.training.progress import Progress
-from audioldm2_jax.training.record import NotFinite, Record
+from audioldm2_jax.training.record import Record, Unreadable
 from audioldm2_jax.training.state import State, averaged
 
 
@@ -59,6 +63,9 @@ def train(
     progress: Progress,
     should_stop: Callable[[], int] = lambda: 0,
     evaluators: Sequence[Evaluator] = (),
+    records: Callable[[int], Sequence[str]] = lambda number: (),
+    max_unreadable: float = 1.0,
+    stall: StallWatch | None = None,
 ) -> Trained:
     """Trains `stage` to the end of its recipe, from where `folder` left it.
 
@@ -70,10 +77,14 @@ def train(
         progress: where reports go.
         should_stop: asked after every step for the signal that asks to stop, 0 without one.
         evaluators: called at their intervals and at the end.
+        records: names the records in the host's slots of a step, for people.
+        max_unreadable: share of the records drawn that may be unreadable.
+        stall: is told what the loop is doing; entered.
 
     Raises:
         Stopped: `should_stop` said so, after saving.
-        NotFinite: a loss or gradient was not finite.
+        NotFinite: `max_skipped_updates` in a row had a loss or gradient that was not finite.
+        Unreadable: too many records cannot be read.
         CheckpointError: nothing could be saved, or nothing read.
         ValueError: the batch or its accumulation does not fit the devices or the stage.
     """
@@ -86,23 +97,22 @@ def train(
     frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
     take_step = step.compiled(stage, optimizers, state.places(abstract), mesh)
     first = int(current["step"])
-    record = Record(stage, folder, progress, checkpoints, first)
-    batch, stream = None, batches(first)
+    record = Record(stage, folder, progress, checkpoints, first, max_unreadable)
+    stream, stall = batches(first), stall or StallWatch(0, folder)
+    steps = _Steps(stage, take_step, frozen, mesh, stream, record, records, stall)
 
     def evaluate(done: int, current: State) -> None:
         snapshot = Snapshot(done, current["params"], averaged(current), current["model_state"], frozen)
         found = {}
         for evaluator in evaluators:
             if due(evaluator, done, hparams.steps):
-                with record.evaluating(evaluator.name):
+                with record.evaluating(evaluator.name), stall.paused():
                     found |= evaluator(snapshot)
         record.write(done, found)
 
     try:
         for number in range(first, hparams.steps):
-            batch = sharding.to_devices(record.next_batch(stream), mesh)
-            current, metrics = take_step(current, frozen, batch, variant=stage.variant(number))
-            record.add(number, metrics)
+            current = steps.take(number, current)
             done = number + 1
             logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
             # Several hosts have to agree on the step at which they stop.
@@ -110,8 +120,8 @@ def train(
             if logs or stop:
                 record.log()
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
-                record.check()
-                checkpoints.save(done, current)
+                stall.doing(f"saving {stage.name}, step {done}")
+                checkpoints.save(done, current, None if stop or done == hparams.steps else progress.say)
             if stop and done < hparams.steps:
                 raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}", stop)
             if done < hparams.steps:
@@ -119,7 +129,7 @@ def train(
         evaluate(hparams.steps, current)
         record.conclude()
         checkpoints.close()
-    except (Stopped, NotFinite):  # on all hosts at the same step
+    except (Stopped, NotFinite, Unreadable):  # on all hosts at the same step
         checkpoints.close()
         raise
     except BaseException:
@@ -129,9 +139,44 @@ def train(
     finally:
         record.close()
         getattr(stream, "close", lambda: None)()
-    if batch is None:
-        batch = sharding.to_devices(next(batches(first)), mesh)
+    batch = sharding.to_devices(next(batches(first)), mesh) if steps.batch is None else steps.batch
     return Trained(averaged(current), current["model_state"], frozen, batch, record.data_wait())
+
+
+class _Steps:
+    """Takes the steps of one call of `train`; arguments as there.
+
+    Attributes:
+        batch: the last one, None before the first step.
+    """
+
+    def __init__(self, stage, take_step, frozen, mesh, stream, record, records, stall):
+        self._stage, self._take_step, self._frozen, self._mesh = stage, take_step, frozen, mesh
+        self._stream, self._record, self._records, self._stall = stream, record, records, stall
+        self.batch: Any = None
+        self._compiled: set[Any] = set()
+
+    def take(self, number: int, current: State) -> State:
+        """Returns the state after step `number`, which may still be running.
+
+        Raises:
+            NotFinite: this update, and too many before it, were skipped.
+        """
+        stage, stall, variant = self._stage, self._stall, self._stage.variant(number)
+        stall.doing(f"reading the batch of {stage.name}, step {number + 1}")
+        self.batch = sharding.to_devices(self._record.next_batch(self._stream), self._mesh)
+        stall.doing(f"computing {stage.name}, step {number + 1}")
+        # The first of a variant compiles.
+        with contextlib.nullcontext() if variant in self._compiled else stall.paused():
+            current, metrics = self._take_step(current, self._frozen, self.batch, variant=variant)
+            too_many = self._record.add(number, metrics)
+        self._compiled.add(variant)
+        if too_many:
+            with stall.paused():
+                found = diagnosis.find(stage, current, self._frozen, self.batch, number, self._mesh)
+                names = diagnosis.names_of(self._records, number)
+            raise self._record.not_finite(*diagnosis.explain(found, stage.name, number, names))
+        return current
 
 
 def _check(stage: Stage, mesh: Mesh) -> None:

@@ -48,6 +48,20 @@ class MetricsWriter:
 
     def best(self, name: str) -> tuple[float, int] | None:
         """Returns the least value of a metric over the whole stage, earlier processes included, and its step."""
+        return min(((value, step) for step, value in self._values(name).items()), default=None)
+
+    def last(self, name: str, step: int) -> float | None:
+        """Returns the latest value of a metric up to step `step`, earlier processes included."""
+        values = {at: value for at, value in self._values(name).items() if at <= step}
+        return values[max(values)] if values else None
+
+    def close(self) -> None:
+        """Closes the files; what they have no room for is lost, `scalars` has told of it."""
+        for file in (self._lines, self._board):
+            file.close()
+
+    def _values(self, name: str) -> dict[int, float]:
+        """Returns a metric by step; of a step that was repeated, as it was the last time."""
         values = {}
         with open(self._lines.path, encoding="utf-8") as lines:
             for line in lines:
@@ -56,13 +70,8 @@ class MetricsWriter:
                 except ValueError:  # half a line, of a process that was killed
                     continue
                 if name in entry:
-                    values[entry["step"]] = entry[name]  # a step that was repeated counts as it was the last time
-        return min(((value, step) for step, value in values.items()), default=None)
-
-    def close(self) -> None:
-        """Closes the files; what they have no room for is lost, `scalars` has told of it."""
-        for file in (self._lines, self._board):
-            file.close()
+                    values[entry["step"]] = entry[name]
+        return values
 
 
 class _Appended:

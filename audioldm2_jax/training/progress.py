@@ -11,7 +11,7 @@ from audioldm2_jax.runtime.text_files import shown_lines
 
 class Report(NamedTuple):
     """Where a stage stands. `seconds` is the time left, `rate` examples a second, `heldout` the last loss on held-out
-    data."""
+    data, `skipped` how many updates were not finite."""
 
     stage: str
     step: int
@@ -21,12 +21,14 @@ class Report(NamedTuple):
     seconds: float
     heldout: float | None = None
     unit: str = "step"
+    skipped: int = 0
 
     @property
     def text(self) -> str:
         """What stands beside the count."""
         heldout = "" if self.heldout is None else f"held-out {self.heldout:.4g}  "
-        return f"loss {self.loss:.4g}  {heldout}{self.rate:.0f} examples/s  {_clock(self.seconds)} left"
+        skipped = f"{self.skipped} skipped  " if self.skipped else ""
+        return f"loss {self.loss:.4g}  {heldout}{skipped}{self.rate:.0f} examples/s  {_clock(self.seconds)} left"
 
 
 class Count(NamedTuple):

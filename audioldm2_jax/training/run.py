@@ -35,6 +35,7 @@ from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.hub_access import no_folder
+from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
@@ -284,7 +285,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     """Trains one stage to its end and writes its result; returns the share of time spent waiting for data.
 
     Raises:
-        RunError, FolderError, Stopped, NotFinite, CheckpointError: see there.
+        RunError, FolderError, Stopped, NotFinite, Unreadable, CheckpointError: see there.
     """
     where = stage_folder(config, name)
     components, tokenizers = _load(config, name)
@@ -301,7 +302,20 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     ]
     if data.has_heldout:
         evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
-    trained = loop.train(stage, mesh, partial(data.train, stage), where, progress, should_stop, evaluators)
+    batches, records = partial(data.train, stage), partial(data.records, stage)
+    with StallWatch(config.stall_seconds, Path(config.run_dir) / f"stacks-{jax.process_index()}.txt") as stall:
+        trained = loop.train(
+            stage,
+            mesh,
+            batches,
+            where,
+            progress,
+            should_stop,
+            evaluators,
+            records,
+            config.data.max_unreadable,
+            stall,
+        )
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
     hosts.wait_for_file(where / "result", f"{name} finished")
@@ -409,6 +423,7 @@ def _write_result(where: Path, components: dict[str, model_folder.Component]) ->
     partial = where / "result.partial"
     if hosts.is_first():
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
     for name, part in components.items():
         variables = hosts.to_first(part.variables)
         if hosts.is_first():

@@ -19,19 +19,18 @@ import jax
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import FolderError
-from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime import hosts, watch
 from audioldm2_jax.training import run
 from audioldm2_jax.training.checkpoint import CheckpointError
-from audioldm2_jax.training.loop import Stopped
+from audioldm2_jax.training.loop import NotFinite, Stopped, Unreadable
 from audioldm2_jax.training.progress import Pipe, Progress
-from audioldm2_jax.training.record import NotFinite
 
 # Of a process that trains on CPU cores. Large pages spare it about a third of a step, in page faults; XLA's first
 # level of optimisation is meant to compile sooner, and ran no slower.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 SEPARATORS = {"GLIBC_TUNABLES": ":", "XLA_FLAGS": " "}
 # What a stage may raise that is told in one line, without a traceback.
-REPORTED_ERRORS = (run.RunError, NotFinite, CheckpointError, FolderError, ValueError, OSError)
+REPORTED_ERRORS = (run.RunError, NotFinite, Unreadable, CheckpointError, FolderError, ValueError, OSError)
 
 
 class StageFailed(RuntimeError):
@@ -141,6 +140,8 @@ class WorkerPool:
         except EOFError:
             process.join()
             kind, content = "failed", StageFailed(f"{name}: its process exited with code {process.exitcode}")
+            if process.exitcode == watch.RESTART:  # it has said why
+                content = Stopped(f"{name}: its process ended, to be started again")
             if self.stopped() and process.exitcode in (-signal.SIGTERM, -signal.SIGINT):
                 kind, content = "stopped", f"{name}: stopped before its first step"
         if kind in ("report", "say"):

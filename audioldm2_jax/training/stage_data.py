@@ -77,12 +77,32 @@ class StageData:
 
     def train(self, stage: Stage, step: int) -> Batches:
         """Opens this host's training batches from a step on."""
+        return self._batches(
+            self._source, self._wanted(stage), stage.hparams.batch_size, step, self._config.data.workers
+        )
+
+    def records(self, stage: Stage, step: int) -> list[str]:
+        """Returns the names of the records in this host's slots of a training step; reads them.
+
+        Raises:
+            UnreadableRecord: see `pipeline.batches`.
+        """
+        slots = pipeline.ExampleIndex(
+            self._source,
+            self._wanted(stage),
+            stage.hparams.batch_size,
+            self._samples,
+            self._config.seed,
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+        )
+        return [slots.record(step, slots.first + slot) for slot in range(slots.local)]
+
+    def _wanted(self, stage: Stage) -> tuple[Encoder, ...]:
         if not self._cached:
-            wanted = encoders.select(self._available, stage.batch_fields)
-        else:
-            of_example, of_cache = stage.cached_fields()
-            wanted = (*encoders.select(self._available, of_example), encoders.Features(of_cache))
-        return self._batches(self._source, wanted, stage.hparams.batch_size, step, self._config.data.workers)
+            return tuple(encoders.select(self._available, stage.batch_fields))
+        of_example, of_cache = stage.cached_fields()
+        return (*encoders.select(self._available, of_example), encoders.Features(of_cache))
 
     def heldout(self, batch_size: int) -> Batches:
         """Opens this host's held-out batches, from sound, with all fields."""

@@ -1,4 +1,10 @@
-"""One training step: every objective in turn updates its parameter groups."""
+"""One training step: every objective in turn updates its parameter groups.
+
+An update whose loss, gradient or new model state is not finite is skipped: the objective's parameters, their average,
+its optimiser state and the model state stay as they were, and the step counts, so that the data move on. Each objective
+of a GAN is judged by itself: judged together, the discriminator's former state would have to be kept beside the new one
+until the generator's gradient is known.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,9 @@ from audioldm2_jax.rngs import Rngs, of_step
 from audioldm2_jax.stages.base import Objective, Stage
 from audioldm2_jax.training import optim
 from audioldm2_jax.training.state import Optimizers, State
+
+#: The metrics that say of a step whether an update was skipped, 1 or 0, and how many records could not be read.
+SKIPPED, REPLACED = "skipped_updates", "replaced_records"
 
 
 def compiled(stage: Stage, optimizers: Optimizers, on_mesh: State, mesh: Mesh) -> Callable[..., tuple[State, dict]]:
@@ -36,7 +45,7 @@ def compiled(stage: Stage, optimizers: Optimizers, on_mesh: State, mesh: Mesh) -
 def step(
     stage: Stage, optimizers: Optimizers, key: jax.Array, state: State, frozen: Any, batch: Any, variant: Any
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Returns the new state and the metrics of one step. Pure.
+    """Returns the new state and the metrics of one step, `SKIPPED` among them. Pure.
 
     Args:
         key: the stage's.
@@ -52,21 +61,35 @@ def step(
     shared = None
     if hparams.accumulate == 1 and len(objectives) > 1:
         shared = _forward(stage, params, model_state, frozen, batch, rngs, variant)
-    metrics = {}
+    metrics, taken = {}, {}
     for objective in objectives:
-        grads, (loss, parts, model_state) = gradient(
+        grads, (loss, parts, after) = gradient(
             stage, objective, params, model_state, frozen, batch, rngs, variant, shared
         )
         own = {group: params[group] for group in objective.groups}
+        norms = {group: optax.tree.norm(tree) for group, tree in grads.items()}
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & _finite(after)
         with jax.named_scope("optimizer"):  # profiles and plans tell it from the losses by its name
-            updates, opt[objective.name] = optimizers[objective.name].update(grads, opt[objective.name], own)
-            params = stage.constrain({**params, **optax.apply_updates(own, updates)})
+            updates, moved = optimizers[objective.name].update(grads, opt[objective.name], own)
+            updated = stage.constrain({**params, **optax.apply_updates(own, updates)})
+            params, opt[objective.name], model_state = _where(
+                finite, (updated, moved, after), (params, opt[objective.name], model_state)
+            )
+        taken |= dict.fromkeys(objective.groups, finite)
         metrics |= {f"{objective.name}/{name}": value for name, value in parts.items()}
-        metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": optax.tree.norm(grads)}
+        metrics |= {f"{objective.name}/loss": loss, f"{objective.name}/grad_norm": norm}
+        if len(norms) > 1:
+            metrics |= {f"{objective.name}/grad_norm/{group}": value for group, value in norms.items()}
+    metrics[SKIPPED] = 1 - jnp.array(list(taken.values())).all().astype(jnp.int32)
     if "replaced" in batch:
-        metrics["replaced_records"] = batch["replaced"].sum()
+        metrics[REPLACED] = batch["replaced"].sum()
     with jax.named_scope("moving_average"):
         ema = optim.update_ema(state["ema"], params, hparams.ema, count) if state["ema"] else {}
+        ema = {
+            group: _where(taken[group], tree, state["ema"][group]) if group in taken else tree
+            for group, tree in ema.items()
+        }
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": count + 1}, metrics
 
 
@@ -98,16 +121,35 @@ def gradient(stage: Stage, objective: Objective, params, model_state, frozen, ba
     if parts == 1:
         return one(batch, rngs, shared)
 
-    # Microbatch m takes the slots m, m + parts, ...: every device keeps the examples it has.
-    def split(leaf):
-        return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
-
-    steps = jax.vmap(partial(jax.random.fold_in, rngs.step_key))(jnp.arange(1, parts + 1))
-    batches = (jax.tree.map(split, batch), Rngs(steps, split(rngs.example_keys)))
+    batches = microbatches(batch, rngs, parts)
     first = jax.eval_shape(lambda: one(*jax.tree.map(lambda leaf: leaf[0], batches), None))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
     total, _ = jax.lax.scan(lambda total, micro: (jax.tree.map(jnp.add, total, one(*micro, None)), None), zero, batches)
     return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def microbatches(batch: Any, rngs: Rngs, parts: int) -> tuple[Any, Rngs]:
+    """Returns batch and streams of `parts` microbatches, stacked.
+
+    Microbatch m takes the slots m, m + parts, ...: every device keeps the examples it has.
+    """
+
+    def split(leaf):
+        return leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+
+    steps = jax.vmap(partial(jax.random.fold_in, rngs.step_key))(jnp.arange(1, parts + 1))
+    return jax.tree.map(split, batch), Rngs(steps, split(rngs.example_keys))
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Whether all numbers of a tree are finite; its leaves are few and small."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in leaves])) if leaves else jnp.bool_(True)
+
+
+def _where(condition: jax.Array, first: Any, second: Any) -> Any:
+    """Returns the first tree where the condition is true, else the second; both may have leaves in common."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), first, second)
 
 
 def _forward(stage: Stage, params, model_state, frozen, batch, rngs, variant):

@@ -1,4 +1,4 @@
-"""One stage on one device, on eight devices and on two processes: the same training.
+"""Stages on one device, on eight devices, on two and four processes, and moved between them: the same training.
 
 Tolerance 1e-3 relative on losses and gradients' norms, and on all parameters taken together: sums over other parts of
 the batch round otherwise, which Adam enlarges where a gradient is all but zero.
@@ -6,15 +6,15 @@ the batch round otherwise, which Adam enlarges where a gradient is all but zero.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import eight_devices
 import jax
 import numpy as np
 import pytest
+import topology_run
+from processes import Job, alone, by_variables
 from smallest import get_config
 
 from audioldm2_jax.checkpoints import model_folder
@@ -43,9 +43,12 @@ def finish(process):
     return out
 
 
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def metrics(path):
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "/" in key} for line in lines]
+    return [{key: value for key, value in line.items() if "/" in key} for line in lines(path)]
 
 
 def alike(first, second):
@@ -71,7 +74,7 @@ def one_device(tmp_path_factory, compiled_once):
     where = tmp_path_factory.mktemp("one")
     found = {}
     for name in STAGES:
-        trained = eight_devices.train(name, where, -1, 1)
+        trained = topology_run.train(name, where, -1, 1)
         leaves = jax.tree_util.tree_leaves_with_path(trained.params)
         params = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
         found[name] = metrics(where / name / "metrics.jsonl"), params
@@ -82,7 +85,7 @@ def one_device(tmp_path_factory, compiled_once):
 @pytest.mark.parametrize("data, fsdp", [pytest.param(8, 1, marks=pytest.mark.slow), (2, 4)])
 def test_eight_devices_train_as_one(tmp_path, one_device, data, fsdp):
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-    finish(run("tests/eight_devices.py", tmp_path, data, fsdp, *STAGES, XLA_FLAGS=flags))
+    finish(run("tests/topology_run.py", tmp_path, data, fsdp, 0, 0, *STAGES, XLA_FLAGS=flags))
     for name in STAGES:
         alike((metrics(tmp_path / name / "metrics.jsonl"), np.load(tmp_path / f"{name}.npz")), one_device[name])
         shares = json.loads((tmp_path / f"{name}.json").read_text())
@@ -91,33 +94,70 @@ def test_eight_devices_train_as_one(tmp_path, one_device, data, fsdp):
         assert np.mean([share == 1 / fsdp for share in kernels]) > 0.9
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+# Processes, devices of each, data axis, fsdp axis.
+TOPOLOGIES = {
+    "one": (1, 1, 1, 1),
+    "eight, data": (1, 8, 8, 1),
+    "eight, fsdp": (1, 8, 1, 8),
+    "two by four": (1, 8, 2, 4),
+    "two processes": (2, 1, 1, 2),
+    "four processes": (4, 1, 2, 2),
+}
+MOVED = ("audiomae",)  # a stage whose losses are no game of two networks, which enlarges any rounding
+
+
+def on(topology, folder, stop=0):
+    """Trains twenty steps there, or `stop` steps of them."""
+    processes, devices, data, fsdp = TOPOLOGIES[topology]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    command = ["tests/topology_run.py", str(folder), *map(str, (data, fsdp, 20, stop)), *MOVED]
+    with Job(command, by_variables(processes) if processes > 1 else alone(), XLA_FLAGS=flags) as job:
+        assert job.codes(600) == [0] * processes, job.said(0)
+    return folder
+
+
+def trained(folder, name):
+    return metrics(folder / name / "metrics.jsonl"), np.load(folder / f"{name}.npz")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    return on("one", tmp_path_factory.mktemp("straight"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", [name for name in TOPOLOGIES if name != "one"])
+def test_twenty_steps_agree(tmp_path, straight, topology):
+    """Losses, norms and parameters."""
+    on(topology, tmp_path)
+    for name in MOVED:
+        alike(trained(tmp_path, name), trained(straight, name))
+        shares = json.loads((tmp_path / f"{name}.json").read_text())
+        assert set(shares.values()) <= {1 / TOPOLOGIES[topology][3], 1.0}
+
+
+@pytest.mark.slow
+def test_stopped_on_some_devices_and_resumed_on_others(tmp_path, straight):
+    """Two processes, then eight devices of one, four processes, one device."""
+    for topology in ("two processes", "two by four", "four processes"):
+        on(topology, tmp_path, stop=5)
+    on("one", tmp_path)
+    for name in MOVED:
+        assert [row["step"] for row in lines(tmp_path / name / "metrics.jsonl")] == list(range(1, 21))
+        alike(trained(tmp_path, name), trained(straight, name))
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """The command itself, twice over loopback, beside a single one."""
     flags = "--config=tests/smallest.py --config.stages=vae --config.train.vae.sample_every=4".split()
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    address = f"127.0.0.1:{free_port()}"
-    pair = [
-        run(
-            "launch/train.py",
-            *flags,
-            f"--config.run_dir={together}",
-            "--config.mesh.fsdp=2",
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
-    single = run("launch/train.py", *flags, f"--config.run_dir={alone}")
-    outs = [finish(process) for process in (*pair, single)]
-    assert all("2 host(s)" in out for out in outs[:2])
+    together, alone_in = tmp_path / "together", tmp_path / "alone"
+    sharded = ["launch/train.py", *flags, f"--config.run_dir={together}", "--config.mesh.fsdp=2"]
+    with Job(sharded, by_variables(2)) as pair:
+        single = run("launch/train.py", *flags, f"--config.run_dir={alone_in}")
+        assert pair.codes(600) == [0, 0], pair.said(0)
+    finish(single)
+    assert "in 2 process(es)" in pair.said(0)
 
     def read(where):
         part = model_folder.read_component(where / "stages/vae/result", "vae")
@@ -125,7 +165,7 @@ def test_two_processes_train_as_one(tmp_path):
         params = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
         return metrics(where / "stages/vae/metrics.jsonl"), params, part.config["scaling_factor"]
 
-    two, one = read(together), read(alone)
+    two, one = read(together), read(alone_in)
     alike(two, one)
     assert two[2] == pytest.approx(one[2], rel=TOLERANCE)
     assert [path.name for path in (together / "stages/vae/samples/0000004").iterdir()] == ["mels.png"]

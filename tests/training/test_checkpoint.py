@@ -5,16 +5,17 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import by_variables
 
 from audioldm2_jax.training import checkpoint
 from audioldm2_jax.training.checkpoint import MANIFEST, CheckpointError, Checkpoints, digest, find_damage
@@ -131,6 +132,42 @@ def test_no_space_left(copied, monkeypatch, when):
     jax.tree.map(np.testing.assert_array_equal, found, state(int(found["step"])))
 
 
+@pytest.mark.parametrize("when", ["before", "at once", "in the background"])
+def test_a_save_that_can_be_done_without(copied, monkeypatch, when):
+    """Where there is no space this is said once, and the next one is as any other."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoints, lines = Checkpoints(copied, keep=3), []
+    save = type(checkpoints._manager).save
+    if when == "before":
+        usage = shutil._ntuple_diskusage(1000, 900, 100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    elif when == "at once":
+        monkeypatch.setattr(type(checkpoints._manager), "save", full)
+    else:
+        monkeypatch.setattr(checkpoint, "digest", full)
+    for step in (5, 6, 7):
+        checkpoints.save(step, state(step), lines.append)
+    if when == "in the background":  # the last one has not been waited for
+        assert "step 5" in lines[0]
+        with pytest.raises(CheckpointError, match="could not save step 8"):
+            checkpoints.save(8, state(8))
+            checkpoints.save(9, state(9))
+    else:
+        with pytest.raises(CheckpointError, match="could not save step 8") if when == "at once" else nullcontext():
+            checkpoints.save(8, state(8))
+    (line,) = lines
+    assert "no space left for the checkpoint of step 5" in line and "that of step 4 stays" in line and "\n" not in line
+    monkeypatch.undo()
+    assert type(checkpoints._manager).save is save
+    checkpoints.save(10, state(10), lines.append)
+    checkpoints.close()
+    assert len(lines) == 1 and not list(copied.glob("*tmp*"))
+    assert int(restore(copied)[1]["step"]) == 10
+
+
 def as_earlier_versions_wrote(folder, signed):
     """Their manifest lay beside Orbax's item, and was written when the next checkpoint was saved."""
     (folder / "default" / MANIFEST).unlink()
@@ -213,28 +250,19 @@ def test_killed_while_saving(tmp_path):
         begin = restored + 1
 
 
-def test_two_hosts_sign_and_check_what_each_wrote(tmp_path):
-    def pair(what, steps="0"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
-        both = [
-            process(
-                tmp_path,
-                what,
-                steps,
-                KEEP="2",
-                JAX_COORDINATOR_ADDRESS=address,
-                JAX_NUM_PROCESSES="2",
-                JAX_PROCESS_ID=str(index),
-            )
-            for index in range(2)
-        ]
-        outs = [each.communicate(timeout=120)[0] for each in both]
-        assert [each.returncode for each in both] == [0, 0], outs
-        return outs
+def pair(folder, what, steps="0", megabytes=1, **environment):
+    """What two processes print that save or restore together."""
+    both = [
+        process(folder, what, steps, megabytes, **{"KEEP": "2", **variables}, **environment)
+        for variables in by_variables(2)
+    ]
+    outs = [each.communicate(timeout=120)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0], outs
+    return outs
 
-    pair("save", "1,2")
+
+def test_two_hosts_sign_and_check_what_each_wrote(tmp_path):
+    pair(tmp_path, "save", "1,2")
     manifest = json.loads((tmp_path / "2/default" / MANIFEST).read_text())
     for host in range(2):
         assert any(name.startswith(f"ocdbt.process_{host}/") for name in manifest)
@@ -243,6 +271,17 @@ def test_two_hosts_sign_and_check_what_each_wrote(tmp_path):
 
     flip_a_byte(tmp_path / "2/default/ocdbt.process_1")
     assert find_damage(tmp_path / "2", 0, 2) == "" and "process_1" in find_damage(tmp_path / "2", 1, 2)
-    for out in pair("restore"):  # only the second sees it, both take the one before
+    for out in pair(tmp_path, "restore"):  # only the second sees it, both take the one before
         assert "restored 1 True" in out and out.count("said:") == 1 and "ocdbt.process_1" in out
     assert "process_1" in find_damage(tmp_path / "2")  # one host checks all
+
+
+@pytest.mark.parametrize("split", ["", "fsdp"])
+def test_each_byte_is_read_once_over_all_hosts(tmp_path, split):
+    """Once for the digests and once for the state, whether that lies whole on every host or split over them."""
+    pair(tmp_path, "save", "1", 8, SPLIT=split)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    outs = pair(tmp_path, "restore", "1", 8, SPLIT=split)
+    assert all("restored 1 True" in out for out in outs)
+    read = [int(out.rpartition("read ")[2].split()[0]) for out in outs]
+    assert size <= sum(read) < 2.2 * size and max(read) < 1.2 * size

@@ -17,7 +17,9 @@ from smallest import same
 from toys import Alternating, Duel, Line, config, rows
 
 from audioldm2_jax.rngs import Rngs, named, of_step
+from audioldm2_jax.stages.base import Objective
 from audioldm2_jax.training import init_random, loop, optim, step
+from audioldm2_jax.training import state as training_state
 from audioldm2_jax.training.checkpoint import MANIFEST
 
 TOLERANCE = 1e-5
@@ -88,48 +90,175 @@ def test_records_that_could_not_be_read_are_counted(tmp_path):
     assert [row["replaced_records"] for row in metrics(tmp_path)] == [28.0, 28.0, 28.0]
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_not_a_number(tmp_path, where):
-    """At step 6, where a checkpoint is due; logged only every fourth step, so the guard has to look by itself."""
+class Breaking(Line):
+    """A first slot that holds 1e9 makes a loss that is finite and whose gradient is not."""
 
-    class Breaking(Line):
-        def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
-            loss, rest = super()._loss(variant, params, outputs, state, frozen, batch, rngs)
-            # The root of zero times a parameter: a loss that is finite and whose gradient is not.
-            radicand = jnp.where(batch["waveform"][0, 0] > 1e8, 0.0 * params["line"]["bias"], 1.0)
-            return loss + jnp.sqrt(radicand).sum(), rest
+    def _loss(self, variant, params, outputs, state, frozen, batch, rngs):
+        loss, rest = super()._loss(variant, params, outputs, state, frozen, batch, rngs)
+        radicand = jnp.where(
+            batch["waveform"][0, 0] > 1e8, 0.0 * params["line"]["bias"], 1.0
+        )  # its root's slope is inf
+        return loss + jnp.sqrt(radicand).sum(), rest
 
-    def broken(step):
-        for batch in toys.data(step):
-            if step == 5:
-                batch["waveform"][0, 0] = np.nan if where == "loss" else 1e9
+
+def broken(*steps, value=np.nan):
+    """The toys' data, whose first number is `value` in `steps`."""
+
+    def start(step):
+        for number, batch in enumerate(toys.data(step), start=step):
+            if number in steps:
+                batch["waveform"][0, 0] = value
             yield batch
-            step += 1
 
-    hparams = dict(steps=8, save_every=2, log_every=4, clip_norm=0.0)
+    return start
+
+
+def test_a_share_of_records_that_cannot_be_read_stops_the_stage(tmp_path):
+    """Where it is passed, and not for a few; the first is said."""
+
+    def batches(failing):
+        def start(step):
+            for number, batch in enumerate(toys.data(step), start=step):
+                yield batch | {"replaced": np.array([failing(number)] + 7 * [0], np.int32)}
+
+        return start
+
+    def run(name, failing, most):
+        stage = Line(config(steps=12, log_every=2, save_every=4), {})
+        return toys.train(stage, tmp_path / name, batches=batches(failing), max_unreadable=most)
+
+    with pytest.raises(loop.Unreadable) as caught:
+        run("too many", lambda number: 1 + (number > 5), 0.13)
+    assert str(caught.value) == (
+        "audiomae: 14 of 94 records drawn cannot be read (15%), more than --config.data.max_unreadable=0.13: look at "
+        "the data, or raise it"
+    )
+    assert checkpoints(tmp_path / "too many") == [4, 8]
+    _, said = run("not so many", lambda number: 1, 0.13)
+    told = [line for line in said.lines if "cannot be read" in line]
+    assert told == ["audiomae: 1 records that were drawn cannot be read; others replace them"]
+    run("a few", lambda number: 5 * (number < 2), 0.0)
+
+
+BAD = pytest.mark.parametrize("value, metric", [(np.nan, "loss"), (1e9, "grad_norm")])
+
+
+@BAD
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_update_that_is_not_finite_is_skipped(value, metric, accumulate):
+    """All but the count of the steps stays, to the bit; the next update is as if the step had not been."""
+    stage = Breaking(config(clip_norm=0.0, ema=0.5, accumulate=accumulate), {})
+    made, mesh = {}, toys.mesh(stage)
+    optimizers = {"fit": optim.optimizer(stage.hparams)}
+    places = training_state.shapes(stage, optimizers, mesh)
+    take = step.compiled(stage, optimizers, training_state.places(places), mesh)
+    state = training_state.start(stage, optimizers, places)
+    for number, batch in zip(range(2), broken(1, value=value)(0)):
+        before = jax.device_get(state)
+        state, metrics = take(state, {}, batch, variant=None)
+        made[number] = jax.device_get(state), float(metrics[step.SKIPPED]), float(metrics[f"fit/{metric}"])
+    assert [skipped for _, skipped, _ in made.values()] == [0.0, 1.0] and not np.isfinite(made[1][2])
+    same(made[1][0], before | {"step": np.int32(2)})
+    assert not np.array_equal(before["ema"]["line"]["kernel"], before["params"]["line"]["kernel"])
+
+
+def test_each_objective_is_skipped_by_itself():
+    """The critic's alone: its parameters and model state stay, the generator goes on against the former critic."""
+
+    class Breaking(Duel):
+        def critic(self, params, outputs, state, frozen, batch, rngs):
+            loss, (parts, state) = super().critic(params, outputs, state, frozen, batch, rngs)
+            return loss * jnp.nan, (parts, state)
+
+    stage = Breaking(config(ema=0.5), {})
+    mesh, rule = toys.mesh(stage), optim.optimizer(stage.hparams)
+    optimizers = {"critic": rule, "generator": rule}
+    places = training_state.shapes(stage, optimizers, mesh)
+    before = training_state.start(stage, optimizers, places)
+    kept = jax.device_get(before)
+    take = step.compiled(stage, optimizers, training_state.places(places), mesh)
+    after, metrics = take(before, {}, next(toys.data(0)), variant=None)
+    assert float(metrics[step.SKIPPED]) == 1 and np.isfinite(metrics["generator/loss"])
+    for part in ("params", "ema"):
+        same(after[part]["critic"], kept[part]["critic"])
+        assert not np.array_equal(after[part]["generator"]["kernel"], kept[part]["generator"]["kernel"])
+    same((after["opt"]["critic"], after["model_state"]), (kept["opt"]["critic"], kept["model_state"]))
+
+
+@BAD
+def test_skipped_updates_are_counted_and_told(tmp_path, value, metric):
+    """Also in a run that is resumed; metrics are means of what is finite."""
+    hparams = dict(steps=9, log_every=3, save_every=3, clip_norm=0.0)
+    batches = broken(1, 4, 6, value=value)
+    _, said = toys.train(Breaking(config(**hparams), {}), tmp_path, stop_after=6, batches=batches)
+    assert said.lines == [
+        f"audiomae: the update of step {number} was skipped: fit/{metric} was nan ({count} in all)"
+        for number, count in ((2, 1), (5, 2))
+    ]
+    assert [report.skipped for report in said.reports] == [0, 1, 2] and "2 skipped" in said.reports[-1].text
+    toys.train(Breaking(config(**hparams), {}), tmp_path, batches=batches)
+    rows = metrics(tmp_path)
+    assert [(row["step"], row["skipped_updates"]) for row in rows] == [(1, 0), (3, 1), (6, 2), (7, 3), (9, 3)]
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert "fit/loss" not in rows[3] or metric == "grad_norm"  # nothing of step 7 was finite
+    assert rows[1]["fit/grad_norm_max"] >= rows[1]["fit/grad_norm"]
+
+
+def test_gradient_norms_of_each_group(tmp_path):
+    """Together they are that of the objective."""
+
+    class Both(Duel):
+        def objectives(self, variant):
+            return (Objective("both", ("generator", "critic"), self.generator),)
+
+    toys.train(Both(config(steps=1), {}), tmp_path)
+    row = metrics(tmp_path)[0]
+    parts = [row[f"both/grad_norm/{group}"] for group in ("generator", "critic")]
+    assert min(parts) > 0 and np.hypot(*parts) == pytest.approx(row["both/grad_norm"], rel=TOLERANCE)
+
+
+@BAD
+@pytest.mark.parametrize("most", [1, 3])
+def test_so_many_skipped_updates_in_a_row_stop_the_stage(tmp_path, value, metric, most):
+    """At step 6; logged only every fourth step, so that it has to be seen before."""
+    hparams = dict(steps=8, save_every=2, log_every=4, clip_norm=0.0, max_skipped_updates=most)
+    batches = broken(*range(6 - most, 6), value=value)
+    names = lambda number: [f"{number}-{slot}.wav" for slot in range(8)]  # noqa: E731
     with pytest.raises(loop.NotFinite) as caught:
-        toys.train(Breaking(config(**hparams), {}), tmp_path, batches=broken)
+        toys.train(Breaking(config(**hparams), {}), tmp_path, batches=batches, records=names)
     message = str(caught.value)
-    assert message.startswith("audiomae: fit/") and "at step 6;" in message and "\n" not in message
-    assert ("loss" if where == "loss" else "grad_norm") in message
-    assert "the last good checkpoint is that of step 4" in message and "train.audiomae.learning_rate" in message
+    assert message.startswith("audiomae: ") and "at step 6, as fit/" in message and "\n" not in message
+    assert f"fit/{metric} was" in message and "the last good checkpoint is that of step 4" in message
+    assert ("3 updates in a row" in message) == (most == 3)
+    at_fault = "the field waveform of the batch, of the record 5-0.wav;"
+    if metric == "grad_norm":
+        at_fault = "the gradient of fit/loss by line/bias, of the records 5-0.wav, 5-1.wav, 5-2.wav and 5 more;"
+    assert f"not finite first: {at_fault}" in message
+    (note,) = caught.value.__notes__
+    assert f"skipped: {', '.join(map(str, range(7 - most, 7)))}\n" in note and "slot 7: 5-7.wav" in note
+    assert ("slot 0: 5-0.wav *" in note) == (metric == "loss")
     assert checkpoints(tmp_path) == [2, 4]
     for path in (tmp_path / "checkpoints").iterdir():
         assert (path / "default" / MANIFEST).exists()
 
     # With the data mended, the same folder goes on to what an unbroken run gives.
-    resumed, said = toys.train(Breaking(config(**hparams), {}), tmp_path)
-    assert said.lines == ["audiomae: going on after step 4 of 8"]
-    straight, _ = toys.train(Breaking(config(**hparams), {}), tmp_path / "straight")
-    same(straight.params, resumed.params)
+    if most == 1:
+        resumed, said = toys.train(Breaking(config(**hparams), {}), tmp_path)
+        assert said.lines == ["audiomae: going on after step 4 of 8"]
+        straight, _ = toys.train(Breaking(config(**hparams), {}), tmp_path / "straight")
+        same(straight.params, resumed.params)
+
+
+def test_skipped_updates_with_others_between_do_not_stop_it(tmp_path):
+    hparams = dict(steps=8, max_skipped_updates=2, log_every=100)
+    toys.train(Line(config(**hparams), {}), tmp_path / "between", batches=broken(1, 3, 5, 7))
+    toys.train(Line(config(**hparams | {"max_skipped_updates": 0}), {}), tmp_path / "never", batches=broken(*range(8)))
 
 
 def test_not_a_number_before_the_first_checkpoint(tmp_path):
-    def broken(step):
-        yield {"waveform": np.full((8, toys.WIDTH), np.inf, np.float32)}
-
-    with pytest.raises(loop.NotFinite, match="at step 1; nothing of it was saved and there is no checkpoint yet"):
-        toys.train(Line(config(), {}), tmp_path, batches=broken)
+    hparams = dict(max_skipped_updates=1)
+    with pytest.raises(loop.NotFinite, match="nothing of it was saved and there is no checkpoint yet"):
+        toys.train(Line(config(**hparams), {}), tmp_path, batches=broken(0))
     assert checkpoints(tmp_path) == []
 
 
