@@ -4,6 +4,9 @@ Orbax writes and reads; it does not notice flipped bits in its data files. So a 
 digests before Orbax renames it to its final name: one that has that name is whole and signed, whenever the process
 dies. Every host digests the files that it wrote, in parallel, and on reading its share of them; all hosts take the
 same checkpoint. One with a file that does not agree is passed over for the one before.
+
+In a store, `gs://…`, there is no rename: Orbax writes an object `COMMITTED` last, and a checkpoint without it
+counts for nothing. The digests are those that the store has computed of what arrived.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,8 +24,11 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from audioldm2_jax.runtime import hosts
+from audioldm2_jax.runtime import hosts, object_store
+from audioldm2_jax.runtime.storage import scheme_of
+from audioldm2_jax.training.run_folder import COMMITTED
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
@@ -35,11 +42,25 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints below `folder`, at most `keep` of them."""
+    """The checkpoints below `folder`, at most `keep` of them.
 
-    def __init__(self, folder: Path, keep: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+    Args:
+        folder: a path, or an address.
+        keep: how many.
+        say: told what goes wrong and ends nothing.
+
+    Raises:
+        CheckpointError: in a store lie checkpoints that were copied there from a disk.
+        StoreError: the store does not answer, or there is no permission.
+    """
+
+    def __init__(self, folder: Path | str, keep: int, say: Callable[[str], None] = print):
+        self.folder, self._keep, self._say = epath.Path(folder), keep, say
+        self._is_remote = bool(scheme_of(str(folder)))
+        if self._is_remote:
+            object_store.prepare(str(folder))
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
         if hosts.is_first():
             self._remove_unfinished()  # of a process that was killed while it saved
         hosts.wait_for_hosts("unfinished checkpoints removed")
@@ -47,9 +68,13 @@ class Checkpoints:
         for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add(_ITEM, arguments, signing)
         self._manager = ocp.CheckpointManager(
-            folder.resolve(),
+            self.folder if self._is_remote else self.folder.resolve(),
             handler_registry=handlers,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                # Orbax would ask for the kind of a bucket first, which takes more than the right to write there.
+                max_to_keep=None if self._is_remote else keep,
+                enable_async_checkpointing=True,
+            ),
         )
         self._saving: int | None = None
 
@@ -102,7 +127,7 @@ class Checkpoints:
         """Deletes the checkpoints of more than `step` steps: those that `restore` passed over."""
         for newer in [saved for saved in self._manager.all_steps() if saved > step]:
             if hosts.is_first():
-                shutil.rmtree(self.folder / str(newer))
+                self._remove(newer)
         hosts.wait_for_hosts("damaged checkpoints removed")
         self._manager.reload()
 
@@ -136,10 +161,38 @@ class Checkpoints:
     def _finish(self) -> None:
         self._manager.wait_until_finished()
         self._saving = None
+        if self._is_remote:
+            old = sorted(self._manager.all_steps())[: -self._keep]
+            for step in old if hosts.is_first() else ():
+                self._remove(step)
+            if old:
+                self._manager.reload()
+
+    def _remove(self, step: int) -> None:
+        if not self._is_remote:
+            shutil.rmtree(self.folder / str(step))
+            return
+        # What says that it is whole goes first, so that half of it never counts.
+        address = str(self.folder / str(step))
+        object_store.delete(address, [COMMITTED])
+        object_store.delete(address, object_store.listing(address))
 
     def _remove_unfinished(self) -> None:
-        for temporary in self.folder.glob(_TEMPORARY):
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not self._is_remote:
+            for temporary in self.folder.glob(_TEMPORARY):
+                shutil.rmtree(temporary, ignore_errors=True)
+            return
+        names = object_store.listing(str(self.folder))
+        for step in sorted({name.partition("/")[0] for name in names}):
+            if not step.isdecimal() or f"{step}/{COMMITTED}" in names:
+                continue
+            manifest = object_store.read(f"{self.folder}/{step}/{_ITEM}/{MANIFEST}") or b"{}"
+            if re.search(rb': "[0-9a-f]{64}"', manifest):
+                raise CheckpointError(
+                    f"{self.folder / step} was copied from a disk, and in a store a checkpoint counts with an object "
+                    f"{COMMITTED} alone: go on in the folder from which it comes, or delete it here"
+                )
+            object_store.delete(str(self.folder), [name for name in names if name.startswith(f"{step}/")])
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         """Runs `action`; turns what goes wrong with the disk into one line that says what to do."""
@@ -160,11 +213,14 @@ class _Signing(ocp.StandardCheckpointHandler):
     """Orbax's handler, which writes digests beside the data, before the checkpoint gets its final name.
 
     `async_save` ends, on every host, with the digests of what that host wrote; `finalize`, which Orbax calls on
-    process 0 once all hosts have ended, adds those of the rest and makes one manifest of all.
+    process 0 once all hosts have ended, adds those of the rest and makes one manifest of all. A store has the digests
+    of everything at once.
     """
 
     async def async_save(self, directory: Path, *args: Any, **kwargs: Any) -> list[Any]:
         written = await super().async_save(directory, *args, **kwargs)
+        if scheme_of(str(directory)):
+            return written
         host, folder = jax.process_index(), Path(directory)
         return [
             ocp.future.ChainedFuture(written, lambda: _write_digests(folder, f"{MANIFEST}.{host}", _of(folder, host)))
@@ -172,6 +228,10 @@ class _Signing(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory: Path) -> None:
         super().finalize(directory)
+        if scheme_of(str(directory)):
+            digests = {name: entry.digest for name, entry in object_store.listing(str(directory)).items()}
+            object_store.write(f"{directory}/{MANIFEST}", json.dumps(digests, indent=1).encode())
+            return
         folder, known = Path(directory), {}
         for part in folder.glob(f"{MANIFEST}.*"):
             known |= json.loads(part.read_text())
@@ -197,8 +257,11 @@ def _write_digests(folder: Path, manifest: str, files: Iterable[Path], known: di
 def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
     """Returns what is wrong with host `host`'s share of a checkpoint, "" if that is whole.
 
-    A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round.
+    A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round. In a
+    store, where nothing has to be read for it, the first host's is everything.
     """
+    if scheme_of(str(folder)):
+        return _damage_in_store(f"{folder}/{_ITEM}") if host == 0 else ""
     root = folder / _ITEM if (folder / _ITEM / MANIFEST).exists() else folder  # earlier versions: beside Orbax's item
     try:
         wanted = json.loads((root / MANIFEST).read_text())
@@ -214,6 +277,23 @@ def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
         if not path.is_file():
             return f"{name} is missing"
         if digest(path) != value:
+            return f"{name} has changed since it was written"
+    return ""
+
+
+def _damage_in_store(address: str) -> str:
+    content = object_store.read(f"{address}/{MANIFEST}")
+    if content is None:
+        return UNSIGNED
+    try:
+        wanted = json.loads(content)
+    except ValueError:
+        return f"{MANIFEST} is unreadable"
+    there = object_store.listing(address)
+    for name, value in wanted.items():
+        if name not in there:
+            return f"{name} is missing"
+        if there[name].digest != value:
             return f"{name} has changed since it was written"
     return ""
 

@@ -16,7 +16,8 @@ from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import folders
 from audioldm2_jax.generation.clip_encoder import mel_settings
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.recipe_check import run_place
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 from audioldm2_jax.training.lineage import RunError
 
 
@@ -37,7 +38,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """
     made = config.copy_and_resolve_references()
     with made.unlocked(), made.ignore_type():
-        made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
+        made.run_dir = run_place(config.run_dir)
         if config.init_from.model:
             _take_model(made, model_folder.locate_model(config.init_from.model))
     made.lock()
@@ -58,7 +59,7 @@ def check_mel(config: ConfigDict, name: str) -> None:
       RunError: they differ; the message says what to set.
     """
     place = config.init_from[name]
-    if not place or not local_path(place, f"--config.init_from.{name}").exists():
+    if not place or not (scheme_of(place) or local_path(place, f"--config.init_from.{name}").exists()):
         return
     folder = model_folder.locate(place, name)
     vocoder = folder.with_name("vocoder") / "config.json"
