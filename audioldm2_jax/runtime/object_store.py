@@ -63,7 +63,7 @@ def normalized(address: str, what: str) -> str:
       StorageError: it names no place in a store.
     """
     found = _ADDRESS.match(address.strip())
-    name = (found[3] or "").strip("/") if found else ""
+    name = (found[3] or "").removeprefix("/").rstrip("/") if found else ""
     if not found or any(part in ("", ".", "..") for part in name.split("/")) or re.search(r"[#?*\x00-\x1f]", name):
         raise StorageError(
             f"{what}={address.strip()}: an address has the form {scheme_of(address)}://BUCKET/NAME, without empty or "
@@ -77,7 +77,7 @@ def bucket_of(address: str) -> str:
     return address.split("/")[2]
 
 
-def listing(address: str, patience: float = PATIENCE) -> dict[str, Entry]:
+def listing(address: str, patience: float | None = None) -> dict[str, Entry]:
     """Returns the objects below an address by their names from there on; {} where there are none.
 
     An object that has the address itself, as a file has a path, is called "".
@@ -101,7 +101,7 @@ def listing(address: str, patience: float = PATIENCE) -> dict[str, Entry]:
     return entries | ({"": _entry(found[root])} if root in found and found[root]["type"] == "file" else {})
 
 
-def read(address: str, patience: float = PATIENCE) -> bytes | None:
+def read(address: str, patience: float | None = None) -> bytes | None:
     """Returns the content of an object; None where there is none.
 
     Raises:
@@ -114,7 +114,7 @@ def read(address: str, patience: float = PATIENCE) -> bytes | None:
         return None
 
 
-def write(address: str, content: bytes, patience: float = PATIENCE) -> None:
+def write(address: str, content: bytes, patience: float | None = None) -> None:
     """Writes an object, in the place of one that may be there.
 
     Raises:
@@ -143,7 +143,7 @@ def create(address: str, content: bytes) -> bool:
     return True
 
 
-def stat(address: str, patience: float = PATIENCE) -> Entry | None:
+def stat(address: str, patience: float | None = None) -> Entry | None:
     """Returns what is known of one object; None where there is none.
 
     Raises:
@@ -157,7 +157,7 @@ def stat(address: str, patience: float = PATIENCE) -> Entry | None:
     return _entry(info) if info["type"] == "file" else None
 
 
-def replace(address: str, content: bytes, generation: str, patience: float = PATIENCE) -> str:
+def replace(address: str, content: bytes, generation: str, patience: float | None = None) -> str:
     """Writes an object of gs:// in the place of its `generation` alone; returns that of what was written.
 
     It is "" where the object is another one by now, or gone.
@@ -260,7 +260,7 @@ def _open(scheme: str) -> Any:
     timeouts = aiohttp.ClientTimeout(total=None, sock_connect=_STALLED, sock_read=_STALLED)
     settings: dict[str, dict[str, Any]] = {
         # Another process may have written since: a listing is never remembered.
-        "gs": {"use_listings_cache": False, "consistency": "md5", "session_kwargs": {"timeout": timeouts}},
+        "gs": {"use_listings_cache": False, "consistency": "md5", "requests_timeout": timeouts},
         "s3": {
             "use_listings_cache": False,
             "config_kwargs": {"connect_timeout": _STALLED, "read_timeout": _STALLED, "retries": {"mode": "standard"}},
