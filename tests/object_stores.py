@@ -112,7 +112,7 @@ class Store:
 
     def __init__(self, command: Callable[[int, str], list[str]], ready: str):
         self.port, front = free_port(), free_port()
-        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self.log = tempfile.NamedTemporaryFile()
         self.process = subprocess.Popen(
             command(self.port, f"http://127.0.0.1:{front}"), stdout=self.log, stderr=subprocess.STDOUT
         )

@@ -21,6 +21,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -192,9 +193,13 @@ def delete(address: str, names: Iterable[str]) -> None:
       StoreError: no permission, or no answer.
     """
     fs = _file_system(address)
-    if paths := [f"{address}/{name}" if name else address for name in names]:
+
+    def remove_one(path: str) -> None:  # `fs.rm` would take brackets in a name for a pattern
         with contextlib.suppress(FileNotFoundError):
-            _ask(lambda: fs.rm(paths), address, "deleted")
+            _ask(lambda: fs.rm_file(path), path, "deleted")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(remove_one, [f"{address}/{name}" if name else address for name in names]))
 
 
 def download(address: str, files: Mapping[str, Path]) -> None:

@@ -11,12 +11,12 @@ counts for nothing. The digests are those that the store has computed of what ar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,10 +28,11 @@ from etils import epath
 
 from audioldm2_jax.runtime import hosts, object_store
 from audioldm2_jax.runtime.storage import scheme_of
-from audioldm2_jax.training.run_folder import COMMITTED
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
+#: In a store, Orbax's name for the object that it writes last.
+COMMITTED = "commit_success.txt"
 _ITEM = "default"  # Orbax's name for the only thing that a checkpoint of ours holds
 _HOST = "ocdbt.process_"  # Orbax's name for the folder of what one host wrote, its index behind it
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -187,11 +188,12 @@ class Checkpoints:
             if not step.isdecimal() or f"{step}/{COMMITTED}" in names:
                 continue
             manifest = object_store.read(f"{self.folder}/{step}/{_ITEM}/{MANIFEST}") or b"{}"
-            if re.search(rb': "[0-9a-f]{64}"', manifest):
-                raise CheckpointError(
-                    f"{self.folder / step} was copied from a disk, and in a store a checkpoint counts with an object "
-                    f"{COMMITTED} alone: go on in the folder from which it comes, or delete it here"
-                )
+            with contextlib.suppress(ValueError):
+                if any(map(_of_a_disk, json.loads(manifest).values())):
+                    raise CheckpointError(
+                        f"{self.folder / step} was copied from a disk without its {COMMITTED}, and may be a part of a "
+                        "checkpoint: copy it again, go on in the folder from which it comes, or delete it here"
+                    )
             object_store.delete(str(self.folder), [name for name in names if name.startswith(f"{step}/")])
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
@@ -293,9 +295,18 @@ def _damage_in_store(address: str) -> str:
     for name, value in wanted.items():
         if name not in there:
             return f"{name} is missing"
-        if there[name].digest != value:
+        if _of_a_disk(value):  # copied into the store
+            now = hashlib.sha256(object_store.read(f"{address}/{name}") or b"").hexdigest()
+        else:
+            now = there[name].digest
+        if now != value:
             return f"{name} has changed since it was written"
     return ""
+
+
+def _of_a_disk(value: str) -> bool:
+    """Whether a digest of a manifest is a SHA-256 and not a store's own."""
+    return ":" not in value
 
 
 def digest(path: Path) -> str:

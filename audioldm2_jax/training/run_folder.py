@@ -25,10 +25,9 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.runtime import hosts, object_folders, object_store
 from audioldm2_jax.runtime.storage import StorageError, scheme_of
+from audioldm2_jax.training.checkpoint import COMMITTED
 
 CHECKPOINTS = "checkpoints"
-#: In a store, Orbax's name for the object that it writes last; a checkpoint counts with it.
-COMMITTED = "commit_success.txt"
 _RESULT = "result"
 #: Seconds between two uploads of metrics and samples.
 UPLOAD_EVERY = 10.0
