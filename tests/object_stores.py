@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,10 @@ FAILED = b'{"error": {"code": 503, "message": "We encountered an internal error.
 
 
 class Proxy:
-    """Hands requests on to a server of this machine, but for those of which `rule(method, path)` says otherwise."""
+    """Hands requests on to a server of this machine, but for those of which `rule(method, path)` says otherwise.
+
+    Behind the path stands the name of the object that is written, where only the body has it.
+    """
 
     def __init__(self, port: int, to: int):
         self.url, self.seen = f"http://127.0.0.1:{port}", []
@@ -43,7 +47,8 @@ class Proxy:
             def handle_any(self) -> None:
                 body = self._body()
                 outer.seen.append((self.command, self.path))
-                what = outer.rule(self.command, self.path)
+                name = re.search(rb'"name": ?"([^"]*)"', body[:1000])  # gs:// has it in the body of small uploads
+                what = outer.rule(self.command, f"{self.path} {name[1].decode() if name else ''}")
                 if what is None and not outer.condition(self.command, self.path):
                     what = 412
                 if what in (STALL, CUT):

@@ -104,7 +104,7 @@ def test_checkpoints_copied_from_a_disk_are_read_if_whole_and_never_deleted(tmp_
 
     content = object_store.read(largest(address))
     object_store.write(largest(address), content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="none of the checkpoints .* is whole"):
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints .* is whole"):
         restore(address)
     object_store.delete(f"{address}/5", [COMMITTED])  # as earlier versions of Orbax left it
     with pytest.raises(CheckpointError, match=f"{address}/5 was copied from a disk without its {COMMITTED}"):
