@@ -97,14 +97,12 @@ def test_a_store_that_fails_for_a_while(google):
 
     with toy("gs://no-such-bucket/run") as job:
         assert job.codes(120) == [1]
-    assert job.lines[0][-1] == (
-        "error: gs://no-such-bucket/run/.writable-0: there is no bucket no-such-bucket; create it first, or see how it "
-        "is spelt"
-    )
+    said = "error: gs://no-such-bucket/run/.writable-0: there is no bucket no-such-bucket; create it first"
+    assert job.lines[0][-1].startswith(said)
 
 
 def test_from_nothing_to_sound(google, amazon, tmp_path):
-    """All stages of the smallest recipe, published, generated from there, brought to the other store and gone on from."""
+    """All stages of the smallest recipe, published, generated from there, brought to the other store, gone on from."""
     run_dir = "gs://bucket/whole"
     with Job(train(run_dir), alone()) as job:
         assert job.codes(1500) == [0], job.said(0)
