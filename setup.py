@@ -98,6 +98,7 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=6.29",
+            "pyyaml>=6",
             "ruff>=0.8",
             *SPEECH,
         ],

@@ -1,5 +1,6 @@
 """Its place puts the helpers of this folder on the path of all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,13 @@ from typing import Any
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+# A test runs its programs a few times: to optimise them takes a CPU longer than all runs. Processes of tests inherit
+# it. With XLA_FLAGS set by hand, and be it empty, programs are compiled as users have them.
+_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jax.__version_info__ < (0, 12):  # later versions end at this flag
+    _QUICKLY += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", _QUICKLY)
 
 # Tests leave nothing in the home of whoever runs them.
 jax.config.update("jax_enable_compilation_cache", False)

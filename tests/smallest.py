@@ -4,11 +4,12 @@ Also a config file: `--config tests/smallest.py`, and `tests/smallest.py:speech`
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tiny_folder import CONFIGS, SPEECH_CONFIGS, UNIFIED_CONFIGS, VOCABULARY, random_variables
+from tiny_folder import CONFIGS, SPEECH_CONFIGS, UNIFIED_CONFIGS, VOCABULARY, random_variables, write_networks
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
@@ -81,6 +82,18 @@ def get_config(kind: str = "music") -> ConfigDict:
     config.train.vae.update(learning_rate=1e-3, crop_frames=32, crops=1, discriminator_start=2)
     config.train.vocoder.update(segment_samples=3200, crops=1, discriminator_start=2)
     config.samples.update(clips=2, steps=2)
+    return config
+
+
+def starting_from_sound(kind: str, folder: Path) -> ConfigDict:
+    """The recipe `kind` without the stages that learn of sound alone: it starts from networks written to `folder`."""
+    config = get_config(kind)
+    config.stages = "diffusion,language_model,joint"
+    configs = {name: _KINDS[kind][1][name] for name in ("audiomae", "text_encoder", "vae", "vocoder")}
+    configs["audiomae"] = configs["audiomae"] | {"img_size": config.models.audiomae.img_size}
+    write_networks(folder, configs)
+    config.init_from.update(dict.fromkeys(configs, str(folder)))
+    config.audio.mel.compression = 0.0  # as the vocoder there has it
     return config
 
 

@@ -27,7 +27,7 @@ from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, watch
 from audioldm2_jax.runtime.object_store import normalized
 from audioldm2_jax.runtime.storage import local_path, scheme_of
-from audioldm2_jax.runtime.text_files import read_text
+from audioldm2_jax.runtime.text_files import read_text, shown
 
 #: Ending and libsndfile's name of the samples, of each `--format`.
 FORMATS = {"wav": (".wav", "PCM_16"), "float": (".wav", "FLOAT"), "flac": (".flac", "PCM_16")}
@@ -324,7 +324,9 @@ def generate(options: argparse.Namespace):
     size = -(-len(requests) // -(-len(requests) // options.batchsize))
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-        with tqdm(desc=batch[0].name[:30], unit="step", leave=False, disable=bool(jax.process_index()) or None) as bar:
+        with tqdm(
+            desc=shown(batch[0].name[:30]), unit="step", leave=False, disable=bool(jax.process_index()) or None
+        ) as bar:
 
             def show(done: int, total: int, bar=bar) -> None:
                 bar.total = total

@@ -124,7 +124,12 @@ class Prompts:
           ValueError: for a transcription that cannot be said (data/phonemes.py).
         """
         every = [*prompts, *negatives, *([""] * len(prompts) if emptied else ())]
-        clap = [self._tokens(self.clap, text, self.clap_limit, "CLAP") for text in every]
+        clap = [
+            self._tokens(
+                self.clap, text, self.clap_limit, "CLAP", "negative prompt" if row >= len(prompts) else "prompt"
+            )
+            for row, text in enumerate(every)
+        ]
         clap_ids, clap_mask = _pad(clap, self.clap.pad_token_id, self.clap_limit)
         ids = {"clap_ids": clap_ids, "clap_mask": clap_mask}
         if self.t5:
@@ -151,13 +156,13 @@ class Prompts:
             "phoneme_slots": np.resize(mask[: len(transcriptions)], mask.shape),
         }
 
-    def _tokens(self, tokenizer: Any, text: str, limit: int, name: str) -> list[int]:
+    def _tokens(self, tokenizer: Any, text: str, limit: int, name: str, what: str = "prompt") -> list[int]:
         ids = tokenizer(text, verbose=False).input_ids
         if len(ids) <= limit:
             return ids
         lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
         quoted = lost if len(lost) <= _QUOTED else f"{lost[:_QUOTED]}…"
-        _LOG.warning("The prompt is longer than the %d tokens that %s reads; cut was: %r", limit, name, quoted)
+        _LOG.warning("The %s is longer than the %d tokens that %s reads; cut was: %r", what, limit, name, quoted)
         return _cut(tokenizer, text, limit)
 
 

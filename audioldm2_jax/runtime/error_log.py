@@ -6,6 +6,7 @@ some of it after the run has said what happened. `collect` keeps all that for th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
@@ -15,6 +16,8 @@ import traceback
 import warnings
 from pathlib import Path
 from typing import Any
+
+from audioldm2_jax.runtime.text_files import shown, shown_lines
 
 FILE = "error.txt"
 _MOST = 500  # texts kept
@@ -82,8 +85,9 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         what = _WANTED.get(error.errno, (error.strerror or "").lower())
         where = error.filename2 or error.filename
-        return f"{_shown(where)} cannot be written or read: {what}" if where else what
-    return " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error) or type(error).__name__
+        return f"{shown(where)} cannot be written or read: {what}" if where else what
+    text = " ".join(str(error).split("\n")) if isinstance(error, OSError) else str(error)
+    return shown_lines(text) or type(error).__name__
 
 
 def write(path: Path) -> Path | None:
@@ -103,14 +107,11 @@ def write(path: Path) -> Path | None:
             place.write_text(content, encoding="utf-8", errors="backslashreplace")
             return place
         except OSError:
-            continue
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)  # half of it
     return None
 
 
 def _keep(text: str) -> None:
     if text in _collected or len(_collected) < _MOST:
         _collected[text] = _collected.get(text, 0) + 1
-
-
-def _shown(path: object) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 from audioldm2_jax.runtime import cluster, watch
 from audioldm2_jax.runtime.storage import local_path
@@ -24,8 +27,14 @@ def start(compilation_cache: str = "", others: cluster.Cluster | None = None) ->
 
     Raises:
         ClusterError: see `cluster.join`.
-        DeviceError: see `open_devices`.
+        DeviceError: JAX is not to promote types, and see `open_devices`.
     """
+    import jax
+
+    if jax.config.jax_numpy_dtype_promotion == "strict":
+        raise DeviceError(
+            "JAX_NUMPY_DTYPE_PROMOTION=strict is set, with which Optax and Flax cannot train: start without it"
+        )
     if others is not None:
         cluster.join(others)
     open_devices()
@@ -83,6 +92,7 @@ def use_compilation_cache(folder: str = "") -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    _say_once(cache)
     compilation_cache.reset_cache()  # a process that has compiled before has settled on none
 
 
@@ -96,6 +106,29 @@ def compilation_cache_folder(folder: str = "") -> Path:
 
     known = folder or jax.config.jax_compilation_cache_dir
     return local_path(known or "~/.cache/audioldm2_jax/xla", "--config.compilation_cache")
+
+
+# How JAX warns of each program that it cannot read from there, or write: the reason is behind the name.
+_OF_CACHE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '.*?': (.*)", re.DOTALL)
+
+
+def _say_once(cache: Path) -> None:
+    """Has what JAX warns of entries of the cache, of every program anew, said once for all."""
+    shown, said = warnings.showwarning, set()
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        found = _OF_CACHE.match(str(message))
+        if not found:
+            shown(message, *where, **more)
+        elif found[1] not in said:
+            said.add(found[1])
+            what = "what is damaged is compiled anew" if found[1] == "reading" else "nothing more is kept"
+            logging.warning(
+                "the compilation cache: %s (%s): delete %s, or name another folder with --config.compilation_cache",
+                *(what, " ".join(found[2].split()), cache),
+            )
+
+    warnings.showwarning = show
 
 
 def _is_writable(folder: Path) -> bool:

@@ -55,8 +55,9 @@ def decode_text(content: bytes, where: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-#: All that ends a line for somebody (str.splitlines), and what a terminal obeys.
-_LINE_ENDS = {end: repr(chr(end))[1:-1] for end in (*range(9), *range(10, 32), 127, 0x85, 0x2028, 0x2029)}
+#: All that ends a line for somebody (str.splitlines), and what a terminal obeys, the direction of writing included.
+_OBEYED = (*range(9), *range(10, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in _OBEYED}
 _SAVE = "save it as UTF-8"
 
 
@@ -82,7 +83,12 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 
 def shown(path: object) -> str:
     """A path as it can be printed: in one line, and what is not UTF-8 or ends a line with escapes."""
-    return str(path).encode("utf-8", "backslashreplace").decode().translate(_LINE_ENDS)
+    return str(path).encode("utf-8", "backslashreplace").decode().translate(_ESCAPES)
+
+
+def shown_lines(text: str) -> str:
+    """A text of several lines as it can be printed: each as `shown`."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.audio.mel import MelSettings
+from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
 from audioldm2_jax.components import LOA_TOKENS, recipe_parts, recipe_spec, spec_of
 from audioldm2_jax.conditioning.conditions import speaks, text_kinds
@@ -17,7 +18,7 @@ from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import folders
 from audioldm2_jax.generation.clip_encoder import mel_settings
 from audioldm2_jax.recipe_check import run_place
-from audioldm2_jax.runtime.storage import local_path, scheme_of
+from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.training.lineage import RunError
 
 
@@ -48,30 +49,20 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
 
 
 def check_mel(config: ConfigDict, name: str) -> None:
-    """Compares the mel that a VAE or vocoder in a folder of this machine was trained on with the recipe's.
+    """Compares the mel that a VAE or vocoder in `config.init_from` was trained on with the recipe's.
 
-    A VAE says nothing of it: the vocoder of its model folder does, or the settings of the stage that made it.
+    A VAE says nothing of it: the vocoder of its model folder does, or the settings of the stage that made it. Of what
+    is on the hub two files are fetched, the config.json of both.
 
     Args:
-      name: vae or vocoder; where `config.init_from` names a folder that has one.
+      name: vae or vocoder; where `config.init_from` names one.
 
     Raises:
       RunError: they differ; the message says what to set.
+      FolderError: there is no such network.
     """
     place = config.init_from[name]
-    if not place or not (scheme_of(place) or local_path(place, f"--config.init_from.{name}").exists()):
-        return
-    folder = model_folder.locate(place, name)
-    vocoder = folder.with_name("vocoder") / "config.json"
-    stage = folder.parent.with_name("config.json")
-    if vocoder.is_file():
-        mel = mel_settings(read_json(vocoder))
-        trained = {f"audio.mel.{key}": getattr(mel, key) for key in config.audio.mel}
-        trained["audio.sampling_rate"] = mel.sampling_rate
-    elif stage.is_file():
-        trained = {key: value for key, value in read_json(stage).items() if key.startswith("audio.mel.")}
-    else:
-        return
+    trained = _mel_of(place, name)
     own = {f"audio.mel.{key}": value for key, value in config.audio.mel.items()}
     own["audio.sampling_rate"] = config.audio.sampling_rate
     different = {key: value for key, value in trained.items() if key in own and own[key] != value}
@@ -81,6 +72,27 @@ def check_mel(config: ConfigDict, name: str) -> None:
             f"({', '.join(f'{key}: {value}, here {own[key]}' for key, value in different.items())}): set "
             f"{' '.join(f'--config.{key}={value}' for key, value in different.items())}, or train the {name} anew"
         )
+
+
+def _mel_of(place: str, name: str) -> dict[str, Any]:
+    """Returns the settings of the mel of a VAE or vocoder, by their keys in a recipe; {} where nobody knows them."""
+    folder = model_folder.locate_config(place, name)
+    if name == "vae" and not (scheme_of(place) or is_here(place, "--config.init_from.vae")):
+        hub.fetch_file(place, "vocoder/config.json")
+    vocoder = folder if name == "vocoder" else folder.with_name("vocoder")
+    stage = folder.parent.with_name("config.json")
+    if (vocoder / "config.json").is_file():
+        mel = _vocoder_mel(vocoder)
+        settings = {f"audio.mel.{key}": getattr(mel, key) for key in recipes.get("base").audio.mel}
+        return settings | {"audio.sampling_rate": mel.sampling_rate}
+    if stage.is_file():
+        return {key: value for key, value in read_json(stage).items() if key.startswith("audio.")}
+    return {}
+
+
+def _vocoder_mel(folder: Path) -> MelSettings:
+    fields = read_json(folder / "config.json")
+    return mel_settings(spec_of("vocoder", fields).defaults | fields)
 
 
 def _take_model(config: ConfigDict, path: Path) -> None:
@@ -129,7 +141,7 @@ def _fill(section: ConfigDict, fields: Mapping[str, Any]) -> None:
 
 
 def _take_front_ends(config: ConfigDict, path: Path) -> None:
-    mel = mel_settings(read_json(path / "vocoder" / "config.json"))
+    mel = _vocoder_mel(path / "vocoder")
     config.audio.sampling_rate = mel.sampling_rate
     config.audio.mel.update({key: getattr(mel, key) for key in config.audio.mel})
     frames = read_json(path / "unet" / "config.json").get("sample_size")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import struct
 import time
 from pathlib import Path
 
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter
-
-_FLUSH_SECONDS = 30
+from tensorboardX.record_writer import masked_crc32c
 
 
 class MetricsWriter:
@@ -23,38 +23,33 @@ class MetricsWriter:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        _drop_half_a_line(self._path)
-        self._lines = open(self._path, "ab", buffering=0)
-        self._board = RecordWriter(str(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"))
-        self._write_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._flushed = time.monotonic()
+        path = folder / "metrics.jsonl"
+        _drop_half_a_line(path)
+        self._lines = _Appended(path)
+        self._board = _Appended(folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}")
+        self._board.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes scalars of step `step`.
+        """Writes scalars of step `step`, and those that could not be written before.
 
         Raises:
-            OSError: for want of space, say; with the file's name, which then ends with the line before.
+            OSError: for want of space, say; with the file's name. What it has no room for is kept for the next call.
         """
-        line = (json.dumps({"step": step, **values}) + "\n").encode()
-        before = self._lines.tell()
-        try:
-            if self._lines.write(line) < len(line):
-                self._lines.write(line[self._lines.tell() - before :])  # says why the rest was not written
-            for name, value in values.items():
-                self._write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._board.flush()
-                self._flushed = time.monotonic()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._lines.truncate(before)
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._lines.add((json.dumps({"step": step, **values}) + "\n").encode())
+        for name, value in values.items():
+            event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
+            self._board.add(_record(event))
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what could not be written before; raises as `scalars`."""
+        for file in (self._lines, self._board):
+            file.flush()
 
     def best(self, name: str) -> tuple[float, int] | None:
         """Returns the least value of a metric over the whole stage, earlier processes included, and its step."""
         values = {}
-        with open(self._lines.name, encoding="utf-8") as lines:
+        with open(self._lines.path, encoding="utf-8") as lines:
             for line in lines:
                 try:
                     entry = json.loads(line)
@@ -65,13 +60,46 @@ class MetricsWriter:
         return min(((value, step) for step, value in values.items()), default=None)
 
     def close(self) -> None:
-        """Closes the files; what TensorBoard's has no room for is lost, `scalars` has told of it."""
+        """Closes the files; what they have no room for is lost, `scalars` has told of it."""
         for file in (self._lines, self._board):
-            with contextlib.suppress(OSError):
-                file.close()
+            file.close()
 
-    def _write_event(self, event: Event) -> None:
-        self._board.write(event.SerializeToString())
+
+class _Appended:
+    """A file that grows by whole pieces: those that there is no room for wait, in their order."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file, self._waiting = open(path, "ab", buffering=0), b""
+
+    def add(self, piece: bytes) -> None:
+        self._waiting += piece
+
+    def flush(self) -> None:
+        """Writes what waits, all of it or nothing; raises OSError with the file's name."""
+        before, written = os.fstat(self._file.fileno()).st_size, 0
+        try:
+            while written < len(self._waiting):
+                written += self._file.write(self._waiting[written:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._waiting = b""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.flush()
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _record(event: Event) -> bytes:
+    """Returns an event as TensorBoard's files have it, which are TFRecord files: length, content, checksums."""
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+    return length + next(checksums) + content + next(checksums)
 
 
 def _drop_half_a_line(path: Path) -> None:
@@ -79,4 +107,4 @@ def _drop_half_a_line(path: Path) -> None:
     if path.exists():
         content = path.read_bytes()
         if not content.endswith(b"\n"):
-            path.write_bytes(content[: content.rfind(b"\n") + 1])
+            os.truncate(path, content.rfind(b"\n") + 1)  # needs no room, other than writing it anew

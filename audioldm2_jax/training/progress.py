@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from audioldm2_jax.runtime.text_files import shown_lines
+
 
 class Report(NamedTuple):
     """Where a stage stands. `seconds` is the time left, `rate` examples a second, `heldout` the last loss on held-out
@@ -66,10 +68,10 @@ class Screen:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             self._bars = Progress(
-                TextColumn("{task.description:>14}"),
+                TextColumn("{task.description:>14}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
             )
 
     def __enter__(self) -> Screen:
@@ -93,7 +95,7 @@ class Screen:
             print(f"{report.stage:>14}  {report.unit} {report.step}/{report.steps}  {report.text}", flush=True)
 
     def say(self, text: str) -> None:
-        text = self._shown(text)
+        text = shown_lines(self._shown(text))  # paths and captions may hold what a terminal obeys
         if self._bars:
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:

@@ -48,6 +48,10 @@ _LEARNT_FROM = {
 }
 
 
+#: Networks of the mel, which has to be the recipe's also where no stage reads them, as all are published.
+_OF_MEL = ("vae", "vocoder")
+
+
 def plan(config: ConfigDict) -> list[str]:
     """Returns the stages that `config.stages` names, in its order.
 
@@ -136,9 +140,11 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
             key = f"--config.init_from.{part}"
             if place and not (scheme_of(place) or hub.is_id(place.strip()) or is_here(place, key)):
                 raise RunError(f"{key}: {no_folder(place)}; {name} starts from it")
-            if part in ("vae", "vocoder"):
-                fine_tuning.check_mel(config, part)
         _check_cache(config, name)
+    for part in _OF_MEL:
+        place = config.init_from[part]
+        if place and is_here(place, f"--config.init_from.{part}"):
+            fine_tuning.check_mel(config, part)
     _check_words(config, names)
 
 
@@ -178,6 +184,8 @@ def _check_hub(config: ConfigDict, names: list[str]) -> None:
                 model_folder.locate_config(source.place, part)
             except model_folder.FolderError as error:
                 raise RunError(f"--config.init_from.{part}: {error} {name} starts from it") from error
+            if part in _OF_MEL:
+                fine_tuning.check_mel(config, part)
 
 
 def _check_cache(config: ConfigDict, name: str) -> None:

@@ -202,10 +202,12 @@ def test_a_stage_that_is_trained_anew_is_not_mixed_with_what_was_made_from_the_o
     assert code == 0 and "vae: finished before" in out and "diffusion  step 4/4" in out, err
 
 
-def test_64_bits_are_refused(environment, tmp_path):
+@pytest.mark.parametrize("setting", ["JAX_ENABLE_X64=1", "JAX_NUMPY_DTYPE_PROMOTION=strict"])
+def test_types_of_numbers_that_cannot_be_trained_with_are_refused(environment, tmp_path, setting):
     flags = ["--config=configs/music.py", f"--config.run_dir={tmp_path / 'run'}"]
-    code, _, err = command({**environment, "JAX_ENABLE_X64": "1"}, *flags)
-    assert code == 1 and err.splitlines()[-1].startswith("error: JAX_ENABLE_X64 is set")
+    name, _, value = setting.partition("=")
+    code, _, err = command({**environment, name: value}, *flags)
+    assert code == 1 and err.splitlines()[-1].startswith(f"error: {name}")
     assert not (tmp_path / "run").exists()
 
 

@@ -248,8 +248,12 @@ def test_an_overlong_prompt_warns_and_quotes_what_was_cut(ours, caplog):
     with caplog.at_level(logging.WARNING):
         ids = ours.prompts.encode([long], [""])
     assert ids["t5_mask"].sum(1)[0] == ours.prompts.t5_limit
-    assert {"T5", "CLAP"} == {record.args[1] for record in caplog.records}
+    assert {"T5", "CLAP"} == {record.args[2] for record in caplog.records}
     assert all("last oboe" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        ours.prompts.encode(["a"], [long])
+    assert caplog.messages[0].startswith("The negative prompt is longer")
 
 
 def test_other_scripts(ours):

@@ -1,6 +1,7 @@
 """Going on from a whole model folder: the recipe becomes that of the folder, and the joint stage trains its weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -172,6 +173,30 @@ def test_a_vae_of_other_mels_is_refused(model, tmp_path):
     (stage / "config.json").write_text(json.dumps(settings))
     with pytest.raises(RunError, match=r"audio.mel.hop_length: 320, here 160"):
         run.prepare(config)
+
+
+def test_a_vocoder_of_other_mels_is_refused_whatever_its_folder_is_called(model, tmp_path):
+    """No stage reads it, but it would be published beside a VAE of the recipe's mels."""
+    config = get_config()
+    config.run_dir, config.stages = str(tmp_path / "run"), "audiomae"
+    config.init_from.vocoder = str((tmp_path / "hifigan").resolve())
+    shutil.copytree(model / "vocoder", tmp_path / "hifigan")
+    with pytest.raises(RunError, match=r"init_from.vocoder=/.*hifigan is of other mels .*audio.mel.compression=0.0"):
+        run.prepare(config)
+
+
+@pytest.mark.parametrize("part", ["vae", "vocoder"])
+def test_mels_on_the_hub_are_compared(model, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache(tmp_path / "hub", "someone/music", model)))
+    config = get_config()
+    config.run_dir = str(tmp_path / "run")
+    config.stages = "audiomae,diffusion" if part == "vae" else "vocoder"
+    config.init_from[part] = "someone/music"
+    with pytest.raises(RunError, match=rf"init_from.{part}=someone/music is of other mels .*compression: 0.0, here"):
+        run.prepare(config)
+    config.audio.mel.compression = 0.0
+    run.prepare(config)
 
 
 @pytest.mark.parametrize("hub", [False, True])

@@ -54,7 +54,12 @@ def test_errors_of_the_system_say_what_to_do():
         said = error_log.describe(OSError(code, os.strerror(code), "/runs/caf\udce9"))
         assert wanted in said and "/runs/caf\\udce9" in said and "\n" not in said
         said.encode()
-    assert error_log.describe(ValueError("as it is")) == "as it is"
+    assert error_log.describe(ValueError("as it is\nin two lines")) == "as it is\nin two lines"
+
+
+def test_nothing_that_a_terminal_obeys_is_printed():
+    assert error_log.describe(ValueError("/a/\x1b[31m\u202e is no folder")) == "/a/\\x1b[31m\\u202e is no folder"
+    assert error_log.describe(ValueError("caf\udce9")) == "caf\\udce9"
 
 
 def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
@@ -65,6 +70,17 @@ def test_where_the_run_folder_is_full_the_traceback_is_elsewhere(tmp_path):
         path = error_log.write(tmp_path / "file" / "error.txt")
     assert path and path.parent != tmp_path / "file" and "ValueError: reason" in path.read_text()
     path.unlink()
+
+
+def test_half_a_traceback_is_not_left(tmp_path, monkeypatch):
+    def full(path, content, **_):
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(error_log.tempfile, "gettempdir", lambda: tmp_path / "tmp")
+    assert error_log.write(tmp_path / "error.txt") is None
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("error", ["RuntimeError", "OSError"])

@@ -2,6 +2,8 @@
 
 import multiprocessing
 
+import pytest
+
 from audioldm2_jax.training.progress import Pipe, Report, Screen
 
 
@@ -21,6 +23,17 @@ def test_lines_where_output_is_no_terminal(capsys):
     ]
     assert "loss 1.5" in lines[1] and "40 examples/s" in lines[1] and "1:15 left" in lines[1]
     assert "2:01:05 left" in lines[2]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_texts_of_users_are_shown_as_they_are_written(capsys, monkeypatch, terminal):
+    """No markup of rich, and nothing that a terminal obeys."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    with Screen() as screen:
+        screen.say("/data/[bold]a[/bold] \x1b[2J\x07 \u202e b\nsecond line")
+        screen.report(Report("[red]vae", 1, 1, 1.0, 1.0, 1.0))
+    out = capsys.readouterr().out
+    assert "/data/[bold]a[/bold] \\x1b[2J\\x07 \\u202e b\nsecond line\n" in out and "[red]vae" in out
 
 
 def test_pipe_sends_what_a_screen_shows():

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from smallest import PHONEMES, Said, get_config
+from smallest import PHONEMES, Said, starting_from_sound
 
 from audioldm2_jax.checkpoints.atomic_folder import read_json
 from audioldm2_jax.data import encoders
@@ -22,9 +22,8 @@ SPEAKER, SAID = "a woman speaks slowly", "the old dog"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, compiled_once):
-    config = get_config("speech")
+    config = starting_from_sound("speech", tmp_path_factory.mktemp("sound"))
     config.run_dir = str(tmp_path_factory.mktemp("run") / "speech")
-    config.train.vocoder.discriminator_start = config.train.vae.discriminator_start = 4  # one executable a stage
     run.prepare(config)
     side_by_side.train_all(config, Said())
     return config
