@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -188,11 +189,11 @@ class LogUploads(contextlib.AbstractContextManager):
     def _files(self) -> dict[str, tuple[int, int]]:
         """Returns {name: time and size} of the files that are no part of a folder that appears as a whole."""
         root, found = path(self._config), {}
-        for file in root.rglob("*"):
-            name = file.relative_to(root).as_posix()
-            if _is_loose(name):
-                with contextlib.suppress(OSError):  # gone
-                    if file.is_file():
+        for folder, _, names in os.walk(root):  # passes over folders that are renamed meanwhile
+            for file in (Path(folder) / name for name in names):
+                name = file.relative_to(root).as_posix()
+                if _is_loose(name):
+                    with contextlib.suppress(OSError):  # gone
                         found[name] = (file.stat().st_mtime_ns, file.stat().st_size)
         return found
 
