@@ -58,6 +58,9 @@ class Checkpoints:
     def __init__(self, folder: Path | str, keep: int, say: Callable[[str], None] = print):
         self.folder, self._keep, self._say = epath.Path(folder), keep, say
         self._is_remote = bool(scheme_of(str(folder)))
+        # Orbax tells every save and restore at INFO and warns of its own defaults. Here, since absl's app.run sets the
+        # level, too, and what a config imports is imported before that.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         if self._is_remote:
             object_store.prepare(str(folder))
         else:
@@ -317,7 +320,3 @@ def digest(path: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
-
-
-# Orbax tells every save and restore at INFO and warns of its own defaults.
-logging.getLogger("absl").setLevel(logging.ERROR)
