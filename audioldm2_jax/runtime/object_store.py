@@ -274,7 +274,10 @@ def _open(scheme: str) -> Any:
     for name in {"gs": ("gs", "gcs"), "s3": ("s3", "s3a")}[scheme]:
         fsspec.config.conf[name] = settings[scheme] | fsspec.config.conf.get(name, {})
     if scheme == "gs":
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
+        for name in ("gcsfs", "fsspec"):
+            logging.getLogger(name).setLevel(
+                logging.CRITICAL
+            )  # they log what they raise, and every file that is opened
         if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
             url = emulator if "://" in emulator else f"http://{emulator}"
             os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", url)
