@@ -1,6 +1,7 @@
 """The package is as docs/design.md draws it: every file is listed, and imports go down."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def listed_layers() -> dict[str, int]:
     return layers
 
 
-def imports(file: str) -> set[str]:
+@functools.cache
+def imports(file: str) -> frozenset[str]:
     """The modules that a file imports anywhere in it, ours as paths in the package, others by their first name."""
     found = set()
     for node in ast.walk(ast.parse((PACKAGE / file).read_text(encoding="utf-8"))):
@@ -34,7 +36,7 @@ def imports(file: str) -> set[str]:
         else:
             continue
         found |= {_module(name) for name in names}
-    return found
+    return frozenset(found)
 
 
 def _module(name: str) -> str:
