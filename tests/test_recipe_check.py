@@ -185,8 +185,17 @@ def test_paths_as_people_type_them(tmp_path, monkeypatch):
     )
     assert config.run_dir == str(tmp_path / "my run") and config.is_locked
     assert config.init_from.vae == str(tmp_path / "a model") and config.init_from.unet == "cvssp/audioldm2"
-    with pytest.raises(ValueError, match=r"--config.init_from.vae=gs://b/vae: gs:// is not served"):
-        recipe_check.resolve_paths(changed("tiny", init_from__vae="gs://b/vae"))
+    with pytest.raises(ValueError, match=r"--config.init_from.vae=hdfs://b/vae: hdfs:// is not served"):
+        recipe_check.resolve_paths(changed("tiny", init_from__vae="hdfs://b/vae"))
+
+
+def test_addresses_have_one_form_and_a_run_is_on_gs_alone():
+    config = recipe_check.resolve_paths(changed("tiny", run_dir=" gs://b/run/ ", init_from__vae="S3://b/vae"))
+    assert config.run_dir == "gs://b/run" and config.init_from.vae == "s3://b/vae"
+    with pytest.raises(ValueError, match=r"--config.run_dir=s3://b/run: a run folder is .* or on gs://"):
+        recipe_check.resolve_paths(changed("tiny", run_dir="s3://b/run"))
+    with pytest.raises(ValueError, match=r"--config.init_from.vae=gs://b: an address has the form gs://BUCKET/NAME"):
+        recipe_check.resolve_paths(changed("tiny", init_from__vae="gs://b"))
 
 
 def test_what_diffusers_cannot_do_with_the_model_is_said():

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,9 @@ from audioldm2_jax.components import spec_of
 from audioldm2_jax.data import phonemes, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.unet import contexts_per_level
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime import object_folders, object_store
+from audioldm2_jax.runtime.object_folders import local_copy
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 
 _HUB_TOKENIZERS = {"tokenizer": ("roberta-base", "clap", 512), "tokenizer_2": ("google/flan-t5-large", "t5", 128)}
 """Where the authors have their tokenizers from, their kind, and the most tokens that they take."""
@@ -85,9 +88,9 @@ def convert(
 
     Args:
       source: a checkpoint file of the authors (`upstream/reader.py`), a model folder, some of its networks, the folder
-        of a run, or a hub id.
+        of a run, or a hub id; a path or an address in a store.
       destination: the folder, which must not exist or be empty; or a file ending in .pth, .pt or .ckpt, in which the
-        weights are as the authors have them (`upstream/writer.py`).
+        weights are as the authors have them (`upstream/writer.py`); a path or an address.
       tokenizers: a folder or hub id with `tokenizer/` and `tokenizer_2/`, for the authors' files, which hold none; by
         default those that the authors use, from the hub or its cache.
       overwrite: whether a model folder, or a file, that is there already may be replaced.
@@ -95,20 +98,42 @@ def convert(
     Raises:
       FolderError: for a source that cannot be read or does not fit, with the list of what does not; tokenizers that
         cannot be had; a destination that is in the way or cannot be written. Nothing is written then.
+      StorageError: for an address that is not served, or does not answer.
     """
-    path, target = local_path(os.fspath(source), "--from"), local_path(os.fspath(destination), "--to")
-    _check_destination(path, target, overwrite)
-    is_file = path.is_file() or (not path.exists() and path.suffix in ENDINGS)
-    model = _from_file(path) if is_file else _from_folder(path if path.exists() else os.fspath(source).strip())
-    notes = model.notes
-    if target.suffix in _FILES:
-        notes = (*notes, *write_original(target, model.components, model.schedule and model.schedule[0]))
-        written = (target.name,)
+    typed = os.fspath(source)
+    if scheme_of(os.fspath(destination)):
+        _check_address(typed, os.fspath(destination), overwrite)
+    if scheme_of(typed):
+        path = local_copy(typed, "--from") if Path(typed.strip()).suffix in ENDINGS else model_folder.fetched(typed)
     else:
-        with _replacing(target) as partial:
-            _write(model, partial, tokenizers)
-            written = tuple(sorted(path.name for path in partial.iterdir()))
+        path = local_path(typed, "--from")
+    with _placed(path, os.fspath(destination), overwrite) as target:
+        is_file = path.is_file() or (not path.exists() and path.suffix in ENDINGS)
+        model = _from_file(path) if is_file else _from_folder(path if path.exists() else typed.strip())
+        notes = model.notes
+        if target.suffix in _FILES:
+            notes = (*notes, *write_original(target, model.components, model.schedule and model.schedule[0]))
+            written = (target.name,)
+        else:
+            with _replacing(target) as partial:
+                _write(model, partial, tokenizers)
+                written = tuple(sorted(path.name for path in partial.iterdir()))
     return Report(model.found, _summary(model.components), model.left_out, notes, written)
+
+
+@contextlib.contextmanager
+def _placed(source: Path, destination: str, overwrite: bool) -> Iterator[Path]:
+    """The path to write to; for an address a temporary one, from which it is uploaded if nothing goes wrong."""
+    if not scheme_of(destination):
+        target = local_path(destination, "--to")
+        _check_destination(source, target, overwrite)
+        yield target
+        return
+    address = object_store.normalized(destination, "--to")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / address.rpartition("/")[2]
+        yield target
+        object_folders.upload(target, address)
 
 
 def _from_file(path: Path) -> _Model:
@@ -149,6 +174,24 @@ def _check_destination(source: Path, target: Path, overwrite: bool) -> None:
     networks = [name for name in model_folder.PARTS if (target / name / "config.json").is_file()]
     if not networks and not (target / model_folder.INDEX).is_file():
         raise FolderError(f"{target} is no model folder, so it is not replaced; choose another folder.")
+
+
+def _check_address(source: str, destination: str, overwrite: bool) -> None:
+    """Looks at what lies at an address before gigabytes are read; what is replaced is a model folder, or a file."""
+    address = object_store.normalized(destination, "--to")
+    if scheme_of(source):
+        ends = [f"{one}/" for one in (object_store.normalized(source, "--from"), address)]
+        if ends[0].startswith(ends[1]) or ends[1].startswith(ends[0]):
+            raise FolderError(f"{address} and {source.strip()} lie within each other; choose another destination.")
+    there = object_store.listing(address)
+    if not there:
+        return
+    if not overwrite:
+        raise FolderError(f"{address} exists; choose another address, or pass --overwrite to replace it.")
+    is_file, wants_file = "" in there, Path(address).suffix in _FILES
+    configs = {f"{name}/config.json" for name in model_folder.PARTS} | {model_folder.INDEX, object_folders.UPLOADING}
+    if is_file != wants_file or not (is_file or configs & there.keys()):
+        raise FolderError(f"{address} is no model {'file' if wants_file else 'folder'}, so it is not replaced.")
 
 
 def _check_file(target: Path, overwrite: bool) -> None:
@@ -206,7 +249,7 @@ def _write_tokenizer(
             phonemes.write_tokenizer(target)
         return
     if source is not None:
-        given = local_path(os.fspath(source), "--tokenizers")
+        given = local_copy(os.fspath(source), "--tokenizers")
         given = given if given.is_dir() else hub.fetch_folders(str(source).strip(), [name], None)
         copy_part(given / name, path, name)
         return

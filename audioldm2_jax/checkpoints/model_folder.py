@@ -46,7 +46,8 @@ from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
 from audioldm2_jax.components import NOT_IN_CONFIG, SPECS, ComponentSpec, spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime import object_folders, object_store
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 
 INDEX = "model_index.json"
 PARTS = tuple(SPECS)
@@ -235,12 +236,14 @@ def published(folder: Path) -> Path:
 
 
 def locate(source: str | os.PathLike, name: str, variant: str | None = None) -> Path:
-    """The folder of network `name`: inside a model folder, itself, or fetched from the hub into its cache.
+    """The folder of network `name`: inside a model folder, itself, or fetched from the hub or a store into a cache.
 
     Raises:
       FolderError: where there is no such thing.
-      StorageError: for an address that is no path of this machine.
+      StorageError: for an address that is not served, or does not answer.
     """
+    if scheme_of(os.fspath(source)):
+        return _with_config(fetched(os.fspath(source), name), source, name)
     path = local_path(os.fspath(source), "the model's folder")
     if not path.exists():
         folder = name if hub.fetch_file(str(source).strip(), f"{name}/config.json") else ""
@@ -254,6 +257,8 @@ def locate_config(source: str | os.PathLike, name: str) -> Path:
     Raises:
       FolderError, StorageError: as `locate`.
     """
+    if scheme_of(os.fspath(source)):
+        return locate(source, name)
     path = local_path(os.fspath(source), "the model's folder")
     if not path.exists():
         found = [hub.fetch_file(str(source).strip(), file) for file in (f"{name}/config.json", "config.json")]
@@ -269,13 +274,34 @@ def _with_config(path: Path, source: str | os.PathLike, name: str) -> Path:
     raise FolderError(f"{source} has no {name}/config.json; is it an AudioLDM 2 model folder?")
 
 
+def fetched(address: str, name: str = "") -> Path:
+    """The copy of network `name`, by default of all, at an address of a model folder, a run or the network itself.
+
+    Raises:
+      FolderError: there is nothing, or the run has not published its model yet.
+      StorageError: as `object_store.listing`.
+    """
+    address = object_store.normalized(address, "the model's folder")
+    names = object_folders.whole(object_store.listing(address))
+    if f"model/{INDEX}" in names:
+        return object_folders.cached(f"{address}/model", name)
+    if any(one.startswith("stages/") for one in names):
+        raise FolderError(f"The run in {address} has not finished: it has no model/ yet. Run the training again.")
+    inside = name and any(one.startswith(f"{name}/") for one in names)
+    return object_folders.cached(address, name if inside else "")
+
+
 def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
-    """The model folder `source`: its path or that of the run that published it, or a hub id, which is fetched.
+    """The model folder `source`: its path or that of the run that published it, or a hub id or address: fetched.
 
     Raises:
       FolderError: where there is no such thing, or it is the folder of another pipeline.
-      StorageError: for an address that is no path of this machine.
+      StorageError: for an address that is not served, or does not answer.
     """
+    if scheme_of(os.fspath(source)):
+        path = fetched(os.fspath(source))
+        read_index(path)
+        return path
     path = published(local_path(os.fspath(source), "the model's folder"))
     if not path.exists():
         index = hub.fetch_file(str(source).strip(), INDEX)

@@ -2,7 +2,7 @@
 
 --from takes a checkpoint file of AudioLDM 2's authors (or of their VAE and vocoder, of AudioMAE or LAION-CLAP), a model
 folder, a run folder or a hub id; --to is a model folder in the diffusers layout, or a file ending in .pth, .pt or
-.ckpt, in which the weights are as the authors have them.
+.ckpt, in which the weights are as the authors have them. Each may be an address, gs://BUCKET/NAME or s3://BUCKET/NAME.
 """
 
 import argparse

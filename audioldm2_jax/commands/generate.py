@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, watch
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.object_store import normalized
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 from audioldm2_jax.runtime.text_files import read_text, shown
 
 #: Ending and libsndfile's name of the samples, of each `--format`.
@@ -76,7 +77,8 @@ def flags() -> argparse.ArgumentParser:
         "--model",
         "--model_name",
         required=True,
-        help="a run folder, a model folder in the diffusers layout, a hub id, or the authors' name of a model",
+        help="a run folder or a model folder in the diffusers layout, by its path or address (gs://, s3://), a hub id, "
+        "or the authors' name of a model",
     )
     clip = parser.add_argument_group("starting from a sound file")
     clip.add_argument("-f", "--file_path", help="the sound file")
@@ -170,9 +172,13 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
 def model_folder(model: str) -> str:
     """`model` itself, the model folder inside where it is a run folder, or the hub id of a model of the authors.
 
+    An address stays as it is.
+
     Raises:
       ValueError: for a model that is not on the hub.
     """
+    if scheme_of(model):
+        return normalized(model, "--model")
     path = local_path(model, "--model")
     model = str(path) if path.exists() else model.strip()
     if model in AUTHORS_NAMES and not path.exists():

@@ -28,7 +28,7 @@ from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source, UnreadableRecord
 from audioldm2_jax.data.phonemes import AUTHORS, PhonemeTable, PhonemeTokenizer, read_tokenizer
 from audioldm2_jax.runtime.hub_access import hub_reachable, no_folder, out_of_reach
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.object_folders import local_copy
 
 _FOLDERS = ("tokenizer", "tokenizer_2", "tokenizer_3")  # CLAP's and the others'; diffusers has the first two
 _NAMES = {"clap": "CLAP", "t5": "T5", "phoneme": "phonemes"}
@@ -263,7 +263,7 @@ def load(name: str, kind: str, length: int) -> Tokenizer:
     """
     from transformers import RobertaTokenizerFast, T5TokenizerFast  # a second to import; workers need not
 
-    folder = local_path(name, f"the {kind} tokenizer")
+    folder = local_copy(name, f"the {kind} tokenizer")
     if folder.is_dir():
         name = str(folder)
     if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
@@ -293,7 +293,7 @@ def _phoneme_table(name: str) -> PhonemeTable:
     Raises:
         ValueError: it cannot be loaded; the message says from where and why.
     """
-    folder = local_path(name, "the tokenizer of phonemes")
+    folder = local_copy(name, "the tokenizer of phonemes")
     if not folder.is_dir():
         owner, subfolder = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
         pattern = f"{subfolder}/*" if subfolder else "*.json"

@@ -1,14 +1,13 @@
 """One run in a run folder at a time: a lock that is alive as long as its run is.
 
-The lock is a file that names who holds it; its holder touches it every few seconds. On the holder's own machine the
-process itself is looked for, so that what a killed run left is passed over at once; from another machine, over a shared
-file system, the file is watched for a touch.
+The lock is a file, or an object in a store, that names who holds it; its holder touches it every few seconds. On the
+holder's own machine the process itself is looked for, so that what a killed run left is passed over at once; from
+another machine the lock is watched for a touch. `runtime/lock_places.py` reads and writes it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -18,6 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from audioldm2_jax.runtime import lock_places
+from audioldm2_jax.runtime.storage import StorageError
 
 FILE = "lock.json"
 #: Seconds between two touches, and how many may be missed before a lock of another machine counts as left behind.
@@ -36,7 +38,7 @@ class RunLock:
     """The lock of a run folder; `with RunLock(folder):` holds it.
 
     Args:
-        folder: the run folder, which exists.
+        folder: the run folder, which exists, or its address in a store.
         say: told where taking the lock needs a wait.
         on_loss: called, from a thread, where another run has taken the lock away (from a process that was suspended).
         touch: seconds between two touches.
@@ -48,25 +50,26 @@ class RunLock:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         say: Callable[[str], None] = lambda text: None,
         on_loss: Callable[[str], None] = lambda holder: None,
         touch: float = TOUCH,
         advice: str = _ADVICE,
     ):
         self._advice = advice
-        self.path, self._say, self._on_loss, self._every = folder / FILE, say, on_loss, touch
+        self._say, self._on_loss, self._every = say, on_loss, touch
         self.token = secrets.token_hex(8)
+        self._folder, self._place = folder, lock_places.place(folder, FILE, self.token)
         self._released = threading.Event()
 
     def __enter__(self) -> RunLock:
         while not self._create():
-            holder = _read(self.path)
+            holder = self._read()
             if holder is None:
                 continue  # released between the two calls
             if self._is_alive(holder):
-                raise LockedError(f"{self.path.parent} is in use by another run: {_describe(holder)}. {self._advice}")
-            self._remove(holder)
+                raise LockedError(f"{self._folder} is in use by another run: {_describe(holder)}. {self._advice}")
+            self._place.remove(lambda holder=holder: self._is_of(holder))
         threading.Thread(target=self._hold, name="run lock", daemon=True).start()
         return self
 
@@ -76,9 +79,7 @@ class RunLock:
     def release(self) -> None:
         """Gives the lock back; does nothing where it is another's by now."""
         self._released.set()
-        holder = _read(self.path)
-        if holder and holder.get("token") == self.token:
-            self.path.unlink(missing_ok=True)
+        self._place.remove(lambda: self._is_of({"token": self.token}))
 
     def _create(self) -> bool:
         """Writes the lock unless there is one."""
@@ -90,96 +91,44 @@ class RunLock:
             "started": _started(os.getpid()),
             "token": self.token,
         }
-        partial = self.path.with_name(f".{FILE}.{self.token}")
+        return self._place.create(json.dumps(content, indent=1).encode())
+
+    def _read(self) -> dict[str, Any] | None:
+        """Who holds the lock; None without one, {} where it cannot be read."""
         try:
-            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        except OSError:  # a full disk
-            partial.unlink(missing_ok=True)
-            raise
-        try:
-            os.link(partial, self.path)  # whole or not at all, also over NFS
-            return True
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            try:
-                file = open(self.path, "x", encoding="utf-8")
-            except FileExistsError:
-                return False
-            try:
-                with file:
-                    file.write(json.dumps(content, indent=1))
-            except OSError:  # half a lock would keep this run out, too
-                self.path.unlink(missing_ok=True)
-                raise
-            return True
-        finally:
-            partial.unlink(missing_ok=True)
+            content = self._place.read()
+            return None if content is None else dict(json.loads(content))
+        except (OSError, TypeError, ValueError):
+            return {}
+
+    def _is_of(self, holder: dict[str, Any]) -> bool:
+        now = self._read()
+        return now is not None and now.get("token") == holder.get("token")
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
         if holder.get("machine") == _machine():
             return _started(holder.get("pid", 0)) == holder.get("started") is not None
-        seen = _touched(self.path)
+        seen = self._place.touched()
         patience = MISSED * self._every
-        if self._now() - seen > 10 * patience:
+        if self._place.now() - seen > 10 * patience:
             return False
-        self._say(f"{self.path} was left by {_describe(holder)}; watching for {patience:.0f} s whether it is alive")
+        self._say(f"{self._place} was left by {_describe(holder)}; watching for {patience:.0f} s whether it is alive")
         end = time.monotonic() + patience
         while time.monotonic() < end:
             time.sleep(min(0.2 * self._every, 1.0))
-            if _touched(self.path) != seen:
-                return _read(self.path) is not None
+            if self._place.touched() != seen:
+                return self._read() is not None
         return False
-
-    def _now(self) -> float:
-        """The time of the file system's clock."""
-        probe = self.path.with_name(f".{FILE}.{self.token}.time")
-        try:
-            probe.touch()
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink(missing_ok=True)
-
-    def _remove(self, holder: dict[str, Any]) -> None:
-        """Takes a dead lock away; of several that try, one does, and none takes away the lock of that one."""
-        guard = self.path.with_name(f".{FILE}.guard")
-        with guard.open("a") as file:
-            with contextlib.suppress(OSError):  # a file system without such locks; the kernel frees those of the dead
-                fcntl.flock(file, fcntl.LOCK_EX)
-            now = _read(self.path)
-            if now is not None and now.get("token") == holder.get("token"):
-                self.path.unlink(missing_ok=True)
-            guard.unlink(missing_ok=True)
 
     def _hold(self) -> None:
         while not self._released.wait(self._every):
-            holder = _read(self.path)
+            holder = self._read()
             if holder and holder.get("token") != self.token:
                 self._released.set()
                 self._on_loss(_describe(holder))
                 return
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock; None without one, {} where it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-
-
-def _touched(path: Path) -> float:
-    """When a file was last touched; opened for that, since NFS asks its server only then."""
-    try:
-        with open(path, "rb") as file:
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return 0.0
+            with contextlib.suppress(OSError, StorageError):
+                self._place.touch()
 
 
 def _machine() -> str:

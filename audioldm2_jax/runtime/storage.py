@@ -11,8 +11,27 @@ from urllib.parse import unquote
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(//?)")
 
 
+#: Object stores that hold run folders and model folders (runtime/object_store.py).
+_STORES = ("gs", "s3")
+
+
 class StorageError(ValueError):
-    """A text that names no place of this machine; the message says what was typed and what to do."""
+    """A text that names no place; the message says what was typed and what to do."""
+
+
+def scheme_of(text: str) -> str:
+    """Returns the scheme of an address in an object store, in small letters; "" of any other text."""
+    scheme, found, _ = text.strip().partition("://")
+    return scheme.lower() if found and scheme.lower() in _STORES else ""
+
+
+def is_here(text: str, what: str) -> bool:
+    """Returns whether a text, which may be a path, a hub id or an address, is a path of something on this machine.
+
+    Raises:
+      StorageError: as `local_path`, but for an address in an object store.
+    """
+    return not scheme_of(text) and local_path(text, what).exists()
 
 
 def local_path(text: str, what: str) -> Path:
@@ -34,8 +53,9 @@ def local_path(text: str, what: str) -> Path:
     url = _URL.match(text.strip())
     if url and url[1].lower() != "file":
         raise StorageError(
-            f"{what}={text.strip()}: {url[0]} is not served, only paths of this machine; mount the storage (gcsfuse, "
-            "mount-s3, rclone …) and name the folder where it is mounted, or copy what is there"
+            f"{what}={text.strip()}: {url[0]} is not served, only paths of this machine; mount the storage "
+            "(gcsfuse, mount-s3, rclone …) and name the folder where it is mounted, or copy what is there (run folders "
+            "may be on gs://, model folders on gs:// and s3://)"
         )
     if url:
         rest = text.strip()[url.end() :]

@@ -4,6 +4,9 @@ Orbax writes and reads; it does not notice flipped bits in its data files. So a 
 digests before Orbax renames it to its final name: one that has that name is whole and signed, whenever the process
 dies. Every host digests the files that it wrote, in parallel, and on reading its share of them; all hosts take the
 same checkpoint. One with a file that does not agree is passed over for the one before.
+
+In a store, `gs://…`, there is no rename: Orbax writes an object `COMMITTED` last, and a checkpoint without it
+counts for nothing. The digests are those that the store has computed of what arrived.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from audioldm2_jax.runtime import error_log, hosts, sharding
+from audioldm2_jax.runtime import error_log, hosts, object_store, sharding
+from audioldm2_jax.runtime.storage import scheme_of
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
+#: In a store, Orbax's name for the object that it writes last.
+COMMITTED = "commit_success.txt"
 _ITEM = "default"  # Orbax's name for the only thing that a checkpoint of ours holds
 _HOST = "ocdbt.process_"  # Orbax's name for the folder of what one host wrote, its index behind it
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -35,15 +42,30 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints below `folder`, at most `keep` of them."""
+    """The checkpoints below `folder`, at most `keep` of them.
 
-    def __init__(self, folder: Path, keep: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+    Args:
+        folder: a path, or an address.
+        keep: how many.
+
+    Raises:
+        CheckpointError: in a store lie checkpoints that were copied there from a disk.
+        StoreError: the store does not answer, or there is no permission.
+    """
+
+    def __init__(self, folder: Path | str, keep: int):
+        self.folder, self._keep = epath.Path(folder), keep
+        self._is_remote = bool(scheme_of(str(folder)))
+        # Orbax tells every save and restore at INFO and warns of its own defaults. Here, since absl's app.run sets the
+        # level, too, and what a config imports is imported before that.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        if self._is_remote:
+            object_store.prepare(str(folder))
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
         if hosts.is_first():
             self._remove_unfinished()  # of a process that was killed while it saved
         hosts.wait_for_hosts("unfinished checkpoints removed")
-        self._keep = keep
         self._manager = self._open()
         self._saving: int | None = None
         self._say: Callable[[str], None] | None = None  # of the save in progress
@@ -111,7 +133,7 @@ class Checkpoints:
         """Deletes the checkpoints of more than `step` steps: those that `restore` passed over."""
         for newer in [saved for saved in self._manager.all_steps() if saved > step]:
             if hosts.is_first():
-                shutil.rmtree(self.folder / str(newer))
+                self._remove(newer)
         hosts.wait_for_hosts("damaged checkpoints removed")
         self._manager.reload()
 
@@ -133,9 +155,13 @@ class Checkpoints:
         for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add(_ITEM, arguments, signing)
         return ocp.CheckpointManager(
-            self.folder.resolve(),
+            self.folder if self._is_remote else self.folder.resolve(),
             handler_registry=handlers,
-            options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                # Orbax would ask for the kind of a bucket first, which takes more than the right to write there.
+                max_to_keep=None if self._is_remote else self._keep,
+                enable_async_checkpointing=True,
+            ),
         )
 
     def _finish_before(self) -> None:
@@ -162,7 +188,9 @@ class Checkpoints:
         return True
 
     def _has_space(self, state: Any) -> bool:
-        """Whether the disk, as every host sees it, has space for the state. Called by all."""
+        """Whether the disk, as every host sees it, has space for the state; a store has. Called by all."""
+        if self._is_remote:
+            return True
         shards = [shard for leaf in jax.tree.leaves(state) for shard in getattr(leaf, "addressable_shards", ())]
         needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
         needed, free = zip(*hosts.gather((needed, shutil.disk_usage(self.folder).free), "space for a checkpoint"))
@@ -201,10 +229,39 @@ class Checkpoints:
     def _finish(self) -> None:
         self._manager.wait_until_finished()
         self._saving = None
+        if self._is_remote:
+            old = sorted(self._manager.all_steps())[: -self._keep]
+            for step in old if hosts.is_first() else ():
+                self._remove(step)
+            if old:
+                self._manager.reload()
+
+    def _remove(self, step: int) -> None:
+        if not self._is_remote:
+            shutil.rmtree(self.folder / str(step))
+            return
+        # What says that it is whole goes first, so that half of it never counts.
+        address = str(self.folder / str(step))
+        object_store.delete(address, [COMMITTED])
+        object_store.delete(address, object_store.listing(address))
 
     def _remove_unfinished(self) -> None:
-        for temporary in self.folder.glob(_TEMPORARY):
-            shutil.rmtree(temporary, ignore_errors=True)
+        if not self._is_remote:
+            for temporary in self.folder.glob(_TEMPORARY):
+                shutil.rmtree(temporary, ignore_errors=True)
+            return
+        names = object_store.listing(str(self.folder))
+        for step in sorted({name.partition("/")[0] for name in names}):
+            if not step.isdecimal() or f"{step}/{COMMITTED}" in names:
+                continue
+            manifest = object_store.read(f"{self.folder}/{step}/{_ITEM}/{MANIFEST}") or b"{}"
+            with contextlib.suppress(ValueError):
+                if any(map(_of_a_disk, json.loads(manifest).values())):
+                    raise CheckpointError(
+                        f"{self.folder / step} was copied from a disk without its {COMMITTED}, and may be a part of a "
+                        "checkpoint: copy it again, go on in the folder from which it comes, or delete it here"
+                    )
+            object_store.delete(str(self.folder), [name for name in names if name.startswith(f"{step}/")])
 
     def _guard(self, step: int | None, action: Callable[[], Any]) -> None:
         """Runs `action`; turns what goes wrong with the disk into one line that says what to do."""
@@ -225,11 +282,14 @@ class _Signing(ocp.StandardCheckpointHandler):
     """Orbax's handler, which writes digests beside the data, before the checkpoint gets its final name.
 
     `async_save` ends, on every host, with the digests of what that host wrote; `finalize`, which Orbax calls on
-    process 0 once all hosts have ended, adds those of the rest and makes one manifest of all.
+    process 0 once all hosts have ended, adds those of the rest and makes one manifest of all. A store has the digests
+    of everything at once.
     """
 
     async def async_save(self, directory: Path, *args: Any, **kwargs: Any) -> list[Any]:
         written = await super().async_save(directory, *args, **kwargs)
+        if scheme_of(str(directory)):
+            return written
         host, folder = jax.process_index(), Path(directory)
         return [
             ocp.future.ChainedFuture(written, lambda: _write_digests(folder, f"{MANIFEST}.{host}", _of(folder, host)))
@@ -237,6 +297,10 @@ class _Signing(ocp.StandardCheckpointHandler):
 
     def finalize(self, directory: Path) -> None:
         super().finalize(directory)
+        if scheme_of(str(directory)):
+            digests = {name: entry.digest for name, entry in object_store.listing(str(directory)).items()}
+            object_store.write(f"{directory}/{MANIFEST}", json.dumps(digests, indent=1).encode())
+            return
         folder, known = Path(directory), {}
         for part in folder.glob(f"{MANIFEST}.*"):
             known |= json.loads(part.read_text())
@@ -262,8 +326,11 @@ def _write_digests(folder: Path, manifest: str, files: Iterable[Path], known: di
 def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
     """Returns what is wrong with host `host`'s share of a checkpoint, "" if that is whole.
 
-    A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round.
+    A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round. In a
+    store, where nothing has to be read for it, the first host's is everything.
     """
+    if scheme_of(str(folder)):
+        return _damage_in_store(f"{folder}/{_ITEM}") if host == 0 else ""
     root = folder / _ITEM if (folder / _ITEM / MANIFEST).exists() else folder  # earlier versions: beside Orbax's item
     try:
         wanted = json.loads((root / MANIFEST).read_text())
@@ -283,6 +350,32 @@ def find_damage(folder: Path, host: int = 0, count: int = 1) -> str:
     return ""
 
 
+def _damage_in_store(address: str) -> str:
+    content = object_store.read(f"{address}/{MANIFEST}")
+    if content is None:
+        return UNSIGNED
+    try:
+        wanted = json.loads(content)
+    except ValueError:
+        return f"{MANIFEST} is unreadable"
+    there = object_store.listing(address)
+    for name, value in wanted.items():
+        if name not in there:
+            return f"{name} is missing"
+        if _of_a_disk(value):  # copied into the store
+            now = hashlib.sha256(object_store.read(f"{address}/{name}") or b"").hexdigest()
+        else:
+            now = there[name].digest
+        if now != value:
+            return f"{name} has changed since it was written"
+    return ""
+
+
+def _of_a_disk(value: str) -> bool:
+    """Whether a digest of a manifest is a SHA-256 and not a store's own."""
+    return ":" not in value
+
+
 def digest(path: Path) -> str:
     """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -291,7 +384,3 @@ def digest(path: Path) -> str:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
-
-
-# Orbax tells every save and restore at INFO and warns of its own defaults.
-logging.getLogger("absl").setLevel(logging.ERROR)

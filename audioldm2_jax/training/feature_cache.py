@@ -33,7 +33,7 @@ from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES, features
-from audioldm2_jax.training import lineage
+from audioldm2_jax.training import lineage, run_folder
 from audioldm2_jax.training.feature_maker import FeatureMaker
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress
@@ -61,8 +61,8 @@ def folder(config: ConfigDict, name: str) -> Path | None:
     """Returns the folder of the cache that stage `name` trains from, None where it trains from sound.
 
     "auto" is a folder of the run, where the source makes clips of the recipe's own length (the embedded corpus) and the
-    recipe's stages draw more of them than the cache would hold. How many crops of longer recordings stand for them is
-    a person's decision: for these a folder has to be named.
+    recipe's stages draw more of them than the cache would hold, and "off" for a run in an object store. How many crops
+    of longer recordings stand for them is a person's decision: for these a folder has to be named.
     """
     asked, stage = config.data.cache.strip(), STAGES[name]
     if asked == "off" or not stage.reads_features(config):
@@ -77,7 +77,7 @@ def folder(config: ConfigDict, name: str) -> Path | None:
     records = config.data.examples * len(sources.names(config.data.source))
     held = min(config.data.cache_records or records, records)
     pays = _embedded(config) and drawn > held
-    return Path(config.run_dir) / "cache" if pays else None
+    return run_folder.path(config) / "cache" if pays and not run_folder.is_remote(config) else None
 
 
 def _embedded(config: ConfigDict) -> bool:
@@ -194,7 +194,7 @@ def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> di
     made = {feature.component: digest, "dtype": config.dtype}
     if feature.of_text:  # named as its tokenizer is
         made["length"] = config.text[f"{feature.name}_length"]
-        made["tokenizer"] = text.words_digest(Path(config.run_dir) / text.folders(text_kinds(config))[feature.name])
+        made["tokenizer"] = text.words_digest(run_folder.path(config) / text.folders(text_kinds(config))[feature.name])
     else:
         made |= {"seconds": config.audio.seconds, "sampling_rate": config.audio.sampling_rate}
     for section in feature.reads:

@@ -17,7 +17,8 @@ from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import folders
 from audioldm2_jax.generation.clip_encoder import mel_settings
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.recipe_check import run_place
+from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.training.lineage import RunError
 
 
@@ -38,7 +39,7 @@ def resolve(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """
     made = config.copy_and_resolve_references()
     with made.unlocked(), made.ignore_type():
-        made.run_dir = str(local_path(config.run_dir, "--config.run_dir"))
+        made.run_dir = run_place(config.run_dir)
         if config.init_from.model:
             _take_model(made, model_folder.locate_model(config.init_from.model))
     made.lock()
@@ -76,7 +77,7 @@ def check_mel(config: ConfigDict, name: str) -> None:
 def _mel_of(place: str, name: str) -> dict[str, Any]:
     """Returns the settings of the mel of a VAE or vocoder, by their keys in a recipe; {} where nobody knows them."""
     folder = model_folder.locate_config(place, name)
-    if name == "vae" and not local_path(place, "--config.init_from.vae").exists():
+    if name == "vae" and not (scheme_of(place) or is_here(place, "--config.init_from.vae")):
         hub.fetch_file(place, "vocoder/config.json")
     vocoder = folder if name == "vocoder" else folder.with_name("vocoder")
     stage = folder.parent.with_name("config.json")

@@ -26,8 +26,9 @@ from audioldm2_jax.checkpoints.tensors import choose, shard_names
 from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import text
 from audioldm2_jax.runtime import hosts
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.storage import is_here
 from audioldm2_jax.stages import STAGES
+from audioldm2_jax.training import run_folder
 
 FILE = "lineage.json"
 
@@ -44,7 +45,7 @@ class Input(NamedTuple):
 
 
 def stage_folder(config: ConfigDict, name: str) -> Path:
-    return Path(config.run_dir) / "stages" / name
+    return run_folder.path(config) / "stages" / name
 
 
 def finished(config: ConfigDict, name: str) -> bool:
@@ -57,10 +58,7 @@ def begun(config: ConfigDict, name: str) -> bool:
 
     A stage that failed before its first checkpoint may be begun again with any settings.
     """
-    checkpoints = stage_folder(config, name) / "checkpoints"
-    return finished(config, name) or (
-        checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
-    )
+    return finished(config, name) or run_folder.has_checkpoints(config, stage_folder(config, name))
 
 
 def maker(config: ConfigDict, component: str, before: str = "") -> str | None:
@@ -197,7 +195,7 @@ def _why_stale(config: ConfigDict, name: str, earlier: Mapping[str, str], fetche
     tokenizers, folders = _tokenizers(config, name), text.folders(text_kinds(config))
     for folder, earlier_digest in (recorded or {}).get("tokenizers", {}).items():
         if tokenizers.get(folder, earlier_digest) != earlier_digest:
-            root = Path(config.run_dir)
+            root = run_folder.path(config)
             return (
                 f"was trained with other words than those of {root / folder} (if captions have changed since, put the "
                 f"earlier ones back and delete {' and '.join(str(root / one) for one in folders.values())}: the same "
@@ -214,13 +212,13 @@ def _tokenizers(config: ConfigDict, name: str) -> dict[str, str]:
     for kind in STAGES[name].text_kinds(config):
         folder = folders[kind]
         with contextlib.suppress(OSError, ValueError):  # whoever loads it says what is wrong
-            found[folder] = text.words_digest(Path(config.run_dir) / folder)
+            found[folder] = text.words_digest(run_folder.path(config) / folder)
     return found
 
 
 def _is_other(part: str, source: Input, before: Mapping[str, str], fetched: bool) -> bool:
     """Returns whether the component was another one; to find out, nothing is fetched that has the same hub id."""
-    here = local_path(source.place, f"--config.init_from.{part}").exists()
+    here = is_here(source.place, f"--config.init_from.{part}")
     known = before["from"] == source.origin and not fetched and not here
     return not known and digest(source.place, part) != before["digest"]
 

@@ -66,6 +66,7 @@ def train(
     records: Callable[[int], Sequence[str]] = lambda number: (),
     max_unreadable: float = 1.0,
     stall: StallWatch | None = None,
+    saved: Path | str | None = None,
 ) -> Trained:
     """Trains `stage` to the end of its recipe, from where `folder` left it.
 
@@ -73,13 +74,14 @@ def train(
         stage: what to train.
         mesh: the devices.
         batches: gives the host's batches from a step on.
-        folder: of this stage, for checkpoints and metrics.
+        folder: of this stage, for metrics.
         progress: where reports go.
         should_stop: asked after every step for the signal that asks to stop, 0 without one.
         evaluators: called at their intervals and at the end.
         records: names the records in the host's slots of a step, for people.
         max_unreadable: share of the records drawn that may be unreadable.
         stall: is told what the loop is doing; entered.
+        saved: where the checkpoints lie, a path or an address; by default in `folder`.
 
     Raises:
         Stopped: `should_stop` said so, after saving.
@@ -92,7 +94,7 @@ def train(
     _check(stage, mesh)
     optimizers = {o.name: optim.optimizer(hparams) for o in stage.objectives(stage.variant(hparams.steps))}
     abstract = state.shapes(stage, optimizers, mesh)
-    checkpoints = Checkpoints(folder / "checkpoints", hparams.keep)
+    checkpoints = Checkpoints(saved or folder / "checkpoints", hparams.keep)
     current = _resume(stage, checkpoints, abstract, progress) or state.start(stage, optimizers, abstract)
     frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
     take_step = step.compiled(stage, optimizers, state.places(abstract), mesh)

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,7 +31,7 @@ from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
 from audioldm2_jax.runtime.storage import StorageError
-from audioldm2_jax.training import fine_tuning, lineage, run, side_by_side, stage_settings
+from audioldm2_jax.training import fine_tuning, lineage, run, run_folder, side_by_side, stage_settings
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
@@ -60,7 +61,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only:
     except (cluster.ClusterError, start.DeviceError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    with Screen() if hosts.is_first() else Silent() as screen:
+    with Screen(shown=partial(run_folder.shown, config)) if hosts.is_first() else Silent() as screen:
         try:
             code = _run(config, screen, caches_only)
         except KeyboardInterrupt:
@@ -89,7 +90,7 @@ def _run(config: ConfigDict, screen: Progress, caches_only: bool) -> int:
         screen.say(f"  {line}")
     for change in taken:
         screen.say(f"  as in {config.init_from.model}: {change}")
-    with _locked(run.make_folder(config), screen):
+    with _locked(config, run.make_folder(config), screen), run_folder.LogUploads(config, screen.say):
         run.prepare(config, screen.say)
         try:
             if caches_only:
@@ -137,6 +138,8 @@ def _compare_hosts(config: ConfigDict) -> None:
     """
     own = {f"--config.{key}": value for key, value in stage_settings.flat(config).items() if key not in _OF_A_HOST}
     own |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+    if run_folder.is_remote(config):  # elsewhere the same folder may be mounted at another place
+        own["--config.run_dir"] = config.run_dir
     own["the code of audioldm2_jax"] = _code_digest()
     first, *others = hosts.gather(own, "settings")
     for name, other in zip(watch.names()[1:], others):
@@ -159,8 +162,10 @@ def _code_digest() -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, screen: Progress) -> Iterator[None]:
+def _locked(config: ConfigDict, folder: Path | str, screen: Progress) -> Iterator[None]:
     """Holds the lock of the run folder, which is one for all processes of the job; process 0 keeps it.
+
+    What of the folder lies in a store is fetched then.
 
     Raises:
         LockedError: another run is at work there.
@@ -183,7 +188,8 @@ def _locked(folder: Path, screen: Progress) -> Iterator[None]:
     if refusal := hosts.broadcast(refusal, "lock"):
         raise lock.LockedError(refusal)
     try:
-        hosts.wait_for_file(held.path, "run folder locked")
+        run_folder.wait_for(config, run_folder.path(config) / lock.FILE, "run folder locked")
+        run_folder.fetch(config)
         yield
     finally:
         if hosts.is_first():
@@ -192,6 +198,7 @@ def _locked(folder: Path, screen: Progress) -> Iterator[None]:
 
 def _fail(config: ConfigDict, error: Exception, message: str) -> int:
     """Says what went wrong, once where it went wrong for all processes, and ends the others too."""
+    message = run_folder.shown(config, message)
     if not watch.first_says(message):
         where = f" in {watch.names()[jax.process_index()]}" if jax.process_count() > 1 else ""
         print(f"error{where}: {message}{_keep_traceback(config, error)}", file=sys.stderr, flush=True)
@@ -209,11 +216,14 @@ def _of_communication(error: BaseException | None) -> bool:
 
 
 def _keep_traceback(config: ConfigDict, error: Exception) -> str:
-    """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message."""
+    """Writes the traceback of the error in hand to the run folder; returns where it is, for the end of the message.
+
+    Of a run in a store it is on this machine.
+    """
     if isinstance(error, side_by_side.StageFailed | lock.LockedError):  # its process has written it; another's folder
         return ""
     name = f"error-{jax.process_index()}.txt" if jax.process_index() else error_log.FILE
-    path = error_log.write(Path(config.run_dir) / name)
+    path = error_log.write(run_folder.path(config) / name)
     return f" (traceback: {path})" if path else ""
 
 
@@ -234,7 +244,7 @@ def _introduce(config: ConfigDict, screen: Progress) -> None:
 
 def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
     """Has the first host publish the model folder; returns it on all hosts, or None while a network is missing."""
-    model = Path(config.run_dir) / "model"
+    model = run_folder.path(config) / "model"
     there = False
     if hosts.is_first():
         try:
@@ -250,7 +260,7 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
                 screen.say(f"This run is finished; its model is {model}.")
     if not hosts.broadcast(there, "published"):
         return None
-    hosts.wait_for_file(model / "model_index.json", "published")
+    run_folder.share(config, model, "published", last="model_index.json")
     return model
 
 
@@ -260,7 +270,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
     All hosts generate, on the mesh of the training; the first one chooses the captions and writes. A finished run does
     not fail for want of samples: what goes wrong is said.
     """
-    target = Path(config.run_dir) / "samples"
+    target = run_folder.path(config) / "samples"
     done = target / "captions.txt"  # is written last
     chosen: list[Example] = []
     if hosts.is_first() and not _are_of(target, model):
@@ -276,6 +286,7 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
                 with _said(screen, f"not all samples are in {target}"):
                     _write_clips(config, target, chosen, audios)
                     lineage.write_json(target / lineage.FILE, {"model": _model_digests(model)})
+                    run_folder.upload(config, target)
     if done.exists():
         beside = f"; their spectrograms beside real clips: {target / 'mels.png'}" * (target / "mels.png").exists()
         screen.say(f"Clips of held-out captions: {target}{beside}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from audioldm2_jax.runtime.text_files import shown_lines
@@ -56,10 +57,14 @@ class Progress(Protocol):
 
 
 class Screen:
-    """Bars on a terminal (rich), one line every `interval` seconds a stage where output is not a terminal."""
+    """Bars on a terminal (rich), one line every `interval` seconds a stage where output is not a terminal.
 
-    def __init__(self, interval: float = 20.0):
-        self._interval, self._last = interval, {}
+    Args:
+        shown: what lines of text pass through.
+    """
+
+    def __init__(self, interval: float = 20.0, shown: Callable[[str], str] = str):
+        self._interval, self._last, self._shown = interval, {}, shown
         self._bars, self._tasks = None, {}
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -92,7 +97,7 @@ class Screen:
             print(f"{report.stage:>14}  {report.unit} {report.step}/{report.steps}  {report.text}", flush=True)
 
     def say(self, text: str) -> None:
-        text = shown_lines(text)  # paths and captions may hold what a terminal obeys
+        text = shown_lines(self._shown(text))  # paths and captions may hold what a terminal obeys
         if self._bars:
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:

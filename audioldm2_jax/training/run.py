@@ -36,9 +36,9 @@ from audioldm2_jax.evaluation.samples import Samples
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.stall import StallWatch
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, stage_settings
+from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, run_folder, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.stage_data import StageData
@@ -80,11 +80,11 @@ def waits_for(config: ConfigDict, name: str, chosen: list[str]) -> list[str]:
     return [other for other in chosen if other in makers and other != name]
 
 
-def make_folder(config: ConfigDict) -> Path:
-    """Makes the run folder and returns it. Called by all hosts.
+def make_folder(config: ConfigDict) -> Path | str:
+    """Makes the run folder and returns it, or its address. Called by all hosts.
 
     Raises:
-        RunError: no data is named, or the folder cannot be written.
+        RunError, StoreError: no data is named, or the folder cannot be written.
     """
     if not config.data.source:
         raise RunError(
@@ -92,17 +92,14 @@ def make_folder(config: ConfigDict) -> Path:
             "TensorFlow Datasets set with --config.data.source=tfds:NAME, or the embedded corpus with "
             "--config.data.source=builtin:music"
         )
-    root = local_path(config.run_dir, "--config.run_dir")
+    root = run_folder.path(config)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable-{jax.process_index()}"  # a name for each host
-        probe.touch()
-        probe.unlink()
+        run_folder.make(config)
     except OSError as error:
         raise RunError(
             f"cannot write to the run folder {root} ({error.strerror}): choose another with --config.run_dir=PATH"
         ) from error
-    return root
+    return run_folder.place(config)
 
 
 def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) -> None:
@@ -120,7 +117,8 @@ def prepare(config: ConfigDict, say: Callable[[str], None] = lambda line: None) 
     if any(STAGES[name].text_kinds(config) for name in chosen):
         if hosts.is_first():
             write_tokenizers(config)
-        hosts.wait_for_file(_tokenizer_folders(config)[-1], "tokenizers written")
+        for folder in _tokenizer_folders(config):
+            run_folder.share(config, folder, "tokenizers written")
         lineage.refuse_stale(config, chosen)  # they may have been made again, of other captions
     _check_hub(config, [name for name in chosen if not finished(config, name)])
     hosts.wait_for_hosts("run folder checked")
@@ -142,12 +140,12 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         for part in {*stage.needs(config), *stage.continues(config), *stage.makes(config)}:
             place = config.init_from[part]
             key = f"--config.init_from.{part}"
-            if place and not hub.is_id(place.strip()) and not local_path(place, key).exists():
+            if place and not (scheme_of(place) or hub.is_id(place.strip()) or is_here(place, key)):
                 raise RunError(f"{key}: {no_folder(place)}; {name} starts from it")
         _check_cache(config, name)
     for part in _OF_MEL:
         place = config.init_from[part]
-        if place and local_path(place, f"--config.init_from.{part}").exists():
+        if place and is_here(place, f"--config.init_from.{part}"):
             fine_tuning.check_mel(config, part)
     _check_words(config, names)
 
@@ -175,14 +173,14 @@ def _check_words(config: ConfigDict, names: list[str]) -> None:
 
 
 def _check_hub(config: ConfigDict, names: list[str]) -> None:
-    """Looks whether the repositories on the hub that stages start from are there, of each for its config.json.
+    """Looks whether what stages start from on the hub or in a store is there, of each for its config.json.
 
     Raises:
         RunError: one is not; so is a path that looks like a hub id, and that nothing has.
     """
     for name in names:
         for part, source in lineage.inputs(config, name).items():
-            if source.place != config.init_from[part] or local_path(source.place, source.origin).exists():
+            if source.place != config.init_from[part] or is_here(source.place, source.origin):
                 continue
             try:
                 model_folder.locate_config(source.place, part)
@@ -209,12 +207,12 @@ def _check_cache(config: ConfigDict, name: str) -> None:
 
 def _tokenizer_folders(config: ConfigDict) -> list[Path]:
     """Returns where the run's tokenizers lie; the last one is there once all are."""
-    return [Path(config.run_dir) / name for name in text.folders(text_kinds(config)).values()]
+    return [run_folder.path(config) / name for name in text.folders(text_kinds(config)).values()]
 
 
 def write_tokenizers(config: ConfigDict) -> None:
     """Writes the run's tokenizers, all or none, unless they are there."""
-    root, folders = Path(config.run_dir), _tokenizer_folders(config)
+    root, folders = run_folder.path(config), _tokenizer_folders(config)
     if folders[-1].is_dir():
         return
     partial = root / ".tokenizers.partial"
@@ -233,6 +231,8 @@ def begin(config: ConfigDict, name: str) -> None:
     stage_folder(config, name).mkdir(parents=True, exist_ok=True)
     stage_settings.write(config, name)
     lineage.write(config, name)
+    for file in (stage_settings.FILE, lineage.FILE):
+        run_folder.upload(config, stage_folder(config, name) / file)
 
 
 def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Component]:
@@ -262,7 +262,8 @@ def load_components(config: ConfigDict, name: str) -> dict[str, model_folder.Com
 
 
 def _load_tokenizers(config: ConfigDict) -> text.Tokenizers:
-    return text.load_tokenizers(config.run_dir, {kind: config.text[f"{kind}_length"] for kind in text_kinds(config)})
+    lengths = {kind: config.text[f"{kind}_length"] for kind in text_kinds(config)}
+    return text.load_tokenizers(run_folder.path(config), lengths)
 
 
 def word_tables(config: ConfigDict, components: dict[str, model_folder.Component]) -> dict[str, int | None]:
@@ -293,7 +294,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
         lineage.refuse_stale(config, [name], fetched=name)
     elif hosts.is_first():
         begin(config, name)
-    hosts.wait_for_file(where, f"{name} begun")
+    run_folder.wait_for(config, where, f"{name} begun")
     data = StageData(config, name, components, tokenizers, progress, should_stop)
     stage = STAGES[name](stage_settings.part(config, name), components, data.empty_text)
     mesh = sharding.make_mesh(config.mesh)
@@ -302,8 +303,9 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     ]
     if data.has_heldout:
         evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
+    saved = run_folder.place(config, where / run_folder.CHECKPOINTS)
     batches, records = partial(data.train, stage), partial(data.records, stage)
-    with StallWatch(config.stall_seconds, Path(config.run_dir) / f"stacks-{jax.process_index()}.txt") as stall:
+    with StallWatch(config.stall_seconds, run_folder.path(config) / f"stacks-{jax.process_index()}.txt") as stall:
         trained = loop.train(
             stage,
             mesh,
@@ -315,10 +317,11 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
             records,
             config.data.max_unreadable,
             stall,
+            saved,
         )
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
-    hosts.wait_for_file(where / "result", f"{name} finished")
+    run_folder.share(config, where / "result", f"{name} finished")
     return trained.data_wait
 
 
@@ -362,14 +365,14 @@ def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Compone
 
 def is_published(config: ConfigDict) -> bool:
     """Returns whether the model folder is there and whole, with the networks of the latest results."""
-    target = Path(config.run_dir) / "model"
+    target = run_folder.path(config) / "model"
     if not (target / "model_index.json").exists():
         return False
     there = model_folder.parts(target)
     for part, source in _sources(config).items():
         if part not in there:
             return False
-        of_run = source and Path(source).parent.parent == Path(config.run_dir) / "stages"
+        of_run = source and Path(source).parent.parent == run_folder.path(config) / "stages"
         try:
             if of_run and lineage.digest(str(target), part) != lineage.digest(str(source), part):
                 return False
@@ -395,7 +398,7 @@ def publish(config: ConfigDict) -> Path | None:
     Raises:
         RunError: results do not fit together; what was published before stays.
     """
-    target = Path(config.run_dir) / "model"
+    target = run_folder.path(config) / "model"
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
     sources = _sources(config)

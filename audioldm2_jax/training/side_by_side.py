@@ -12,7 +12,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.runtime import hosts, watch
-from audioldm2_jax.training import run
+from audioldm2_jax.training import run, run_folder
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import NotFinite, Stopped, Unreadable
 from audioldm2_jax.training.progress import Pipe, Progress
@@ -195,6 +194,6 @@ def _train(fields: dict, name: str, connection: Connection) -> None:
     except Stopped as stop:
         connection.send(("stopped", str(stop)))
     except REPORTED_ERRORS as error:
-        path = error_log.write(Path(config.run_dir) / error_log.FILE)
+        path = error_log.write(run_folder.path(config) / error_log.FILE)
         kept = f" (traceback: {path})" if path else ""
         connection.send(("failed", StageFailed(f"{error_log.describe(error)}{kept}")))

@@ -114,8 +114,8 @@ def test_a_hub_id_stays_one(model, tmp_path, monkeypatch):
 
 def test_paths_that_cannot_be_served():
     config = get_config()
-    config.run_dir = "gs://bucket/run"
-    with pytest.raises(ValueError, match=r"--config.run_dir=gs://bucket/run: gs:// is not served"):
+    config.run_dir = "hdfs://host/run"
+    with pytest.raises(ValueError, match=r"--config.run_dir=hdfs://host/run: hdfs:// is not served"):
         fine_tuning.resolve(config)
     config.run_dir = "~/run"
     assert fine_tuning.resolve(config)[0].run_dir == str(Path.home() / "run")

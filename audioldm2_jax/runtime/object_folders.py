@@ -1,0 +1,188 @@
+"""Folders in object stores: copied here and there, and never taken for whole while only a part of one has arrived.
+
+A store has no folders and no rename. So a folder is half written as long as it has an object `.uploading`, which is
+written first and deleted last: readers leave such a folder out, and the next upload replaces what there is of it. A
+folder that another program has brought there has none, and is read as it is.
+
+A file here is the same as an object if it has its size and its time, which a copied file is given (as `gsutil rsync`
+and `aws s3 sync` do): what is the same is not copied again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from audioldm2_jax.runtime import object_store
+from audioldm2_jax.runtime.object_store import Entry, StoreError
+from audioldm2_jax.runtime.storage import local_path, scheme_of
+
+UPLOADING = ".uploading"
+_PARTIAL = ".partial"  # behind the name of a file that is being fetched
+
+
+def whole(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Returns the objects of a listing that do not lie in a half written folder."""
+    half = [str(PurePosixPath(name).parent) for name in entries if PurePosixPath(name).name == UPLOADING]
+    if "." in half:
+        return {}
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if not any(str(parent) in half for parent in PurePosixPath(name).parents)
+    }
+
+
+def fetch(address: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Entry]:
+    """Makes `folder` what is below `address`, as far as `wanted` says of an object's name; returns what that is.
+
+    Files that are no objects, or not wanted ones, are deleted.
+
+    Raises:
+      StoreError: as of `object_store.listing` and `download`.
+      OSError: a file cannot be written.
+    """
+    entries = {name: entry for name, entry in whole(object_store.listing(address)).items() if name and wanted(name)}
+    for path in [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]:
+        if path.relative_to(folder).as_posix() not in entries:
+            path.unlink(missing_ok=True)
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):  # it has files
+            path.rmdir()
+    _fetch_files(address, folder, entries)
+    return entries
+
+
+def upload(source: Path, address: str) -> None:
+    """Makes what is below `address` the folder, or the object there the file, `source`. Does nothing where it is that.
+
+    Of a folder, everything counts as absent until all has arrived.
+
+    Raises:
+      StoreError: as of `object_store.upload`.
+      OSError: a file cannot be read.
+    """
+    there = object_store.listing(address)
+    if source.is_file():
+        if not _same(source, there.get("")):
+            object_store.upload(address, {"": source})
+            _take_times({"": source}, address)
+        return
+    files = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
+    changed = {name: path for name, path in files.items() if not _same(path, there.get(name))}
+    gone = there.keys() - files.keys() - {"", UPLOADING}
+    if not changed and not gone and UPLOADING not in there:
+        return
+    object_store.write(f"{address}/{UPLOADING}", b"")
+    object_store.upload(address, changed)
+    object_store.delete(address, gone)
+    object_store.delete(address, [UPLOADING])
+    _take_times(changed, address)
+
+
+@functools.cache
+def cached(address: str, part: str = "") -> Path:
+    """Returns the copy of what is at an address, a folder or an object, below ~/.cache; made, or brought up to date.
+
+    It stays as it is as long as this process lives, so that all that is read of it is of one state. `~/.cache` is
+    `XDG_CACHE_HOME` where that is set.
+
+    Args:
+      address: normalized.
+      part: of a folder, the subfolder that is wanted, with every config.json beside it; by default all of it.
+
+    Raises:
+      StoreError: there is nothing, a folder is half written, and as of `object_store.listing`.
+      OSError: the copy cannot be written.
+    """
+    there = object_store.listing(address)
+    entries = whole(there)
+    if part:
+        entries = {
+            name: entry
+            for name, entry in entries.items()
+            if name.startswith(f"{part}/") or name.endswith("config.json")
+        }
+    if not entries:
+        raise StoreError(
+            f"{address} is being written, or was not written to its end: write it again"
+            if UPLOADING in there
+            else f"there is nothing at {address}"
+        )
+    scheme, _, rest = address.partition("://")
+    target = cache_folder() / "objects" / scheme / rest
+    with _alone(target):
+        if entries.keys() == {""}:
+            if target.is_dir():
+                shutil.rmtree(target)
+            _fetch_files(address, target.parent, entries, target.name)
+            return target
+        for path in [path for path in target.rglob("*") if path.is_file()]:
+            if path.relative_to(target).as_posix() not in there:
+                path.unlink()
+        _fetch_files(address, target, {name: entry for name, entry in entries.items() if name})
+    return target
+
+
+def local_copy(text: str, what: str) -> Path:
+    """Returns the path that a person means by `text` (`storage.local_path`), of an address that of its copy.
+
+    Raises:
+      StorageError: as `local_path`, and `cached`.
+      OSError: as `cached`.
+    """
+    if scheme_of(text):
+        return cached(object_store.normalized(text, what))
+    return local_path(text, what)
+
+
+def cache_folder() -> Path:
+    """Returns the folder for copies of what lies elsewhere, which may be deleted while nothing runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audioldm2_jax"
+
+
+def _fetch_files(address: str, folder: Path, entries: Mapping[str, Entry], own_name: str = "") -> None:
+    """Fetches those of the objects that are not here yet, each through a temporary name."""
+    targets = {name: folder / (name or own_name) for name in entries}
+    for name, path in targets.items():
+        if _same(path, entries[name]):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}{_PARTIAL}")
+        object_store.download(address, {name: partial})
+        if partial.stat().st_size != entries[name].size:
+            partial.unlink()
+            raise StoreError(f"{address}/{name} changed while it was read: run the same command again")
+        os.utime(partial, ns=(entries[name].modified,) * 2)
+        os.replace(partial, path)
+
+
+def _same(path: Path, entry: Entry | None) -> bool:
+    if entry is None or not path.is_file():
+        return False
+    status = path.stat()
+    return status.st_size == entry.size and status.st_mtime_ns == entry.modified
+
+
+def _take_times(files: Mapping[str, Path], address: str) -> None:
+    """Gives files that were uploaded the times of their objects."""
+    there = object_store.listing(address)
+    for name, path in files.items():
+        if name in there and path.exists() and path.stat().st_size == there[name].size:
+            os.utime(path, ns=(there[name].modified,) * 2)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Waits until no other process of this machine works on the copy."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / hashlib.sha256(str(target).encode()).hexdigest()[:16]).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
