@@ -81,6 +81,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote folders have left in `folder`; nobody else writes."""
+    for partial in folder.glob(".*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def replace_folder(new: Path, path: Path) -> None:
     """Renames the folder `new` to `path`; an earlier folder there goes once the new one stands."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")

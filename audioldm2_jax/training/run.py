@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.checkpoints.atomic_folder import remove_unfinished
 from audioldm2_jax.components import recipe_parts
 from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds
 from audioldm2_jax.data import sources, text
@@ -407,6 +408,7 @@ def publish(config: ConfigDict) -> Path | None:
     write_tokenizers(config)
     if found := lineage.stale_results(config):
         raise RunError(lineage.explain(config, found))
+    remove_unfinished(target)
     for part, source in sources.items():
         model_folder.copy_component(source, target, part)
     for folder in _tokenizer_folders(config):
