@@ -319,7 +319,7 @@ def _ask(request: Callable[[], _Answer], address: str, done: str, patience: floa
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise  # this machine's
-            if not _is_passing(error):
+            if not _may_pass(error):
                 raise StoreError(f"{address} cannot be {done}: {_reason(error, address)}") from error
             if time.monotonic() + pause > end:
                 raise StoreError(
@@ -330,7 +330,17 @@ def _ask(request: Callable[[], _Answer], address: str, done: str, patience: floa
         pause = min(2 * pause, 30.0)
 
 
-def _is_passing(error: Exception) -> bool:
+def is_passing(error: BaseException | None) -> bool:
+    """Returns whether an error, or what led to it, is a store that does not answer, and may answer later."""
+    while error is not None:
+        # TensorStore, which Orbax writes with, raises all that is the store's as ValueError.
+        if _may_pass(error) or (isinstance(error, ValueError) and re.search("UNAVAILABLE|DEADLINE_EXC", str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _may_pass(error: BaseException) -> bool:
     """Whether the same request may be answered later."""
     if isinstance(error, PermissionError):
         return False

@@ -29,7 +29,7 @@ from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import cluster, error_log, hosts, lock, sharding, start, watch
+from audioldm2_jax.runtime import cluster, error_log, hosts, lock, object_store, sharding, start, watch
 from audioldm2_jax.runtime.storage import StorageError
 from audioldm2_jax.training import fine_tuning, lineage, run, run_folder, side_by_side, stage_settings
 from audioldm2_jax.training.checkpoint import CheckpointError
@@ -45,8 +45,9 @@ RESTART, INTERRUPTED = watch.RESTART, 130
 def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only: bool = False) -> int:
     """Runs the recipe to its end, or from where its run folder stands; returns the exit code.
 
-    It is 0 for a finished run, 75 (`RESTART`) for one that SIGTERM stopped, or the loss of another host: the same
-    command goes on from there; 130 after Ctrl-C; 1 for an error that a person has to mend.
+    It is 0 for a finished run, 75 (`RESTART`) for one that SIGTERM stopped, or the loss of another host, or an object
+    store that does not answer: the same command goes on from there; 130 after Ctrl-C; 1 for an error that a person
+    has to mend.
 
     Args:
         config: the recipe.
@@ -197,13 +198,14 @@ def _locked(config: ConfigDict, folder: Path | str, screen: Progress) -> Iterato
 
 
 def _fail(config: ConfigDict, error: Exception, message: str) -> int:
-    """Says what went wrong, once where it went wrong for all processes, and ends the others too."""
+    """Says what went wrong, once where it went wrong for all processes, and ends the others too; returns the code."""
     message = run_folder.shown(config, message)
+    code = RESTART if run_folder.is_remote(config) and object_store.is_passing(error) else 1
     if not watch.first_says(message):
         where = f" in {watch.names()[jax.process_index()]}" if jax.process_count() > 1 else ""
         print(f"error{where}: {message}{_keep_traceback(config, error)}", file=sys.stderr, flush=True)
-    watch.fail(message, 1, look_for_cause=_of_communication(error))
-    return 1
+    watch.fail(message, code, look_for_cause=_of_communication(error))
+    return code
 
 
 def _of_communication(error: BaseException | None) -> bool:

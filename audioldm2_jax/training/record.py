@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import defaultdict
@@ -195,7 +196,7 @@ class Record:
                     raise
                 if not self._full:
                     self.progress.say(
-                        f"{self.stage.name}: {error_log.describe(error)}; training goes on without metrics"
+                        f"{self.stage.name}: {error_log.describe(error)}; training goes on, and metrics wait for space"
                     )
                 self._full = True
             else:
@@ -208,6 +209,9 @@ class Record:
         With the compilation of both: an evaluation is another program, whose compilation is most of what it costs a
         short stage.
         """
+        with contextlib.suppress(OSError):  # no space; that was said
+            if self._writer:
+                self._writer.flush()
         best = self._writer.best(heldout_loss.NAME) if self._writer else None
         if self.heldout is None or best is None:
             return

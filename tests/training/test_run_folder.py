@@ -11,7 +11,7 @@ from smallest import get_config
 
 from audioldm2_jax.runtime import lock, object_folders, object_store
 from audioldm2_jax.runtime.lock import LockedError, RunLock
-from audioldm2_jax.training import checkpoint, run_folder
+from audioldm2_jax.training import checkpoint, main, run_folder
 from audioldm2_jax.training.checkpoint import COMMITTED, MANIFEST, CheckpointError, Checkpoints
 
 ON_ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -218,6 +218,15 @@ def test_a_stage_has_checkpoints_once_one_is_whole(config):
     assert not run_folder.has_checkpoints(config, stage)
     object_store.write(f"{config.run_dir}/stages/vae/checkpoints/3/{checkpoint.COMMITTED}", b"x")
     assert run_folder.has_checkpoints(config, stage)
+
+
+@pytest.mark.parametrize("status, code", [(503, 75), (403, 1)])
+def test_a_store_that_may_answer_later_is_a_reason_to_start_again(config, google, monkeypatch, status, code):
+    monkeypatch.setattr(object_store, "PATIENCE", 0.0)
+    google.proxy.rule = lambda method, path: status
+    with pytest.raises(object_store.StoreError) as caught:
+        object_store.listing(config.run_dir)
+    assert main._fail(config, caught.value, str(caught.value)) == code
 
 
 def test_messages_name_the_address(config):
