@@ -106,6 +106,7 @@ def cricket(take: Take) -> np.ndarray:
         for number in range(pulses):
             take.add(envelope, wing * np.float32(0.5 + 0.5 * (number + 1) / pulses), now + number / pulse_rate)
         now += max(1 / rate * draw.uniform(0.95, 1.05), (pulses + 1) / pulse_rate)
+    pitch = min(pitch, 0.4 * take.sampling_rate)  # a low sampling rate has no higher tones
     carrier = take.sine(pitch * (1 + 0.004 * take.wander(0.05)))
     return carrier * envelope
 
