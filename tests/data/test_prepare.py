@@ -258,6 +258,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's job in the background ignores it
     )
 
 
