@@ -11,10 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 # A test runs its programs a few times: to optimise them takes a CPU longer than all runs. Processes of tests inherit
 # it. With XLA_FLAGS set by hand, and be it empty, programs are compiled as users have them.
-_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if jax.__version_info__ < (0, 12):  # later versions end at this flag
-    _QUICKLY += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _QUICKLY)
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 # Tests leave nothing in the home of whoever runs them.
 jax.config.update("jax_enable_compilation_cache", False)

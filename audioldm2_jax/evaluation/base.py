@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 
@@ -48,20 +45,11 @@ def due(evaluator: Evaluator, step: int, steps: int) -> bool:
 
 
 def of_few_runs(mesh: Mesh) -> dict[str, Any] | None:
-    """Returns the XLA options for a program that runs now and then: to optimise it takes a CPU longer than all runs."""
+    """Returns the XLA options for a program that runs now and then: to optimise it takes a CPU longer than all runs.
+
+    Not among them: xla_cpu_use_fusion_emitters=False, which compiles sooner still. Without optimisation it is wrong
+    (JAX 0.10.2: 5 % of a waveform of `audio/sinusoids.py`).
+    """
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    options = {"xla_backend_optimization_level": 0}
-    # With the older way to compile what is fused, a program compiles in half the time; JAX 0.12 no longer has it.
-    older = {"xla_cpu_use_fusion_emitters": False}
-    return options | older if _known(*older) else options
-
-
-@functools.cache
-def _known(option: str) -> bool:
-    """Whether this version of XLA has an option that can be switched off."""
-    try:
-        jax.jit(jnp.negative, compiler_options={option: False}).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
+    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
