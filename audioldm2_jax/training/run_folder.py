@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.runtime import hosts, object_folders, object_store
 from audioldm2_jax.runtime.storage import StorageError, scheme_of
-from audioldm2_jax.training.checkpoint import COMMITTED
+from audioldm2_jax.training.checkpoint_places import COMMITTED
 
 CHECKPOINTS = "checkpoints"
 _RESULT = "result"

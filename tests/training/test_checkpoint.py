@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from processes import by_variables
 
-from audioldm2_jax.training import checkpoint
-from audioldm2_jax.training.checkpoint import MANIFEST, CheckpointError, Checkpoints, digest, find_damage
+from audioldm2_jax.training import checkpoint_places
+from audioldm2_jax.training.checkpoint import CheckpointError, Checkpoints
+from audioldm2_jax.training.checkpoint_places import MANIFEST, digest, place
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +97,7 @@ def test_the_one_before_a_damaged_one_is_used_and_said(copied, damage):
     assert checkpoints.latest() == 3
     checkpoints.save(4, state(40))
     checkpoints.close()
-    assert find_damage(newest) == ""
+    assert place(newest.parent).find_damage(int(newest.name)) == ""
     assert float(restore(copied)[1]["params"]["kernel"][0]) == 40.0
 
 
@@ -118,7 +119,7 @@ def test_no_space_left(copied, monkeypatch, when):
     elif when == "in the background":
         monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
     else:
-        monkeypatch.setattr(checkpoint, "digest", full)
+        monkeypatch.setattr(checkpoint_places, "digest", full)
     with pytest.raises(CheckpointError) as caught:
         checkpoints.save(5, state(5))
         checkpoints.save(6, state(6))
@@ -147,7 +148,7 @@ def test_a_save_that_can_be_done_without(copied, monkeypatch, when):
     elif when == "at once":
         monkeypatch.setattr(type(checkpoints._manager), "save", full)
     else:
-        monkeypatch.setattr(checkpoint, "digest", full)
+        monkeypatch.setattr(checkpoint_places, "digest", full)
     for step in (5, 6, 7):
         checkpoints.save(step, state(step), lines.append)
     if when == "in the background":  # the last one has not been waited for
@@ -270,10 +271,11 @@ def test_two_hosts_sign_and_check_what_each_wrote(tmp_path):
     assert {name for name in there if "/d/" in name or name.endswith("ocdbt")} <= manifest.keys()
 
     flip_a_byte(tmp_path / "2/default/ocdbt.process_1")
-    assert find_damage(tmp_path / "2", 0, 2) == "" and "process_1" in find_damage(tmp_path / "2", 1, 2)
+    saved = place(tmp_path)
+    assert saved.find_damage(2, 0, 2) == "" and "process_1" in saved.find_damage(2, 1, 2)
     for out in pair(tmp_path, "restore"):  # only the second sees it, both take the one before
         assert "restored 1 True" in out and out.count("said:") == 1 and "ocdbt.process_1" in out
-    assert "process_1" in find_damage(tmp_path / "2")  # one host checks all
+    assert "process_1" in saved.find_damage(2)  # one host checks all
 
 
 @pytest.mark.parametrize("split", ["", "fsdp"])

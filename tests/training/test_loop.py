@@ -20,7 +20,7 @@ from audioldm2_jax.rngs import Rngs, named, of_step
 from audioldm2_jax.stages.base import Objective
 from audioldm2_jax.training import init_random, loop, optim, step
 from audioldm2_jax.training import state as training_state
-from audioldm2_jax.training.checkpoint import MANIFEST
+from audioldm2_jax.training.checkpoint_places import MANIFEST
 
 TOLERANCE = 1e-5
 STAGES = pytest.mark.parametrize("stage", [Line, Duel])

@@ -11,8 +11,9 @@ from smallest import get_config
 
 from audioldm2_jax.runtime import lock, object_folders, object_store
 from audioldm2_jax.runtime.lock import LockedError, RunLock
-from audioldm2_jax.training import checkpoint, main, run_folder
-from audioldm2_jax.training.checkpoint import COMMITTED, MANIFEST, CheckpointError, Checkpoints
+from audioldm2_jax.training import main, run_folder
+from audioldm2_jax.training.checkpoint import CheckpointError, Checkpoints
+from audioldm2_jax.training.checkpoint_places import COMMITTED, MANIFEST
 
 ON_ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -216,7 +217,7 @@ def test_a_stage_has_checkpoints_once_one_is_whole(config):
     assert not run_folder.has_checkpoints(config, stage)
     object_store.write(f"{config.run_dir}/stages/vae/checkpoints/3/default/d/x", b"x")
     assert not run_folder.has_checkpoints(config, stage)
-    object_store.write(f"{config.run_dir}/stages/vae/checkpoints/3/{checkpoint.COMMITTED}", b"x")
+    object_store.write(f"{config.run_dir}/stages/vae/checkpoints/3/{COMMITTED}", b"x")
     assert run_folder.has_checkpoints(config, stage)
 
 
