@@ -15,14 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import buffers, config_json
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.buffers import Config, Tensors
 from audioldm2_jax.checkpoints.parameter_names import NAMES, Names
-from audioldm2_jax.conditioning.conditions import speaks, text_encoders, text_width
-from audioldm2_jax.conditioning.loa import loa_tokens
 from audioldm2_jax.models.audiomae import AudioMAE
 from audioldm2_jax.models.clap import Clap, ClapText, ClapTextTower
 from audioldm2_jax.models.gpt2 import GPT2
@@ -424,9 +421,6 @@ OTHER_SPECS: dict[str, tuple[ComponentSpec, ...]] = {
 """What else it may be."""
 
 
-_NAMING = ("model_type", "_class_name")  # keys of a config that tell which network it is, and no fields of it
-
-
 def spec_of(name: str, config: Config) -> ComponentSpec:
     """The spec of component `name` (a key of `SPECS`), as its config.json says by its class or its `model_type`.
 
@@ -449,61 +443,3 @@ def spec_of(name: str, config: Config) -> ComponentSpec:
         return SPECS[name]
     known = ", ".join(spec.model_type or spec.class_name for spec in specs)
     raise FolderError(f"{name}/config.json is of a {found}; supported as {name}: {known}.")
-
-
-def recipe_parts(config: ConfigDict) -> tuple[str, ...]:
-    """The components of a recipe's model, those that `init_from` knows: not every model has a third text encoder."""
-    return tuple(name for name in SPECS if name in config.init_from)
-
-
-def recipe_spec(config: ConfigDict, name: str) -> ComponentSpec:
-    """The spec of component `name` as a recipe has it.
-
-    Raises:
-      FolderError: where its `model_type` is of none of our networks.
-    """
-    return spec_of(name, recipe_fields(config, name))
-
-
-def recipe_fields(config: ConfigDict, name: str) -> dict[str, Any]:
-    """The config of component `name` as a recipe has it: its section of `models`, and what follows from others."""
-    models, audio = config.models, config.audio
-    if name == "projection_model":
-        phonemes, encoders = speaks(config), text_encoders(config)
-        third = {}
-        if "text_encoder_3" in encoders:
-            third = {"_class_name": UNIFIED_PROJECTION, "text_encoder_2_dim": text_width(config, "text_encoder_3")}
-        return {
-            "text_encoder_dim": models.text_encoder.projection_dim,
-            "text_encoder_1_dim": text_width(config, "text_encoder_2"),
-            "langauge_model_dim": models.language_model.n_embd,
-            "use_learned_position_embedding": phonemes or None,
-            "max_seq_length": config.text.phoneme_length if phonemes else None,
-        } | third
-    mel = {"model_in_dim": audio.mel.n_mels, "sampling_rate": audio.sampling_rate} if name == "vocoder" else {}
-    return models[name].to_dict() | mel
-
-
-def recipe_config(config: ConfigDict, name: str) -> dict[str, Any]:
-    """`recipe_fields`, and what else of the recipe config.json has to say: how long a LOA the language model writes."""
-    further = {}
-    if name == "language_model":
-        audiomae = config.models.audiomae
-        grid = (extent // audiomae.patch_size for extent in audiomae.img_size)
-        further["max_new_tokens"] = loa_tokens(config.loa.pooling, *grid)
-    return recipe_fields(config, name) | further
-
-
-def latent_frames(config: ConfigDict, vae: Config) -> int:
-    """Latent frames of a clip of the recipe, the UNet's `sample_size`, by which diffusers finds the clip's length."""
-    frames = round(config.audio.seconds * config.audio.sampling_rate) // config.audio.mel.hop_length
-    return frames // 2 ** (len(vae["block_out_channels"]) - 1)
-
-
-def build_from_recipe(config: ConfigDict, name: str) -> nn.Module:
-    """The Linen module of component `name` as a recipe describes it, in the recipe's precision."""
-    network = recipe_spec(config, name).network
-    settings = {"dtype": jnp.dtype(config.dtype), "remat": config.remat}
-    known = {field.name for field in dataclasses.fields(network)}
-    fields = {key: value for key, value in recipe_fields(config, name).items() if key not in _NAMING}
-    return network(**fields, **{key: settings[key] for key in settings if key in known})

@@ -20,7 +20,8 @@ import numpy as np
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.components import SPECS, build_from_recipe, recipe_config
+from audioldm2_jax.components import SPECS
+from audioldm2_jax.recipe_components import build_from_recipe, recipe_config
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features

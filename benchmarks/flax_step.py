@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.components import build_from_recipe, recipe_config, recipe_spec
+from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
 from audioldm2_jax.stages.diffusion import no_text

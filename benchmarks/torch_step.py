@@ -12,8 +12,8 @@ from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2UNet2DCond
 from flax_step import GPU, SCALING_FACTOR, Ours
 from ml_collections import ConfigDict
 
-from audioldm2_jax.components import latent_frames, recipe_fields, recipe_spec
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.recipe_components import latent_frames, recipe_fields, recipe_spec
 from audioldm2_jax.stages.diffusion import no_text
 
 DEVICE = "cuda" if GPU else "cpu"

@@ -13,8 +13,8 @@ from tiny_folder import CONFIGS, SPEECH_CONFIGS, UNIFIED_CONFIGS, VOCABULARY, ra
 
 from audioldm2_jax import recipes
 from audioldm2_jax.checkpoints import model_folder
-from audioldm2_jax.components import recipe_fields
 from audioldm2_jax.data.phonemes import END
+from audioldm2_jax.recipe_components import recipe_fields
 from audioldm2_jax.stages import STAGES, Stage
 from audioldm2_jax.training import stage_settings
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from audioldm2_jax import recipes
-from audioldm2_jax.components import SPECS, build_from_recipe
+from audioldm2_jax.components import SPECS
+from audioldm2_jax.recipe_components import build_from_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

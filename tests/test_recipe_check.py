@@ -3,7 +3,7 @@
 import pytest
 from smallest import get_config
 
-from audioldm2_jax import recipe_check, recipes
+from audioldm2_jax import recipe_check, recipe_resolve, recipes
 from audioldm2_jax.stages import STAGES
 
 NAMES = ("tiny", "small", "base", "large", "48k")
@@ -26,12 +26,12 @@ def changed(recipe: str, **values):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipes_fit_and_nothing_follows(name):
     config = recipes.get(name)
-    assert recipe_check.follow(config) == (config, [])
+    assert recipe_resolve.follow(config) == (config, [])
     assert recipe_check.check(config, ALL) == []
 
 
 def test_the_smallest_recipe_of_the_tests_fits():
-    config, lines = recipe_check.follow(get_config())
+    config, lines = recipe_resolve.follow(get_config())
     assert not lines
     recipe_check.check(config, ALL)
 
@@ -41,7 +41,7 @@ def test_the_smallest_recipe_of_the_tests_fits():
     [("tiny", 5.12, 512), ("tiny", 1.28, 128), ("base", 5.12, 512), ("base", 20.48, 2048), ("tiny", 3.2, 320)],
 )
 def test_audiomae_follows_the_length_of_a_clip(name, seconds, frames):
-    config, lines = recipe_check.follow(changed(name, audio__seconds=seconds))
+    config, lines = recipe_resolve.follow(changed(name, audio__seconds=seconds))
     assert config.audio.fbank.frames == frames and tuple(config.models.audiomae.img_size) == (frames, 128)
     assert len(lines) == 2 and "follows audio.seconds" in lines[0]
     assert config.is_locked
@@ -49,14 +49,14 @@ def test_audiomae_follows_the_length_of_a_clip(name, seconds, frames):
 
 
 def test_one_of_two_keys_follows_the_other():
-    config, _ = recipe_check.follow(changed("tiny", audio__fbank__frames=320, audio__seconds=3.2))
+    config, _ = recipe_resolve.follow(changed("tiny", audio__fbank__frames=320, audio__seconds=3.2))
     assert tuple(config.models.audiomae.img_size) == (320, 128)
-    config, _ = recipe_check.follow(changed("tiny", models__audiomae__img_size=(320, 64), audio__seconds=3.2))
+    config, _ = recipe_resolve.follow(changed("tiny", models__audiomae__img_size=(320, 64), audio__seconds=3.2))
     assert (config.audio.fbank.frames, config.audio.fbank.n_mels) == (320, 64)
 
 
 def test_the_mel_follows_the_sampling_rate():
-    config, lines = recipe_check.follow(changed("base", audio__sampling_rate=44100))
+    config, lines = recipe_resolve.follow(changed("base", audio__sampling_rate=44100))
     assert config.audio.mel.fmax == 22050.0
     assert lines == ["audio.mel.fmax: 8000.0 → 22050.0 (follows audio.sampling_rate)"]
     with pytest.raises(
@@ -64,17 +64,17 @@ def test_the_mel_follows_the_sampling_rate():
     ):
         recipe_check.check(config, ALL)
     fitting = changed("base", audio__sampling_rate=44100, audio__seconds=10.2168)
-    recipe_check.check(recipe_check.follow(fitting)[0], ("vae", "vocoder", "diffusion"))
-    config, _ = recipe_check.follow(changed("base", audio__sampling_rate=8000))
+    recipe_check.check(recipe_resolve.follow(fitting)[0], ("vae", "vocoder", "diffusion"))
+    config, _ = recipe_resolve.follow(changed("base", audio__sampling_rate=8000))
     assert config.audio.mel.fmax == 4000.0
-    kept, lines = recipe_check.follow(changed("base", audio__sampling_rate=32000, audio__mel__fmax=9000.0))
+    kept, lines = recipe_resolve.follow(changed("base", audio__sampling_rate=32000, audio__mel__fmax=9000.0))
     assert kept.audio.mel.fmax == 9000.0 and not lines
     assert any("the mel ends at 9000 Hz" in note for note in recipe_check.check(kept, ("vae",)))
 
 
 def test_all_that_is_counted_in_steps_follows_the_budget():
     usual = recipes.get("tiny")
-    config, (line,) = recipe_check.follow(changed("tiny", budget=0.1))
+    config, (line,) = recipe_resolve.follow(changed("tiny", budget=0.1))
     assert line.startswith("train.*.steps: 0.1 times the recipe's (follows budget): audiomae 90, ")
     for name, stage in config.train.items():
         former = usual.train[name]
@@ -83,22 +83,22 @@ def test_all_that_is_counted_in_steps_follows_the_budget():
         assert (stage.sample_every == 0) == (former.sample_every == 0)
         assert stage.batch_size == former.batch_size and stage.learning_rate == former.learning_rate
     assert config.data.cache_records == 205  # of 2048: each is seen as often
-    assert recipe_check.follow(changed("base", budget=0.1))[0].data.cache_records == 0  # all, as before
+    assert recipe_resolve.follow(changed("base", budget=0.1))[0].data.cache_records == 0  # all, as before
     # So that it starts, or does not, as before.
     assert config.train.vocoder.discriminator_start == config.train.vocoder.steps
     assert config.is_locked and usual.train.vae.steps == recipes.get("tiny").train.vae.steps
     recipe_check.check(config, tuple(config.train))
 
-    assert recipe_check.follow(changed("tiny", budget=1e-9))[0].train.vae.steps == 1
+    assert recipe_resolve.follow(changed("tiny", budget=1e-9))[0].train.vae.steps == 1
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(recipe_check.RecipeError, match=r"budget=.*above 0; 0.1 takes a tenth"):
-            recipe_check.follow(changed("tiny", budget=value))
+            recipe_resolve.follow(changed("tiny", budget=value))
 
 
 def test_steps_that_were_set_are_not_multiplied():
     """Who types both says how long that stage trains, and how long all others do."""
     set_by_hand = changed("tiny", budget=0.1, train__vae__steps=3, train__vae__log_every=1, data__cache_records=7)
-    config, (line,) = recipe_check.follow(set_by_hand)
+    config, (line,) = recipe_resolve.follow(set_by_hand)
     assert (config.train.vae.steps, config.train.vae.log_every, config.data.cache_records) == (3, 1, 7)
     assert config.train.audiomae.steps == round(recipes.get("tiny").train.audiomae.steps / 10)
     assert " vae 3, " in line and line.endswith(
@@ -107,20 +107,20 @@ def test_steps_that_were_set_are_not_multiplied():
 
 
 def test_tables_follow_a_larger_vocabulary():
-    config, lines = recipe_check.follow(changed("tiny", text__vocabulary=1000))
+    config, lines = recipe_resolve.follow(changed("tiny", text__vocabulary=1000))
     assert config.models.text_encoder.text_config.vocab_size == config.models.text_encoder_2.vocab_size == 1000
     assert [line.split(":")[0] for line in lines] == [
         "models.text_encoder.text_config.vocab_size",
         "models.text_encoder_2.vocab_size",
     ]
     recipe_check.check(config, ALL)
-    pretrained, lines = recipe_check.follow(changed("base", text__vocabulary=99999))
+    pretrained, lines = recipe_resolve.follow(changed("base", text__vocabulary=99999))
     assert pretrained.models.text_encoder_2.vocab_size == 32128 and not lines
     recipe_check.check(pretrained, ALL)
 
 
 def test_what_clap_takes_of_longer_clips_is_said():
-    config, _ = recipe_check.follow(changed("tiny", audio__seconds=5.12))
+    config, _ = recipe_resolve.follow(changed("tiny", audio__seconds=5.12))
     assert recipe_check.check(config, ALL) == [
         "CLAP takes the first 2 s of each clip of 5.12 s (--config.audio.clap.seconds)"
     ]
@@ -164,7 +164,7 @@ def test_what_clap_takes_of_longer_clips_is_said():
     ],
 )
 def test_what_does_not_fit_is_named(values, named):
-    config, _ = recipe_check.follow(changed("tiny", **values))
+    config, _ = recipe_resolve.follow(changed("tiny", **values))
     with pytest.raises(recipe_check.RecipeError, match=named) as caught:
         recipe_check.check(config, ALL)
     assert "\n" not in str(caught.value)
@@ -180,22 +180,22 @@ def test_only_what_the_stages_read_is_compared():
 def test_paths_as_people_type_them(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a model").mkdir()
-    config = recipe_check.resolve_paths(
+    config = recipe_resolve.resolve_paths(
         changed("tiny", run_dir="~/my run\r", init_from__vae="~/a model ", init_from__unet=" cvssp/audioldm2\r")
     )
     assert config.run_dir == str(tmp_path / "my run") and config.is_locked
     assert config.init_from.vae == str(tmp_path / "a model") and config.init_from.unet == "cvssp/audioldm2"
     with pytest.raises(ValueError, match=r"--config.init_from.vae=hdfs://b/vae: hdfs:// is not served"):
-        recipe_check.resolve_paths(changed("tiny", init_from__vae="hdfs://b/vae"))
+        recipe_resolve.resolve_paths(changed("tiny", init_from__vae="hdfs://b/vae"))
 
 
 def test_addresses_have_one_form_and_a_run_is_on_gs_alone():
-    config = recipe_check.resolve_paths(changed("tiny", run_dir=" gs://b/run/ ", init_from__vae="S3://b/vae"))
+    config = recipe_resolve.resolve_paths(changed("tiny", run_dir=" gs://b/run/ ", init_from__vae="S3://b/vae"))
     assert config.run_dir == "gs://b/run" and config.init_from.vae == "s3://b/vae"
     with pytest.raises(ValueError, match=r"--config.run_dir=s3://b/run: a run folder is .* or on gs://"):
-        recipe_check.resolve_paths(changed("tiny", run_dir="s3://b/run"))
+        recipe_resolve.resolve_paths(changed("tiny", run_dir="s3://b/run"))
     with pytest.raises(ValueError, match=r"--config.init_from.vae=gs://b: an address has the form gs://BUCKET/NAME"):
-        recipe_check.resolve_paths(changed("tiny", init_from__vae="gs://b"))
+        recipe_resolve.resolve_paths(changed("tiny", init_from__vae="gs://b"))
 
 
 def test_what_diffusers_cannot_do_with_the_model_is_said():
@@ -274,5 +274,5 @@ def test_values_that_would_fail_hours_later(stage, key, value, fault):
     with config.ignore_type():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(recipe_check.RecipeError, match=fault):
-        followed, _ = recipe_check.follow(config)
+        followed, _ = recipe_resolve.follow(config)
         recipe_check.check(followed, [stage])

@@ -12,8 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
-from audioldm2_jax.components import build_from_recipe, recipe_spec
 from audioldm2_jax.conditioning.conditions import text_kinds
+from audioldm2_jax.recipe_components import build_from_recipe, recipe_spec
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import optim
 

@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from audioldm2_jax.data import batch_workers
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
@@ -125,8 +126,9 @@ def batches(
         prefetch: batches held ready.
 
     Raises:
-        ValueError: sizes that do not fit, or a source without records.
-        UnreadableRecord: from the iterator, where 20 records drawn for one slot cannot be read.
+        ValueError: sizes that do not fit, a source without records, or too little shared memory for the workers.
+        UnreadableRecord: here or from the iterator, where 20 records drawn for one slot cannot be read.
+        ChildProcessError: from the iterator, where a worker has ended.
     """
     slots = ExampleIndex(source, encoders, batch_size, samples, seed, start_step, host_index, host_count)
     steps = grain.MapDataset.source(slots).batch(slots.local)
@@ -134,30 +136,14 @@ def batches(
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
     if not flags.FLAGS.is_parsed():  # outside absl's app.run (tests, notebooks); Grain reads flags for its workers
         flags.FLAGS.mark_as_parsed()
+    made = sum(np.asarray(value).nbytes for value in slots.example(start_step, slots.first).values())
+    batch_workers.check_memory(made * slots.local, workers, prefetch)
     ahead = grain.ReadOptions(num_threads=max(threads, 1), prefetch_buffer_size=max(threads, 1))
     options = grain.multiprocessing.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=max(-(-prefetch // workers), 1)
+        num_workers=workers, per_worker_buffer_size=batch_workers.buffer_of_each(workers, prefetch)
     )
-    return _Copied(iter(steps.to_iter_dataset(ahead).mp_prefetch(options, _begin_worker)))
+    return batch_workers.WorkerBatches(iter(steps.to_iter_dataset(ahead).mp_prefetch(options, _begin_worker)))
 
 
 def _begin_worker(number: int, count: int) -> None:
     children.end_with_parent()
-
-
-class _Copied(Iterator[dict[str, np.ndarray]]):
-    """Batches of worker processes in memory of this process.
-
-    They arrive in shared memory, which a batch that somebody still holds when the process ends would leave behind.
-    """
-
-    def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
-        self._batches = batches
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return {key: np.array(value) for key, value in next(self._batches).items()}
-
-    def close(self) -> None:
-        """Ends the worker processes."""
-        batches, self._batches = self._batches, iter(())  # Grain's iterators complain if they are left to the very end
-        getattr(batches, "close", lambda: None)()

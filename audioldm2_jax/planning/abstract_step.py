@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import encoders
 from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example
+from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
 from audioldm2_jax.training import feature_cache, optim, stage_settings, state, step

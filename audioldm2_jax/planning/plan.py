@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from audioldm2_jax import recipe_check
+from audioldm2_jax import recipe_check, recipe_resolve
 from audioldm2_jax.planning import abstract_step, compiling, estimate, topology
 from audioldm2_jax.runtime import sharding, start
 from audioldm2_jax.stages import STAGES
@@ -77,7 +77,7 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
 
 def _resolve(config: ConfigDict, stage: str) -> ConfigDict:
     """Returns the recipe as a run would have it."""
-    config, _ = recipe_check.follow(recipe_check.resolve_paths(config))
+    config, _ = recipe_resolve.follow(recipe_resolve.resolve_paths(config))
     config, _ = fine_tuning.resolve(config)
     recipe_check.check(config, [stage])
     return config

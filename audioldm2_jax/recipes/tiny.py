@@ -154,7 +154,7 @@ def recipe() -> ConfigDict:
     )
     for stage in train.values():
         stage.update(log_every=10, save_every=500, sample_every=0, ema=stage.ema and 0.99, heldout_clips=16)
-        stage.heldout_every = max(stage.steps // 4, 300)
+        stage.heldout_every = -(-stage.steps // min(max(stage.steps // 300, 1), 4))  # the last one at the end
     train.vocoder.update(log_every=50, save_every=2500)
     for name in ("vae", "vocoder"):
         train[name].sample_every = 10_000

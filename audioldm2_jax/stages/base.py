@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.checkpoints.model_folder import Component
-from audioldm2_jax.components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.conditioning.conditions import KINDS
 from audioldm2_jax.models.network import Network
+from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.rngs import Rngs, named
 from audioldm2_jax.stages import features
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.components import latent_frames
 from audioldm2_jax.conditioning.conditions import Conditions, drop_captions, text_encoders, text_width
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.recipe_components import latent_frames
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages.base import Objective, Stage
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from audioldm2_jax.components import latent_frames
 from audioldm2_jax.conditioning.conditions import (
     TEXT_ENCODERS,
     Conditions,
@@ -19,6 +18,7 @@ from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, teacher_f
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.recipe_components import latent_frames
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import features, texts
 from audioldm2_jax.stages.base import Objective, Stage

@@ -12,12 +12,13 @@ from audioldm2_jax import recipes
 from audioldm2_jax.audio.mel import MelSettings
 from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
-from audioldm2_jax.components import LOA_TOKENS, recipe_parts, recipe_spec, spec_of
+from audioldm2_jax.components import LOA_TOKENS, spec_of
 from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.conditioning.loa import pooling_of
 from audioldm2_jax.data.text import folders
 from audioldm2_jax.generation.clip_encoder import mel_settings
-from audioldm2_jax.recipe_check import run_place
+from audioldm2_jax.recipe_components import recipe_parts, recipe_spec
+from audioldm2_jax.recipe_resolve import run_place
 from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.training.lineage import RunError
 

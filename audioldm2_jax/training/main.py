@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from audioldm2_jax import recipe_check, recipes
+from audioldm2_jax import recipe_check, recipe_resolve, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.audio.mel import log_mel
@@ -57,7 +57,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only:
     error_log.collect()
     error_log.escape_output()
     try:
-        config = recipe_check.resolve_paths(config)
+        config = recipe_resolve.resolve_paths(config)
         start.start(config.compilation_cache, others or cluster.Cluster())
     except (cluster.ClusterError, start.DeviceError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -82,7 +82,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only:
 def _run(config: ConfigDict, screen: Progress, caches_only: bool) -> int:
     """Trains, publishes and samples, or makes caches; returns the exit code."""
     begin = time.monotonic()
-    config, followed = recipe_check.follow(config)
+    config, followed = recipe_resolve.follow(config)
     config, taken = fine_tuning.resolve(config)
     notes = recipe_check.check(config, run.plan(config))
     _compare_hosts(config)

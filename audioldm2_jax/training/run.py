@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints import hub, model_folder
 from audioldm2_jax.checkpoints.atomic_folder import remove_unfinished
-from audioldm2_jax.components import recipe_parts
 from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds
 from audioldm2_jax.data import sources, text
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -34,6 +33,7 @@ from audioldm2_jax.evaluation import samples
 from audioldm2_jax.evaluation.base import Evaluator
 from audioldm2_jax.evaluation.heldout_loss import HeldoutLoss
 from audioldm2_jax.evaluation.samples import Samples
+from audioldm2_jax.recipe_components import check_networks, recipe_parts
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.stall import StallWatch
@@ -131,8 +131,8 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
     """Looks, before the first stage begins, for what the later ones need.
 
     Raises:
-        RunError, ValueError: a batch does not fit the devices, a folder to start from is not there, or stages that
-            learn from captions find none.
+        RunError, ValueError: a batch does not fit the devices, a folder to start from is not there, sizes inside a
+            network do not fit, or stages that learn from captions find none.
     """
     mesh = sharding.make_mesh(config.mesh)
     for name in names:
@@ -148,7 +148,14 @@ def _check_inputs(config: ConfigDict, names: list[str]) -> None:
         place = config.init_from[part]
         if place and is_here(place, f"--config.init_from.{part}"):
             fine_tuning.check_mel(config, part)
+    check_networks(config, dict.fromkeys(_new_networks(config, names)))
     _check_words(config, names)
+
+
+def _new_networks(config: ConfigDict, names: list[str]) -> Iterator[str]:
+    """Yields the networks that stages make whose sizes are the recipe's, not those of the weights it starts from."""
+    for name in names:
+        yield from (part for part in STAGES[name].makes(config) if not config.init_from[part])
 
 
 def _check_words(config: ConfigDict, names: list[str]) -> None:

@@ -10,7 +10,7 @@ from smallest import SAMPLES, batch, build, get_config
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio.front_ends import FrontEnds, crop
-from audioldm2_jax.components import recipe_parts
+from audioldm2_jax.recipe_components import recipe_parts
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.stages import STAGES
 

@@ -23,8 +23,8 @@ from tiny_folder import (
 from audioldm2_jax import recipe_check, recipes
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.checkpoints.model_folder import FolderError
-from audioldm2_jax.components import recipe_parts
 from audioldm2_jax.data.text import open_tokenizers
+from audioldm2_jax.recipe_components import recipe_parts
 from audioldm2_jax.training import fine_tuning, lineage, run, stage_settings
 from audioldm2_jax.training.run import RunError
 
