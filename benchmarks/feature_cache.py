@@ -25,8 +25,8 @@ from audioldm2_jax.recipe_components import build_from_recipe, recipe_config
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
-from audioldm2_jax.training import optim, step
-from audioldm2_jax.training.state import shapes
+from audioldm2_jax.training import step
+from audioldm2_jax.training.state import optimizers, shapes
 
 TRAINED_FROM_THEM = ("diffusion", "language_model", "joint")
 
@@ -94,9 +94,8 @@ def batch(stage: Stage, from_cache: bool) -> dict[str, jax.ShapeDtypeStruct]:
 def operations(stage: Stage, given: dict[str, jax.ShapeDtypeStruct]) -> float:
     """Returns the floating-point operations of one step."""
     variant = stage.variant(0)
-    optimizers = {o.name: optim.optimizer(stage.hparams) for o in stage.objectives(variant)}
-    state = shapes(stage, optimizers, sharding.all_devices())
-    one = partial(step.step, stage, optimizers, stage.key, variant=variant)
+    state = shapes(stage, sharding.all_devices())
+    one = partial(step.step, stage, optimizers(stage), stage.key, variant=variant)
     return jax.jit(one).lower(state, stage.frozen, given).cost_analysis()["flops"]
 
 

@@ -19,7 +19,7 @@ from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, re
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
 from audioldm2_jax.stages.diffusion import no_text
-from audioldm2_jax.training import optim, stage_settings, state, step
+from audioldm2_jax.training import stage_settings, state, step
 
 GPU = jax.default_backend() == "gpu"
 SCALING_FACTOR = 0.5  # of the latents, which is measured from data
@@ -103,10 +103,9 @@ class Ours:
 
     def __init__(self, config: ConfigDict, name: str, cached: bool):
         self.stage, self.fields = make_stage(config, name, cached)
-        self.mesh, hparams = sharding.make_mesh(config.mesh), self.stage.hparams
-        self.variant = self.stage.variant(hparams.steps)
-        self.optimizers = {o.name: optim.optimizer(hparams) for o in self.stage.objectives(self.variant)}
-        self.abstract = state.shapes(self.stage, self.optimizers, self.mesh)
+        self.mesh = sharding.make_mesh(config.mesh)
+        self.variant = self.stage.variant(self.stage.hparams.steps)
+        self.abstract = state.shapes(self.stage, self.mesh)
         self.frozen = sharding.place(self.stage.frozen, sharding.state_sharding(self.stage.frozen, self.mesh))
 
     def prepare(self, size: int) -> None:
@@ -115,9 +114,9 @@ class Ours:
         self.compiled = self.batch = None  # gives their memory back
         if self.state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state)):  # a step has failed
             self.state = None
-            self.state = state.start(self.stage, self.optimizers, self.abstract)
+            self.state = state.start(self.stage, self.abstract)
         self.batch = sharding.to_devices({each: make(size) for each, make in self.fields.items()}, self.mesh)
-        take_step = step.compiled(self.stage, self.optimizers, state.places(self.abstract), self.mesh)
+        take_step = step.compiled(self.stage, state.optimizers(self.stage), state.places(self.abstract), self.mesh)
         start = time.perf_counter()
         traced = take_step.trace(self.state, self.frozen, self.batch, variant=self.variant)
         lowered = traced.lower()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from audioldm2_jax.data.example import Example
 from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, recipe_spec
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
-from audioldm2_jax.training import feature_cache, optim, stage_settings, state, step
+from audioldm2_jax.training import feature_cache, stage_settings, state, step
 
 Shapes = Any  # a pytree of jax.ShapeDtypeStruct
 
@@ -32,6 +32,7 @@ class AbstractStep(NamedTuple):
     Attributes:
         stage: built of components without weights.
         state, frozen, batch: the arguments, with their places on the mesh.
+        mesh: that mesh.
         cached: whether the batch has features in the place of what they are made from.
         jitted: `step.compiled`.
     """
@@ -40,6 +41,7 @@ class AbstractStep(NamedTuple):
     state: Shapes
     frozen: Shapes
     batch: Shapes
+    mesh: Mesh
     cached: bool
     jitted: Any
 
@@ -48,8 +50,14 @@ class AbstractStep(NamedTuple):
         return self.jitted.lower(self.state, self.frozen, self.batch, variant=variant)
 
 
-def build(config: ConfigDict, name: str, mesh: Mesh) -> AbstractStep:
-    """Returns the step of stage `name` of a recipe on a mesh, whose devices need not be here."""
+def build(config: ConfigDict, name: str, mesh_of: Callable[[Stage], Mesh]) -> AbstractStep:
+    """Returns the step of stage `name` of a recipe.
+
+    Args:
+        config: the recipe, resolved.
+        name: of the stage.
+        mesh_of: gives its mesh, whose devices need not be here.
+    """
     cached = feature_cache.folder(config, name) is not None
     components = {part: _component(config, part) for part in STAGES[name].needs(config)}
     available = _encoders(config)
@@ -63,15 +71,16 @@ def build(config: ConfigDict, name: str, mesh: Mesh) -> AbstractStep:
         }
     stage = STAGES[name](stage_settings.part(config, name), components, empty)
     batch = _batch(config, stage, available, components, wanted)
-    optimizers = {o.name: optim.optimizer(stage.hparams) for o in stage.objectives(stage.variant(stage.hparams.steps))}
-    abstract = state.shapes(stage, optimizers, mesh)
+    mesh = mesh_of(stage)
+    abstract = state.shapes(stage, mesh)
     return AbstractStep(
         stage,
         abstract,
         _placed(stage.frozen, sharding.state_sharding(stage.frozen, mesh)),
         _placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)),
+        mesh,
         cached,
-        step.compiled(stage, optimizers, state.places(abstract), mesh),
+        step.compiled(stage, state.optimizers(stage), state.places(abstract), mesh),
     )
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from audioldm2_jax import recipe_check, recipe_resolve
 from audioldm2_jax.planning import abstract_step, compiling, estimate, topology
 from audioldm2_jax.runtime import sharding, start
-from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import fine_tuning
+from audioldm2_jax.stages import STAGES, Stage
+from audioldm2_jax.training import fine_tuning, mesh_choice
 
 
 class PlanError(ValueError):
@@ -49,11 +50,17 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     if config.train[stage].steps < 1:
         raise PlanError(f"train.{stage}.steps={config.train[stage].steps}: this recipe does not train the stage")
     jax.config.update("jax_platforms", "cpu")
-    mesh = sharding.make_mesh(config.mesh, topology.devices(slices))
-    hparams = config.train[stage]
-    sharding.check_batch(hparams.batch_size, hparams.accumulate, mesh, stage)
+    devices, hparams = topology.devices(slices), config.train[stage]
+    sharding.check_batch(hparams.batch_size, hparams.accumulate, sharding.make_mesh(config.mesh, devices), stage)
+
+    def mesh_of(built: Stage) -> Mesh:
+        axes, why = mesh_choice.choose(config.mesh, built, devices, slices.chip.memory)
+        if why:
+            say(why)
+        return sharding.make_mesh(axes, devices)
+
     built = compiling.with_progress(
-        lambda: abstract_step.build(config, stage, mesh), f"building the step of {stage}", say
+        lambda: abstract_step.build(config, stage, mesh_of), f"building the step of {stage}", say
     )
     variant, variants = _variant(built, request.variant)
     lowered = compiling.with_progress(lambda: built.lower(variant), "tracing it", say)
@@ -65,7 +72,7 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         variant="" if variant is None else str(variant),
         variants=variants,
         cached=built.cached,
-        mesh=dict(mesh.shape),
+        mesh=dict(built.mesh.shape),
         batch_size=hparams.batch_size,
         steps=hparams.steps,
         accumulate=hparams.accumulate,

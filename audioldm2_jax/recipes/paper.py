@@ -27,7 +27,8 @@ def base() -> ConfigDict:
             # Only for CPU: an accelerator is one stage's at a time.
             "side_by_side": 1,
             "compilation_cache": "",  # folder; empty: ~/.cache/audioldm2_jax/xla; "off": none
-            "mesh": {"data": -1, "fsdp": 1},  # devices on each axis; -1: all that are left
+            # Devices on each axis; -1: all that are left; 0: chosen for each stage (training/mesh_choice.py).
+            "mesh": {"data": -1, "fsdp": 0},
             # Seconds in which a step, its batch or a save has to come; else the run writes its stacks and ends with 75.
             # Compiling and evaluation do not count. 0: they may take any time.
             "stall_seconds": 1800,

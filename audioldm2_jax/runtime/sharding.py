@@ -22,14 +22,16 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     """Returns the mesh over all devices of all hosts; the first axis goes from slice to slice of TPUs.
 
     Args:
-        axes: sizes by name, as in the recipe's `mesh`; one may be -1, and takes what is left.
+        axes: sizes by name, as in the recipe's `mesh`; one may be -1, and takes what is left. 0, which leaves it
+            open, is 1 beside such a one, or else takes what is left.
         devices: others than those that JAX finds.
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices, or slices do not divide the first.
     """
     devices = jax.devices() if devices is None else devices
-    count, axes = len(devices), dict(axes)
+    count, open_ = len(devices), 1 if -1 in axes.values() else -1
+    axes = {name: size or open_ for name, size in axes.items()}
     known = int(np.prod([size for size in axes.values() if size != -1]))
     sizes = [count // known if size == -1 else size for size in axes.values()]
     if any(size < 1 for size in sizes) or int(np.prod(sizes)) != count:
@@ -38,17 +40,24 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
             "-1 on one axis takes what is left"
         )
     types = (jax.sharding.AxisType.Auto,) * len(axes)
-    # GPUs have such numbers as well, one a host; their hosts are taken in order, whatever the axes.
-    slices = len({getattr(one, "slice_index", None) for one in devices if one.platform == "tpu"})
-    if slices <= 1:
+    parts = slices(devices)
+    if parts == 1:
         return jax.make_mesh(tuple(sizes), tuple(axes), axis_types=types, devices=devices)
-    if sizes[0] % slices:
+    if sizes[0] % parts:
         raise ValueError(
-            f"mesh {axes} does not fit {slices} slices of {count // slices} chips: its first axis has to be a multiple "
-            f"of {slices}, since that is what goes from slice to slice"
+            f"mesh {axes} does not fit {parts} slices of {count // parts} chips: its first axis has to be a multiple "
+            f"of {parts}, since that is what goes from slice to slice"
         )
-    within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+    within, across = (sizes[0] // parts, *sizes[1:]), (parts, *[1] * (len(sizes) - 1))
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), tuple(axes), axis_types=types)
+
+
+def slices(devices: Sequence[jax.Device]) -> int:
+    """Returns how many slices of TPUs the devices are of; 1 for others.
+
+    GPUs have such numbers as well, one a host; their hosts are taken in order, whatever the axes.
+    """
+    return len({getattr(one, "slice_index", None) for one in devices if one.platform == "tpu"}) or 1
 
 
 def all_devices() -> Mesh:
@@ -83,13 +92,18 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
     size = mesh.shape.get("fsdp", 1)
 
     def place(leaf: Any) -> NamedSharding:
-        axes = [axis for axis, extent in enumerate(leaf.shape) if extent % size == 0]
-        if size == 1 or not axes or np.prod(leaf.shape) < SMALLEST_SHARD * size:
+        if not is_shared(leaf.shape, size):
             return NamedSharding(mesh, PartitionSpec())
+        axes = [axis for axis, extent in enumerate(leaf.shape) if extent % size == 0]
         widest = max(axes, key=lambda axis: leaf.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * widest, "fsdp"))
 
     return jax.tree.map(place, tree)
+
+
+def is_shared(shape: Sequence[int], size: int) -> bool:
+    """Returns whether an array of the state is split over an axis `fsdp` of `size` devices."""
+    return size > 1 and any(extent % size == 0 for extent in shape) and np.prod(shape) >= SMALLEST_SHARD * size
 
 
 def shared_out(tree: Any) -> Any:

@@ -26,7 +26,7 @@ from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import diagnosis, optim, state, step
+from audioldm2_jax.training import diagnosis, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.diagnosis import NotFinite
 from audioldm2_jax.training.progress import Progress
@@ -92,12 +92,11 @@ def train(
     """
     hparams = stage.hparams
     _check(stage, mesh)
-    optimizers = {o.name: optim.optimizer(hparams) for o in stage.objectives(stage.variant(hparams.steps))}
-    abstract = state.shapes(stage, optimizers, mesh)
+    abstract = state.shapes(stage, mesh)
     checkpoints = Checkpoints(saved or folder / "checkpoints", hparams.keep)
-    current = _resume(stage, checkpoints, abstract, progress) or state.start(stage, optimizers, abstract)
+    current = _resume(stage, checkpoints, abstract, progress) or state.start(stage, abstract)
     frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
-    take_step = step.compiled(stage, optimizers, state.places(abstract), mesh)
+    take_step = step.compiled(stage, state.optimizers(stage), state.places(abstract), mesh)
     first = int(current["step"])
     record = Record(stage, folder, progress, checkpoints, first, max_unreadable)
     stream, stall = batches(first), stall or StallWatch(0, folder)

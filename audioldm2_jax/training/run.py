@@ -39,7 +39,7 @@ from audioldm2_jax.runtime.hub_access import no_folder
 from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, run_folder, stage_settings
+from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, mesh_choice, run_folder, stage_settings
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.stage_data import StageData
@@ -305,7 +305,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     run_folder.wait_for(config, where, f"{name} begun")
     data = StageData(config, name, components, tokenizers, progress, should_stop)
     stage = STAGES[name](stage_settings.part(config, name), components, data.empty_text)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_choice.make_mesh(config, stage, progress.say)
     evaluators: list[Evaluator] = [
         Samples(stage, partial(data.heldout, samples.clips(mesh)), mesh, where / "samples", progress.say)
     ]

@@ -17,19 +17,28 @@ from jax.sharding import Mesh
 from audioldm2_jax.rngs import named
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import init_random
+from audioldm2_jax.training import init_random, optim
 
 State = dict[str, Any]
 Optimizers = dict[str, optax.GradientTransformation]
 
 
-def shapes(stage: Stage, optimizers: Optimizers, mesh: Mesh) -> State:
+def optimizers(stage: Stage) -> Optimizers:
+    """Returns the optimiser of each of the stage's objectives, by name."""
+    last = stage.variant(stage.hparams.steps)
+    return {objective.name: optim.optimizer(stage.hparams) for objective in stage.objectives(last)}
+
+
+def abstract(stage: Stage) -> State:
+    """Returns shape and dtype of every array of the state; allocates nothing."""
+    return jax.eval_shape(partial(_new, stage), stage.key)
+
+
+def shapes(stage: Stage, mesh: Mesh) -> State:
     """Returns shape, dtype and place on the mesh of every array of the state; allocates nothing."""
-    abstract = jax.eval_shape(partial(_new, stage, optimizers), stage.key)
-    places = sharding.state_sharding(abstract, mesh)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, places
-    )
+    bare = abstract(stage)
+    places = sharding.state_sharding(bare, mesh)
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), bare, places)
 
 
 def places(abstract: State) -> State:
@@ -37,7 +46,7 @@ def places(abstract: State) -> State:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def start(stage: Stage, optimizers: Optimizers, abstract: State) -> State:
+def start(stage: Stage, abstract: State) -> State:
     """Returns the state of step 0: new parameters, or those that the stage starts from.
 
     Args:
@@ -55,7 +64,7 @@ def start(stage: Stage, optimizers: Optimizers, abstract: State) -> State:
     }
 
     def draw(key):
-        state = _new(stage, optimizers, key)
+        state = _new(stage, key)
         return {part: {group: state[part][group] for group in groups} for part, groups in drawn.items()}
 
     state = dict(jax.jit(draw, out_shardings=drawn)(named(init_random.key(stage.config.seed), stage.name)))
@@ -67,7 +76,7 @@ def start(stage: Stage, optimizers: Optimizers, abstract: State) -> State:
             state["model_state"][group] = _place(abstract["model_state"][group], statistics, where)
     state["params"] = stage.constrain(state["params"])
     state["ema"] = jax.tree.map(jnp.copy, state["params"]) if abstract["ema"] else {}
-    state["opt"] = jax.jit(partial(_new_opt, stage, optimizers), out_shardings=on_mesh["opt"])(state["params"])
+    state["opt"] = jax.jit(partial(_new_opt, stage), out_shardings=on_mesh["opt"])(state["params"])
     return state | {"step": sharding.place(np.zeros((), np.int32), on_mesh["step"])}
 
 
@@ -76,16 +85,17 @@ def averaged(state: State) -> Any:
     return state["ema"] or state["params"]
 
 
-def _new(stage: Stage, optimizers: Optimizers, key: jax.Array) -> State:
+def _new(stage: Stage, key: jax.Array) -> State:
     params, model_state = stage.init(key)
-    opt = _new_opt(stage, optimizers, params)
+    opt = _new_opt(stage, params)
     ema = jax.tree.map(jnp.copy, params) if stage.hparams.ema else {}
     return {"params": params, "model_state": model_state, "opt": opt, "ema": ema, "step": jnp.zeros((), jnp.int32)}
 
 
-def _new_opt(stage: Stage, optimizers: Optimizers, params: Any) -> dict[str, Any]:
+def _new_opt(stage: Stage, params: Any) -> dict[str, Any]:
     objectives = stage.objectives(stage.variant(stage.hparams.steps))
-    return {o.name: optimizers[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
+    rules = optimizers(stage)
+    return {o.name: rules[o.name].init({group: params[group] for group in o.groups}) for o in objectives}
 
 
 def _place(wanted: Any, given: Any, where: str) -> Any:

@@ -23,6 +23,10 @@ def described(tree):
     }
 
 
+def mesh_of(stage):
+    return sharding.make_mesh(get_config().mesh)
+
+
 def trained(config, stage, monkeypatch, lowered):
     """The arguments with which training takes its first step and, if it is to be lowered, the text of that step."""
     seen = {}
@@ -60,7 +64,7 @@ def test_planned_is_what_is_trained(tmp_path, monkeypatch, stage, cache):
     lowered = stage != "diffusion"  # whose text holds the VAE's measured scale and the tokens of the empty caption
     real = trained(config, stage, monkeypatch, lowered)
     monkeypatch.undo()
-    planned = abstract_step.build(config, stage, sharding.make_mesh(config.mesh))
+    planned = abstract_step.build(config, stage, mesh_of)
     assert planned.cached == cache
     assert [described(tree) for tree in (planned.state, planned.frozen, planned.batch)] == real["arguments"]
     if lowered:
@@ -70,14 +74,13 @@ def test_planned_is_what_is_trained(tmp_path, monkeypatch, stage, cache):
 def test_variants_are_those_of_the_whole_run():
     config = get_config()
     config.train.vae.update(steps=400_000, discriminator_start=25_000)
-    mesh = sharding.make_mesh(config.mesh)
-    shares = abstract_step.variants(abstract_step.build(config, "vae", mesh).stage)
+    shares = abstract_step.variants(abstract_step.build(config, "vae", mesh_of).stage)
     assert len(shares) == 2 and max(shares.values()) == pytest.approx(375 / 400, abs=0.01)
 
 
 def test_parameters_and_bytes():
     config = get_config()
-    built = abstract_step.build(config, "vae", sharding.make_mesh(config.mesh))
+    built = abstract_step.build(config, "vae", mesh_of)
     counted = estimate.parameters(built)
     weights = sum(leaf.size for leaf in jax.tree.leaves(built.state["params"]))
     assert sum(counted["trained"].values()) == weights and counted["frozen"] == {}

@@ -149,10 +149,9 @@ def test_an_update_that_is_not_finite_is_skipped(value, metric, accumulate):
     """All but the count of the steps stays, to the bit; the next update is as if the step had not been."""
     stage = Breaking(config(clip_norm=0.0, ema=0.5, accumulate=accumulate), {})
     made, mesh = {}, toys.mesh(stage)
-    optimizers = {"fit": optim.optimizer(stage.hparams)}
-    places = training_state.shapes(stage, optimizers, mesh)
-    take = step.compiled(stage, optimizers, training_state.places(places), mesh)
-    state = training_state.start(stage, optimizers, places)
+    places = training_state.shapes(stage, mesh)
+    take = step.compiled(stage, training_state.optimizers(stage), training_state.places(places), mesh)
+    state = training_state.start(stage, places)
     for number, batch in zip(range(2), broken(1, value=value)(0)):
         before = jax.device_get(state)
         state, metrics = take(state, {}, batch, variant=None)
@@ -171,12 +170,11 @@ def test_each_objective_is_skipped_by_itself():
             return loss * jnp.nan, (parts, state)
 
     stage = Breaking(config(ema=0.5), {})
-    mesh, rule = toys.mesh(stage), optim.optimizer(stage.hparams)
-    optimizers = {"critic": rule, "generator": rule}
-    places = training_state.shapes(stage, optimizers, mesh)
-    before = training_state.start(stage, optimizers, places)
+    mesh = toys.mesh(stage)
+    places = training_state.shapes(stage, mesh)
+    before = training_state.start(stage, places)
     kept = jax.device_get(before)
-    take = step.compiled(stage, optimizers, training_state.places(places), mesh)
+    take = step.compiled(stage, training_state.optimizers(stage), training_state.places(places), mesh)
     after, metrics = take(before, {}, next(toys.data(0)), variant=None)
     assert float(metrics[step.SKIPPED]) == 1 and np.isfinite(metrics["generator/loss"])
     for part in ("params", "ema"):
