@@ -26,7 +26,7 @@ from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import diagnosis, state, step
+from audioldm2_jax.training import diagnosis, goodput, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.diagnosis import NotFinite
 from audioldm2_jax.training.progress import Progress
@@ -94,11 +94,13 @@ def train(
     _check(stage, mesh)
     abstract = state.shapes(stage, mesh)
     checkpoints = Checkpoints(saved or folder / "checkpoints", hparams.keep)
-    current = _resume(stage, checkpoints, abstract, progress) or state.start(stage, abstract)
+    clock = goodput.Clock()
+    with clock.spending(goodput.STARTING):
+        current = _resume(stage, checkpoints, abstract, progress) or state.start(stage, abstract)
     frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
     take_step = step.compiled(stage, state.optimizers(stage), state.places(abstract), mesh)
     first = int(current["step"])
-    record = Record(stage, folder, progress, checkpoints, first, max_unreadable)
+    record = Record(stage, folder, progress, checkpoints, first, clock, max_unreadable)
     stream, stall = batches(first), stall or StallWatch(0, folder)
     steps = _Steps(stage, take_step, frozen, mesh, stream, record, records, stall)
 
@@ -107,7 +109,7 @@ def train(
         found = {}
         for evaluator in evaluators:
             if due(evaluator, done, hparams.steps):
-                with record.evaluating(evaluator.name), stall.paused():
+                with record.clock.spending(evaluator.name), stall.paused():
                     found |= evaluator(snapshot)
         record.write(done, found)
 
@@ -122,14 +124,16 @@ def train(
                 record.log()
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
                 stall.doing(f"saving {stage.name}, step {done}")
-                checkpoints.save(done, current, None if stop or done == hparams.steps else progress.say)
+                with record.clock.spending(goodput.SAVING):
+                    checkpoints.save(done, current, None if stop or done == hparams.steps else progress.say)
             if stop and done < hparams.steps:
                 raise Stopped(f"{stage.name}: stopped and saved after step {done} of {hparams.steps}", stop)
             if done < hparams.steps:
                 evaluate(done, current)
         evaluate(hparams.steps, current)
+        with record.clock.spending(goodput.SAVING):
+            checkpoints.close()
         record.conclude()
-        checkpoints.close()
     except (Stopped, NotFinite, Unreadable):  # on all hosts at the same step
         checkpoints.close()
         raise
@@ -141,7 +145,7 @@ def train(
         record.close()
         getattr(stream, "close", lambda: None)()
     batch = sharding.to_devices(next(batches(first)), mesh) if steps.batch is None else steps.batch
-    return Trained(averaged(current), current["model_state"], frozen, batch, record.data_wait())
+    return Trained(averaged(current), current["model_state"], frozen, batch, record.clock.waited())
 
 
 class _Steps:
@@ -167,10 +171,9 @@ class _Steps:
         stall.doing(f"reading the batch of {stage.name}, step {number + 1}")
         self.batch = sharding.to_devices(self._record.next_batch(self._stream), self._mesh)
         stall.doing(f"computing {stage.name}, step {number + 1}")
-        # The first of a variant compiles.
-        with contextlib.nullcontext() if variant in self._compiled else stall.paused():
+        with contextlib.nullcontext() if variant in self._compiled else self._compiling():
             current, metrics = self._take_step(current, self._frozen, self.batch, variant=variant)
-            too_many = self._record.add(number, metrics)
+        too_many = self._record.add(number, metrics)
         self._compiled.add(variant)
         if too_many:
             with stall.paused():
@@ -178,6 +181,12 @@ class _Steps:
                 names = diagnosis.names_of(self._records, number)
             raise self._record.not_finite(*diagnosis.explain(found, stage.name, number, names))
         return current
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Around the first step of a variant, whose call returns once it is compiled."""
+        with self._stall.paused(), self._record.clock.spending(goodput.COMPILING):
+            yield
 
 
 def _check(stage: Stage, mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tensorboardX import summary
@@ -60,18 +61,16 @@ class MetricsWriter:
         for file in (self._lines, self._board):
             file.close()
 
-    def _values(self, name: str) -> dict[int, float]:
-        """Returns a metric by step; of a step that was repeated, as it was the last time."""
-        values = {}
+    def lines(self) -> Iterator[dict[str, float]]:
+        """Yields what was logged, in the order of writing, earlier processes included."""
         with open(self._lines.path, encoding="utf-8") as lines:
             for line in lines:
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # half a line, of a process that was killed
-                    continue
-                if name in entry:
-                    values[entry["step"]] = entry[name]
-        return values
+                with contextlib.suppress(ValueError):  # half a line, of a process that was killed
+                    yield json.loads(line)
+
+    def _values(self, name: str) -> dict[int, float]:
+        """Returns a metric by step; of a step that was repeated, as it was the last time."""
+        return {entry["step"]: entry[name] for entry in self.lines() if name in entry}
 
 
 class _Appended:

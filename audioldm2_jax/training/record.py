@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import numpy as np
 from audioldm2_jax.evaluation import heldout_loss
 from audioldm2_jax.runtime import error_log
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import diagnosis, optim
+from audioldm2_jax.training import diagnosis, goodput, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
@@ -43,6 +40,7 @@ class Record:
         progress: Progress,
         checkpoints: Checkpoints,
         first: int,
+        clock: goodput.Clock,
         max_unreadable: float = 1.0,
     ):
         """Args:
@@ -51,6 +49,7 @@ class Record:
         progress: where reports go.
         checkpoints: named in errors.
         first: steps that were done before.
+        clock: times the stage.
         max_unreadable: share of the records drawn, see `log`.
         """
         self.stage, self.hparams, self.progress, self.checkpoints = stage, stage.hparams, progress, checkpoints
@@ -58,8 +57,7 @@ class Record:
         self._most_unreadable = max_unreadable
         self._failed = self._drawn = 0  # records that could not be read, and all that were drawn
         self._full = False  # whether it has been said that there is no space
-        self._began = time.monotonic()
-        self._clock = _Clock(first)
+        self.clock = clock
         self._writer = MetricsWriter(folder) if jax.process_index() == 0 else None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []  # whose `SKIPPED` has not been looked at
@@ -68,12 +66,10 @@ class Record:
 
     def next_batch(self, stream: Iterator) -> Any:
         """Returns the next batch; the time counts as waiting unless the device had a step to do meanwhile."""
-        before = time.monotonic()
-        batch = next(stream)
-        busy = self._pending and not jax.tree.leaves(self._pending[-1][1])[0].is_ready()
-        if not busy and self._clock.begin is not None:
-            self._clock.waited += time.monotonic() - before
-        return batch
+        if not self.clock.runs or (self._pending and not jax.tree.leaves(self._pending[-1][1])[0].is_ready()):
+            return next(stream)
+        with self.clock.spending(goodput.DATA):
+            return next(stream)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> bool:
         """Adds the metrics of a step that may still be running, and waits for the step before it.
@@ -87,12 +83,12 @@ class Record:
         self._pending.append((step, metrics))
         self._unread.append((step, metrics))
         most = self.hparams.max_skipped_updates
-        at_once = self._clock.begin is None or 0 < most <= len(self._skipped) + len(self._unread)
+        at_once = not self.clock.runs or 0 < most <= len(self._skipped) + len(self._unread)
         while len(self._unread) > (0 if at_once else 1):
             number, read = self._unread.pop(0)
             self._skipped = [*self._skipped, number] if int(read[SKIPPED]) else []
-        if self._clock.begin is None:
-            self._clock.start()
+        if not self.clock.runs:
+            self.clock.start(step + 1)
         return 0 < most <= len(self._skipped)
 
     def log(self) -> None:
@@ -114,8 +110,9 @@ class Record:
         self._tell_unreadable(several)
         self._tell_skipped([done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
         means[SKIPPED] = float(self._total)
-        rate, left = self._clock.tick(step, self.hparams.steps)
-        means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.data_wait()
+        rate, left = self.clock.tick(step, self.hparams.steps)
+        means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.clock.waited()
+        means |= self.clock.scalars() | _memory()
         means["learning_rate"] = float(optim.learning_rate(self.hparams)(step))
         self.write(step, means)
         # The last objective's: of a GAN, the generator's.
@@ -177,12 +174,6 @@ class Record:
             f"command goes on from there; else {lower} and delete {self.checkpoints.folder.parent} to train {name} anew"
         )
 
-    @contextmanager
-    def evaluating(self, name: str) -> Iterator[None]:
-        """Counts the time inside as that of the evaluator `name` and not as that of steps."""
-        with self._clock.evaluating(name):
-            yield
-
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes scalars of a step to the files; remembers the held-out loss for the reports.
 
@@ -204,27 +195,22 @@ class Record:
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:
-        """Says what the stage has reached on held-out data, and which share of its time each evaluator took.
+        """Says what the stage has reached on held-out data, and where its time went.
 
-        With the compilation of both: an evaluation is another program, whose compilation is most of what it costs a
-        short stage.
+        Of an evaluator with its compilation, which is most of what it costs a short stage.
         """
         with contextlib.suppress(OSError):  # no space; that was said
             if self._writer:
                 self._writer.flush()
-        best = self._writer.best(heldout_loss.NAME) if self._writer else None
-        if self.heldout is None or best is None:
+        if not self._writer:
             return
-        whole = max(time.monotonic() - self._began, 1e-6)
-        shares = ", ".join(f"{seconds / whole:.1%} {name}" for name, seconds in self._clock.evaluated.items())
-        self.progress.say(
-            f"{self.stage.name}: held-out loss {self.heldout:.4g}; the best was {best[0]:.4g} after step {best[1]} "
-            f"(of the time: {shares})"
-        )
-
-    def data_wait(self) -> float:
-        """Returns the share of the time since the first step that was spent waiting for data."""
-        return self._clock.share(self._clock.waited)
+        last = {"step": self.hparams.steps} | self.clock.scalars()
+        shares = goodput.shown(goodput.lifetime([*self._writer.lines(), last]))
+        best = self._writer.best(heldout_loss.NAME)
+        reached = ""
+        if self.heldout is not None and best:
+            reached = f"held-out loss {self.heldout:.4g}; the best was {best[0]:.4g} after step {best[1]}; "
+        self.progress.say(f"{self.stage.name}: {reached}of the time {shares}")
 
     def close(self) -> None:
         """Closes the files."""
@@ -239,35 +225,8 @@ def _not_finite(metrics: dict[str, jax.Array]) -> str:
     return bad[0] if bad else "the new model state was not finite"
 
 
-class _Clock:
-    """Times the steps, evaluation, and how long the device had nothing to do because the batch was not there."""
-
-    def __init__(self, first: int):
-        self.first, self.logged = first, first
-        self.waited, self.evaluated = 0.0, defaultdict(float)
-        self.begin = self.last = None
-
-    def start(self) -> None:
-        """Begins to count, after the first step."""
-        self.begin = self.last = time.monotonic()
-
-    def tick(self, step: int, steps: int) -> tuple[float, float]:
-        """Returns steps/s since the last tick and the seconds left."""
-        now = time.monotonic()
-        seconds = max(now - self.last, 1e-6)
-        rate = (step - self.logged) / seconds if step > self.first + 1 else 0.0
-        self.last, self.logged = now, step
-        overall = (step - self.first - 1) / max(now - self.begin, 1e-6)
-        return rate, (steps - step) / overall if overall > 0 else 0.0
-
-    @contextmanager
-    def evaluating(self, name: str) -> Iterator[None]:
-        before = time.monotonic()
-        yield
-        spent = time.monotonic() - before
-        self.evaluated[name] += spent
-        self.last = self.last and self.last + spent
-
-    def share(self, seconds: float) -> float:
-        """Returns which share of the time since the first step `seconds` are."""
-        return seconds / max(time.monotonic() - self.begin, 1e-6) if self.begin else 0.0
+def _memory() -> dict[str, float]:
+    """Returns the most memory that was in use on a device of this host so far, GB; {} where JAX does not know."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    return {"device_memory_gb": max(peaks) / 1e9} if peaks else {}

@@ -46,7 +46,7 @@ def test_stopped_and_resumed_is_the_straight_run(tmp_path, stage):
         stop, _ = toys.train(stage(config(**hparams), {}), tmp_path / "parts", stop_after)
         assert str(stop) == f"{stage.name}: stopped and saved after step {done} of 7"
     resumed, said = toys.train(stage(config(**hparams), {}), tmp_path / "parts")
-    assert said.lines == [f"{stage.name}: going on after step 5 of 7"]
+    assert said.lines[:-1] == [f"{stage.name}: going on after step 5 of 7"]
     same((straight.params, straight.model_state), (resumed.params, resumed.model_state))
     assert [row["step"] for row in metrics(tmp_path / "parts")] == list(range(1, 8))
     for whole, part in zip(metrics(tmp_path / "straight"), metrics(tmp_path / "parts")):
@@ -242,7 +242,7 @@ def test_so_many_skipped_updates_in_a_row_stop_the_stage(tmp_path, value, metric
     # With the data mended, the same folder goes on to what an unbroken run gives.
     if most == 1:
         resumed, said = toys.train(Breaking(config(**hparams), {}), tmp_path)
-        assert said.lines == ["audiomae: going on after step 4 of 8"]
+        assert said.lines[:-1] == ["audiomae: going on after step 4 of 8"]
         straight, _ = toys.train(Breaking(config(**hparams), {}), tmp_path / "straight")
         same(straight.params, resumed.params)
 
