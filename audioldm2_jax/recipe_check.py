@@ -110,6 +110,8 @@ def _values(where: str, section: ConfigDict) -> Iterator[str]:
             yield f"{where}.{key}={value}: it has to be from 0 to 1"
         elif isinstance(value, float) and not 0 <= value < math.inf:
             yield f"{where}.{key}={value}: it has to be a number that is not below 0"
+        elif key == "profile" and not (len(value) == 2 and 0 <= value[0] <= value[1]):
+            yield f"{where}.{key}={value}: it has to be the first and the last step, (0, 0) for none"
         elif key == "timestep_logits" and len(value) not in (0, 2):
             yield f"{where}.{key}={value}: it has to be a mean and a deviation, or () for uniform timesteps"
 

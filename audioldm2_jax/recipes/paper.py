@@ -415,5 +415,6 @@ def _training(**stage: object) -> dict:
         "heldout_every": 1000,  # steps between two losses on held-out data, and at the end; 0: never
         "heldout_clips": 128,  # whose loss that is, filled up to whole batches
         "sample_every": 10_000,  # and at the end; 0: never
+        "profile": (0, 0),  # first and last step, counted from 1, of which XProf gets a profile; 0 and 0: none
         **stage,
     }

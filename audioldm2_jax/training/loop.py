@@ -29,6 +29,7 @@ from audioldm2_jax.stages.base import Stage
 from audioldm2_jax.training import diagnosis, goodput, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.diagnosis import NotFinite
+from audioldm2_jax.training.profiler import Profiler
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.record import Record, Unreadable
 from audioldm2_jax.training.state import State, averaged
@@ -102,6 +103,7 @@ def train(
     first = int(current["step"])
     record = Record(stage, folder, progress, checkpoints, first, clock, max_unreadable)
     stream, stall = batches(first), stall or StallWatch(0, folder)
+    profiler = Profiler(*hparams.profile, folder, progress.say)
     steps = _Steps(stage, take_step, frozen, mesh, stream, record, records, stall)
 
     def evaluate(done: int, current: State) -> None:
@@ -115,8 +117,10 @@ def train(
 
     try:
         for number in range(first, hparams.steps):
-            current = steps.take(number, current)
             done = number + 1
+            with profiler.step(done) as finished:
+                current = steps.take(number, current)
+                finished(current["step"])
             logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
             # Several hosts have to agree on the step at which they stop.
             stop = max(hosts.gather(int(should_stop()), "stop")) if logs or jax.process_count() == 1 else 0
@@ -142,6 +146,7 @@ def train(
             checkpoints.close()
         raise
     finally:
+        profiler.close()
         record.close()
         getattr(stream, "close", lambda: None)()
     batch = sharding.to_devices(next(batches(first)), mesh) if steps.batch is None else steps.batch

@@ -45,7 +45,16 @@ _T5 = re.compile(r"(train\.\w+\.)train_t5$")
 # How, not what, every stage computes.
 _HOW = ("remat",)
 # Of `train.STAGE`: what may change on the way.
-_FREE = ("log_every", "save_every", "keep", "sample_every", "heldout_every", "heldout_clips", "max_skipped_updates")
+_FREE = (
+    "log_every",
+    "save_every",
+    "keep",
+    "sample_every",
+    "heldout_every",
+    "heldout_clips",
+    "max_skipped_updates",
+    "profile",
+)
 
 
 def settings(config: ConfigDict, name: str) -> dict[str, Any]:
