@@ -28,6 +28,9 @@ from audioldm2_jax.runtime.text_files import shown
 _FILTER_REACH = 256
 # An MP3 frame (at most 1152 samples) borrows bits from earlier ones: after a jump the first few decode wrongly.
 _MP3_PREROLL = 16 * 1152
+# After a jump into the last page of an OGG file, some hundred samples late come out (libsndfile 1.2.2). A page has at
+# most 255 packets, of 1024 samples as libvorbis makes them.
+_OGG_LAST_PAGE = 255 * 1024 + 4096
 # Values (samples × channels) that are decoded at a time, and samples that are encoded.
 _BLOCK, _WRITTEN = 2**20, 2**14
 # Samples that are read of one file at most: 4 GiB, 18 hours at 16 kHz.
@@ -439,7 +442,19 @@ def _decode(file: _Stream, offset: int, count: int | None, most: int) -> tuple[n
     """At most `count` samples (None: all) from `offset` at the file's own rate, channels averaged, and their peak."""
     if offset >= file.frames:
         return np.zeros(0, np.float32), 0.0
-    preroll = min(offset, _MP3_PREROLL if file.format == "MP3" else 0)
+    preroll = 0
+    if file.format == "MP3":
+        preroll = min(offset, _MP3_PREROLL)
+    elif file.format == "OGG":
+        preroll = offset - min(offset, max(file.frames - _OGG_LAST_PAGE, 0))
+    found, peak = _decode_from(file, offset, preroll, count, most)
+    if preroll and not len(found):  # damaged on the way
+        found, peak = _decode_from(file, offset, 0, count, most)
+    return found, peak
+
+
+def _decode_from(file: _Stream, offset: int, preroll: int, count: int | None, most: int) -> tuple[np.ndarray, float]:
+    """As `_decode`, from `preroll` samples before `offset`, which are left out."""
     if offset:
         file.seek(offset - preroll)
     parts, read, peak = [], 0, 0.0

@@ -71,6 +71,25 @@ def test_a_segment_is_that_stretch_of_the_whole(tmp_path, name, rate):
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "channels", "subtype"),
+    [(44100, 3.3, 2, "VORBIS"), (22050, 31, 1, "VORBIS"), (48000, 6, 1, "VORBIS"), (48000, 4, 2, "OPUS")],
+)
+@pytest.mark.parametrize("tail", ["loud", "silent"])
+def test_crops_of_ogg_are_where_they_are_asked_for(rate, seconds, channels, subtype, tail, tmp_path):
+    """Also in the last page, into which libsndfile jumps hundreds of samples late; a silent one lasts seconds."""
+    count = int(rate * seconds)
+    sound = 0.2 * np.random.default_rng(0).standard_normal((count, channels), np.float32)
+    if tail == "silent":
+        sound[count // 3 : -rate // 4] = 0
+    soundfile.write(tmp_path / "a.ogg", sound, rate, subtype=subtype)
+    whole = files.read(tmp_path / "a.ogg", rate)
+    for offset in (0.2, 0.5, 0.7, 0.8, 0.9, 0.93, 0.96, 0.98, 0.99, 0.995):
+        start = int(offset * count)
+        part = files.read(tmp_path / "a.ogg", rate, start, 2000)
+        np.testing.assert_allclose(part, whole[start : start + 2000], atol=1e-4, err_msg=f"at {offset}")
+
+
 def test_a_segment_decodes_only_itself(tmp_path, monkeypatch):
     files.write(tmp_path / "long.flac", tune(441000, 44100), 44100)
     decoded = []
