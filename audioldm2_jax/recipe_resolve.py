@@ -7,6 +7,7 @@ recipe has them follow those that were changed; `recipe_check` compares what is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -113,6 +114,12 @@ def follow(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         stays = f"; set, and so not multiplied: {', '.join(kept)}" if kept else ""
         lines.append(f"train.*.steps: {config.budget:g} times the recipe's (follows budget): {steps}{stays}")
     return (changed.lock() if lines else config), lines
+
+
+def follows_budget(config: ConfigDict, stages: Sequence[str]) -> bool:
+    """Returns whether the steps of one of the stages are those of the recipe, and so would follow another budget."""
+    usual = recipes.get(config.recipe)
+    return any(config.train[name].steps == max(round(usual.train[name].steps * config.budget), 1) for name in stages)
 
 
 def _at(config: ConfigDict, key: str) -> object:

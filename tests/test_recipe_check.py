@@ -276,3 +276,10 @@ def test_values_that_would_fail_hours_later(stage, key, value, fault):
     with pytest.raises(recipe_check.RecipeError, match=fault):
         followed, _ = recipe_resolve.follow(config)
         recipe_check.check(followed, [stage])
+
+
+def test_whose_steps_follow_another_budget():
+    assert recipe_resolve.follows_budget(recipes.get("tiny"), ALL)
+    config, _ = recipe_resolve.follow(changed("tiny", budget=0.5, train__vae__steps=7))
+    assert recipe_resolve.follows_budget(config, ("vae", "clap"))
+    assert not recipe_resolve.follows_budget(config, ("vae",))

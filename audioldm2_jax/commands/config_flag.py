@@ -44,6 +44,9 @@ def parse(holder: flags.FlagHolder, arguments: list[str], values: flags.FlagValu
     except (flags.Error, OSError, ValueError) as error:
         text = str(error).strip()
         last = text.splitlines()[-1]
+        if typed := re.search(r"flag (--\S+=\S*): (invalid literal for int|could not convert string to float)", text):
+            kind = "a whole number, 1000 say" if typed[2].endswith("int") else "a number, 0.001 say"
+            sys.exit(f"error: {typed[1]}: it has to be {kind}")
         sys.exit(f"error: {last.partition('ValueError: ')[2] or text}")
 
 

@@ -14,6 +14,7 @@ make it again. With a sound file (-f), what is made starts from it:
 import argparse
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import cluster, error_log, watch
+from audioldm2_jax.runtime import cluster, error_log, warnings_once, watch
 from audioldm2_jax.runtime.object_store import normalized
 from audioldm2_jax.runtime.storage import local_path, scheme_of
 from audioldm2_jax.runtime.text_files import read_text, shown
@@ -166,6 +167,8 @@ def read_requests(options: argparse.Namespace) -> list[Request]:
             raise ValueError(
                 f'"{prompt}" is listed as {names[prompt]} and as {name}, but gives one sound: name it once.'
             )
+    if again := len(prompts) - len(names):
+        logging.warning("%d prompts are listed again, and make the same sound once; -n makes several of each", again)
     return [Request(prompt, name) for prompt, name in names.items()]
 
 
@@ -208,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = flags().parse_args(arguments)
     error_log.escape_output()
+    warnings_once.show_plainly()
     try:
         for path in generate(options):
             print(path)
@@ -250,6 +254,7 @@ def given_clip(options: argparse.Namespace, pipeline):
     if not span and not options.band:
         seconds = len(clip[0]) / pipeline.sampling_rate
         span = tuple(part * min(seconds, options.duration or math.inf) for part in SPAN)
+        logging.warning("neither --span nor --band: %.2f to %.2f s are made anew", *span)
     return editing.Inpainting(*clip, span, options.band and tuple(options.band))
 
 

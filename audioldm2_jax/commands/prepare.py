@@ -21,7 +21,7 @@ import time
 
 from audioldm2_jax.commands import train
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import error_log
+from audioldm2_jax.runtime import error_log, warnings_once
 
 
 def flags() -> argparse.ArgumentParser:
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         return train.main([one for one in arguments if one != "--cache"], caches_only=True)
     options = flags().parse_args(arguments)
     error_log.escape_output()
+    warnings_once.show_plainly()
 
     from audioldm2_jax.data.prepare import job, report
     from audioldm2_jax.data.prepare.workers import WorkerError

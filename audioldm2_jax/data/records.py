@@ -22,6 +22,7 @@ from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 from audioldm2_jax.data.index import Fingerprint, Made, open_table
 from audioldm2_jax.data.table import Finder, Row, Table, View, batches_of, is_recent, split_hash, stamp
+from audioldm2_jax.runtime import warnings_once
 from audioldm2_jax.runtime.text_files import shown
 
 SUFFIXES = (
@@ -79,7 +80,7 @@ class Records(Source):
             )
         if self.skipped:
             message = "%s: %d of %d %s cannot be read and are skipped%s"
-            logging.warning(message, shown(root), len(self.skipped), len(table), self.unit, listing_of(reasons))
+            warnings_once.warn(message, shown(root), len(self.skipped), len(table), self.unit, listing_of(reasons))
         self._choose()
 
     @functools.cached_property

@@ -29,7 +29,7 @@ from audioldm2_jax.data.example import Example, UnreadableRecord
 from audioldm2_jax.evaluation import show
 from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import cluster, error_log, hosts, lock, object_store, sharding, start, watch
+from audioldm2_jax.runtime import cluster, error_log, hosts, lock, object_store, sharding, start, warnings_once, watch
 from audioldm2_jax.runtime.storage import StorageError
 from audioldm2_jax.training import fine_tuning, lineage, run, run_folder, side_by_side, stage_settings
 from audioldm2_jax.training.checkpoint import CheckpointError
@@ -56,6 +56,7 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only:
     """
     error_log.collect()
     error_log.escape_output()
+    warnings_once.show_plainly()
     try:
         config = recipe_resolve.resolve_paths(config)
         start.start(config.compilation_cache, others or cluster.Cluster())
@@ -110,11 +111,13 @@ def _run(config: ConfigDict, screen: Progress, caches_only: bool) -> int:
         if model:
             _show(config, model, screen)
         if waits:
-            better = (
-                " With more of it the sound gets better; twice as much: "
-                f"--config.budget={2 * config.budget:g} --config.run_dir=ANOTHER_FOLDER"
-            )
-            screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.{better if model else ''}")
+            better = ""
+            if model and recipe_resolve.follows_budget(config, run.plan(config)):
+                better = (
+                    " With more of it the sound gets better; twice as much: "
+                    f"--config.budget={2 * config.budget:g} --config.run_dir=ANOTHER_FOLDER"
+                )
+            screen.say(f"Done in {(time.monotonic() - begin) / 60:.1f} minutes.{better}")
     return 0
 
 
@@ -297,6 +300,8 @@ def _show(config: ConfigDict, model: Path, screen: Progress) -> None:
         words = '-t "a dog barks twice, then a bell rings"'
     if speaks(config):
         words = '-t "a woman speaks slowly" --transcription "the words to be said"'
+    if not config.data.source.startswith("builtin:"):
+        words = '-t "your text"' + ' --transcription "the words to be said"' * speaks(config)
     more = command_line("generate", f"--model {config.run_dir} {words}")
     screen.say(f"More:\n  {more}")
 

@@ -29,7 +29,8 @@ class Report(NamedTuple):
         """What stands beside the count."""
         heldout = "" if self.heldout is None else f"held-out {self.heldout:.4g}  "
         skipped = f"{self.skipped} skipped  " if self.skipped else ""
-        return f"loss {self.loss:.4g}  {heldout}{skipped}{self.rate:.0f} examples/s  {_clock(self.seconds)} left"
+        speed = f"{self.rate:.0f} examples/s  {_clock(self.seconds)} left" if self.rate else "compiled"
+        return f"loss {self.loss:.4g}  {heldout}{skipped}{speed}"
 
 
 class Count(NamedTuple):

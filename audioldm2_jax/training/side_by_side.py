@@ -18,7 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import FolderError
-from audioldm2_jax.runtime import hosts, watch
+from audioldm2_jax.runtime import hosts, warnings_once, watch
 from audioldm2_jax.training import run, run_folder
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import NotFinite, Stopped, Unreadable
@@ -90,11 +90,16 @@ class WorkerPool:
         self.at_work: dict[Connection, tuple[str, Any, list[int]]] = {}
         self.waits: dict[str, float] = {}
         self.failure: BaseException | None = None
+        self._told = False  # whether it was said that a signal to stop was heard
 
     def work(self) -> dict[str, float]:
         while self.at_work or (self.left and not self._ending()):
             while not self._ending() and len(self.at_work) < self.size and (name := self._next()):
                 self._start(name)
+            if self.stopped() and not self._told and self.at_work:
+                self._told = True
+                at_work = ", ".join(name for name, _, _ in self.at_work.values())
+                self.progress.say(f"stopping: {at_work} will save and leave, once what is being compiled is compiled")
             if self._ending():
                 for _, process, _ in self.at_work.values():
                     process.terminate()
@@ -103,7 +108,7 @@ class WorkerPool:
         if self.failure:
             raise self.failure
         if self.stopped() and self.left:
-            raise Stopped("stopped between two stages; everything is saved", self.stopped())
+            raise Stopped("stopped; what was trained is saved", self.stopped())
         return self.waits
 
     def _ending(self) -> bool:
@@ -124,7 +129,7 @@ class WorkerPool:
         cores = free if alone else free[:share]
         ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=_train, args=(self.config.to_dict(), name, theirs), name=name
+            target=_train, args=(self.config.to_dict(), name, theirs, warnings_once.given()), name=name
         )
         with _on_cores(cores):
             process.start()
@@ -179,12 +184,18 @@ def _on_cores(cores: list[int]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _train(fields: dict, name: str, connection: Connection) -> None:
-    """Trains one stage in this process and tells `connection`, and so the one that started it, how it went."""
+def _train(fields: dict, name: str, connection: Connection, warned: list[str]) -> None:
+    """Trains one stage in this process and tells `connection`, and so the one that started it, how it went.
+
+    Args:
+        warned: what that one has warned of.
+    """
     from audioldm2_jax.runtime import children, error_log, start
 
     children.end_with_parent()
     error_log.collect()
+    warnings_once.show_plainly()
+    warnings_once.adopt(warned)
     config = ConfigDict(fields)
     start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job
     try:

@@ -84,8 +84,18 @@ def test_a_failure_ends_the_others_and_starts_none(first_ends):
 
 
 def test_stopped_before_the_first():
-    with pytest.raises(Stopped, match="everything is saved"):
+    with pytest.raises(Stopped, match="what was trained is saved"):
         Crew(config(), [0, 1], stopped=lambda: True).work()
+
+
+def test_a_signal_is_acknowledged_once_with_what_it_waits_for(first_ends):
+    """A stage that compiles may take minutes to leave."""
+    crew = Crew(config(), [0, 1], stopped=lambda: len(crew.started) == 2)
+    with pytest.raises(Stopped):
+        crew.work()
+    assert [line for line in crew.progress.lines if line.startswith("stopping")] == [
+        "stopping: audiomae, vae will save and leave, once what is being compiled is compiled"
+    ]
 
 
 def test_cores_and_environment_are_given_back():
