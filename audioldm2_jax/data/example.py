@@ -102,6 +102,10 @@ class Source:
             return self
         return Restricted(self, fields) if len(found) else None
 
+    def count_drawn(self) -> int:
+        """How many of the records are drawn."""
+        return len(self)
+
     def draw(self, number: int, seed: int) -> int:
         """Which record is the `number`th of a run: every epoch is a permutation of its own."""
         epoch, position = divmod(number, len(self))
@@ -270,6 +274,10 @@ class Restricted(Derived):
         self.fields, self.drawn = fields, _having(source, fields)
         if not len(self.drawn):
             raise ValueError(f"none of the {len(source)} records is {' or '.join(fields)}")
+
+    def count_drawn(self) -> int:
+        """See `Source.count_drawn`."""
+        return len(self.drawn)
 
     def draw(self, number: int, seed: int) -> int:
         """See `Source.draw`: every epoch is a permutation of those that are drawn."""

@@ -75,6 +75,10 @@ class Mixture(Source):
         drawn = [other if one is None else one for one, other in zip(parts, self.parts)]
         return Mixture(drawn, weights) if any(weights) else None
 
+    def count_drawn(self) -> int:
+        """See `Source.count_drawn`."""
+        return sum(part.count_drawn() for part, weight in zip(self.parts, self.weights) if weight)
+
     def draw(self, number: int, seed: int) -> int:
         """See `Source.draw`."""
         block, position = divmod(number, self._places[-1])

@@ -144,6 +144,7 @@ def test_a_source_that_has_it_all_is_left_as_it_is():
 
 def test_what_cannot_be_read_gives_way_to_what_teaches():
     source = Numbers("a", 8, damaged=(1, 2), silent=(0, 3, 4, 5)).restricted(("captioned",))
+    assert source.count_drawn() == len({source.draw(number, 0) for number in range(source.count_drawn())})
     assert set(taught(source, 20)) == {"a 6", "a 7"}
     assert source.first(7).restricted(("captioned",)) is not None
     assert {source.first(7).draw(number, 0) for number in range(30)} == {1, 2, 6}
