@@ -174,9 +174,9 @@ def _check_words(config: ConfigDict, names: list[str]) -> None:
         texts, finders, keys = zip(*(_LEARNT_FROM[field] for field in fields))
         if not any(find(source) for find in finders):
             raise RunError(
-                f"{', '.join(stages)} learn from {' or '.join(texts)}, and of the {len(source)} records of "
-                f"{config.data.source} none has one: write them into a metadata.jsonl as {' or '.join(keys)}, or leave "
-                "these stages out with --config.stages="
+                f"{', '.join(stages)} {'learn' if stages[1:] else 'learns'} from {' or '.join(texts)}, and of the "
+                f"{len(source)} records to train on of {config.data.source} none has one: write them into a "
+                f"metadata.jsonl as {' or '.join(keys)}, or leave these stages out with --config.stages="
             )
 
 

@@ -346,7 +346,7 @@ def test_what_later_stages_need_is_looked_for_at_the_start(tmp_path):
         write(recordings / f"{number}.wav", np.linspace(-0.5, 0.5, 8000, dtype=np.float32), 16000)
     config = get_config()
     config.run_dir, config.data.source, config.stages = str(tmp_path / "run"), str(recordings), "vae,clap"
-    with pytest.raises(RunError, match=r"clap learn from captions, and of the \d records of .* none has one"):
+    with pytest.raises(RunError, match=r"clap learns from captions, and of the \d records to train on of .* none"):
         run.prepare(config)
     config.stages, config.init_from.audiomae = "audiomae,diffusion", str(tmp_path / "nowhere")
     with pytest.raises(RunError, match=r"init_from\.audiomae: /.*nowhere does not exist; audiomae starts from it"):
