@@ -73,7 +73,8 @@ def test_a_file_of_records_alone(tmp_path, caplog):
     rows = [{"wav": "a.wav", "labels": ["/m/09x0r"]}, {"wav": str(tmp_path / "a.wav"), "caption": ["x", "y"]}]
     put(tmp_path / "mine.json", json.dumps({"data": rows}))
     with caplog.at_level(logging.WARNING):
-        found = everything(tmp_path / "mine.json")
+        source = one(tmp_path / "mine.json")
+    found = {name: source.captions(index) for index, name in enumerate(source.names)}
     assert found == {"mine/a.wav": (), f"mine/{tmp_path}/a.wav": ("x", "y")}
     assert "1 labels have no name and are left out, each with how often it stands there: /m/09x0r (1)" in caplog.text
 
