@@ -77,8 +77,8 @@ class StageData:
         if hosts.is_first() and not all(part.startswith("builtin:") for part, _ in sources.names(config.data.source)):
             having = f" that are {' or '.join(learnt)}" if learnt else ""
             progress.say(
-                f"{name}: learns from {drawn.count_drawn()} of {len(opened)} records{having}; "
-                f"{self._heldout.count_drawn() if self.has_heldout else 0} are held out"
+                f"{name}: learns from {drawn.count_drawn()} of {len(opened)} records{having}; held out: "
+                f"{self._heldout.count_drawn() if self.has_heldout else 0}"
             )
 
     def train(self, stage: Stage, step: int) -> Batches:

@@ -32,7 +32,7 @@ def test_two_steps_have_the_losses_that_they_have_from_the_folder(tmp_path, comp
     before = losses(str(recordings), tmp_path / "before", compiled_once)
     after = losses(f"tfds:{tmp_path / 'prepared'}", tmp_path / "after", compiled_once)
     assert len(before) >= 2 and before[0] != before[1]
-    said = re.findall(r"audiomae: learns from (\d+) of (\d+) records; (\d+) are held out", capsys.readouterr().out)
+    said = re.findall(r"audiomae: learns from (\d+) of (\d+) records; held out: (\d+)", capsys.readouterr().out)
     assert len(said) == 2 and said[0] == said[1] and said[0][0] == said[0][1]
     assert int(said[0][1]) + int(said[0][2]) == 10 and said[0][2] != "0"
     # Excerpts of resampled sound and of sound in 16 bits differ by rounding, and logarithms of mels with it.
