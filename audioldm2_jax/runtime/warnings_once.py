@@ -38,5 +38,6 @@ def show_plainly() -> None:
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        record.message = record.getMessage()  # as every formatter leaves it, for those that read the record later
+        text = f"{record.levelname.lower()}: {record.message}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

@@ -44,7 +44,10 @@ def command(environment, *flags):
     [
         (["--config=configs/music.py", "--config.train.vae.stepz=3"], "no key 'stepz': Did you mean \"steps\""),
         (["--config=configs/music.py", "--config.trian.vae.steps=3"], "no key 'trian': Did you mean \"train\""),
-        (["--config=configs/music.py", "--config.train.vae.steps=many"], "flag --config.train.vae.steps=many"),
+        (
+            ["--config=configs/music.py", "--config.train.vae.steps=many"],
+            "--config.train.vae.steps=many: it has to be a whole number",
+        ),
         (["--config=configs/music.py:huge"], "unknown recipe 'huge'; the recipes are tiny, small, base, large, 48k"),
         (["--config=configs/musik.py"], "there is no config configs/musik.py: give the path of a config file"),
         (["--config=configs/music.py", "config.budget=0.1"], "is no flag; did you mean --config.budget=0.1?"),

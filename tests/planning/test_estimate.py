@@ -14,7 +14,7 @@ FOUR = topology.parse("v5e:2x2")
 GB = 10**9
 
 
-def step(params: int, frozen: int, batch: int) -> AbstractStep:
+def step(params: int, frozen: int, samples: int) -> AbstractStep:
     """A step whose state has twice as many further numbers; weights shared out over fsdp 2, float32."""
     mesh = AbstractMesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
@@ -23,7 +23,8 @@ def step(params: int, frozen: int, batch: int) -> AbstractStep:
 
     weights = array(params, "fsdp")
     state = {"params": {"unet": weights}, "opt": {"m": weights}, "ema": {"unet": weights}, "model_state": {}}
-    return AbstractStep(None, state, {"vae": array(frozen)}, {"waveform": array(batch, ("data", "fsdp"))}, False, None)
+    batch = {"waveform": array(samples, ("data", "fsdp"))}
+    return AbstractStep(None, state, {"vae": array(frozen)}, batch, mesh, False, None)
 
 
 def setting(**changes: object) -> estimate.Setting:
@@ -50,7 +51,7 @@ def fitting(temporaries: float) -> dict:
     return {"fits": True, "flops": 2e9, "bytes": 3e9, "memory": memory, "timeline": line, "compile_seconds": 1.0}
 
 
-STEP = step(params=GB, frozen=GB // 8, batch=4 * GB // 1000)  # a chip: 3 × 2 GB, 0.5 GB, 4 MB
+STEP = step(params=GB, frozen=GB // 8, samples=4 * GB // 1000)  # a chip: 3 × 2 GB, 0.5 GB, 4 MB
 
 
 def test_memory_by_kind():
