@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from audioldm2_jax.runtime.chips import PEAKS
+
 
 class TopologyError(ValueError):
     """There is no such slice, or nothing that compiles for it."""
@@ -51,9 +53,9 @@ _GIB = 2.0**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 197e12, 15.75 * _GIB, 819e9, 45e9, 3.125e9, 1.5e9, 2),
-        Chip("v5p", 459e12, 95 * _GIB, 2765e9, 90e9, 6.25e9, 1.75e9, 3),
-        Chip("v6e", 918e12, 31.25 * _GIB, 1640e9, 90e9, 3.125e9, 1.75e9, 2),
+        Chip("v5e", PEAKS["v5e"].bfloat16, 15.75 * _GIB, 819e9, 45e9, 3.125e9, 1.5e9, 2),
+        Chip("v5p", PEAKS["v5p"].bfloat16, 95 * _GIB, 2765e9, 90e9, 6.25e9, 1.75e9, 3),
+        Chip("v6e", PEAKS["v6e"].bfloat16, 31.25 * _GIB, 1640e9, 90e9, 3.125e9, 1.75e9, 2),
     )
 }
 _PLANAR = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

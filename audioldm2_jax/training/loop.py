@@ -26,7 +26,7 @@ from audioldm2_jax.evaluation.base import Evaluator, Snapshot, due
 from audioldm2_jax.runtime import hosts, sharding
 from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.stages.base import Stage
-from audioldm2_jax.training import diagnosis, goodput, state, step
+from audioldm2_jax.training import diagnosis, flops, goodput, state, step
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.diagnosis import NotFinite
 from audioldm2_jax.training.profiler import Profiler
@@ -101,7 +101,7 @@ def train(
     frozen = sharding.place(stage.frozen, sharding.state_sharding(stage.frozen, mesh))
     take_step = step.compiled(stage, state.optimizers(stage), state.places(abstract), mesh)
     first = int(current["step"])
-    record = Record(stage, folder, progress, checkpoints, first, clock, max_unreadable)
+    record = Record(stage, folder, progress, checkpoints, first, clock, mesh, max_unreadable)
     stream, stall = batches(first), stall or StallWatch(0, folder)
     profiler = Profiler(*hparams.profile, folder, progress.say)
     steps = _Steps(stage, take_step, frozen, mesh, stream, record, records, stall)
@@ -164,7 +164,7 @@ class _Steps:
         self._stage, self._take_step, self._frozen, self._mesh = stage, take_step, frozen, mesh
         self._stream, self._record, self._records, self._stall = stream, record, records, stall
         self.batch: Any = None
-        self._compiled: set[Any] = set()
+        self._flops: dict[Any, float] = {}  # of a step, by variants that are compiled
 
     def take(self, number: int, current: State) -> State:
         """Returns the state after step `number`, which may still be running.
@@ -176,10 +176,13 @@ class _Steps:
         stall.doing(f"reading the batch of {stage.name}, step {number + 1}")
         self.batch = sharding.to_devices(self._record.next_batch(self._stream), self._mesh)
         stall.doing(f"computing {stage.name}, step {number + 1}")
-        with contextlib.nullcontext() if variant in self._compiled else self._compiling():
+        with contextlib.nullcontext() if variant in self._flops else self._compiling():
+            if variant not in self._flops:
+                # The call below finds what was traced here.
+                traced = self._take_step.trace(current, self._frozen, self.batch, variant=variant)
+                self._flops[variant] = flops.count(traced, self._mesh.devices.flat[0].platform)
             current, metrics = self._take_step(current, self._frozen, self.batch, variant=variant)
-        too_many = self._record.add(number, metrics)
-        self._compiled.add(variant)
+        too_many = self._record.add(number, metrics, self._flops[variant])
         if too_many:
             with stall.paused():
                 found = diagnosis.find(stage, current, self._frozen, self.batch, number, self._mesh)

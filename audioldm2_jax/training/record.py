@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from audioldm2_jax.evaluation import heldout_loss
 from audioldm2_jax.runtime import error_log
 from audioldm2_jax.stages.base import Stage
 from audioldm2_jax.training import diagnosis, goodput, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
+from audioldm2_jax.training.flops import Utilization
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
 from audioldm2_jax.training.step import REPLACED, SKIPPED
@@ -41,6 +43,7 @@ class Record:
         checkpoints: Checkpoints,
         first: int,
         clock: goodput.Clock,
+        mesh: Mesh,
         max_unreadable: float = 1.0,
     ):
         """Args:
@@ -50,6 +53,7 @@ class Record:
         checkpoints: named in errors.
         first: steps that were done before.
         clock: times the stage.
+        mesh: the devices, whose use is reported.
         max_unreadable: share of the records drawn, see `log`.
         """
         self.stage, self.hparams, self.progress, self.checkpoints = stage, stage.hparams, progress, checkpoints
@@ -57,7 +61,7 @@ class Record:
         self._most_unreadable = max_unreadable
         self._failed = self._drawn = 0  # records that could not be read, and all that were drawn
         self._full = False  # whether it has been said that there is no space
-        self.clock = clock
+        self.clock, self._utilization = clock, Utilization(mesh, stage.config.dtype)
         self._writer = MetricsWriter(folder) if jax.process_index() == 0 else None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []  # whose `SKIPPED` has not been looked at
@@ -71,16 +75,20 @@ class Record:
         with self.clock.spending(goodput.DATA):
             return next(stream)
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> bool:
+    def add(self, step: int, metrics: dict[str, jax.Array], flops: float) -> bool:
         """Adds the metrics of a step that may still be running, and waits for the step before it.
 
         So the host is at most one step ahead of the device. The first step compiles: it is waited for and not timed.
         So is one with which there may be too many skipped updates: the state is still what it found.
 
+        Args:
+            flops: its operations on all devices.
+
         Returns:
             whether `max_skipped_updates` in a row were skipped, this one last.
         """
         self._pending.append((step, metrics))
+        self.clock.flops += self._utilization.of_device(flops)
         self._unread.append((step, metrics))
         most = self.hparams.max_skipped_updates
         at_once = not self.clock.runs or 0 < most <= len(self._skipped) + len(self._unread)
@@ -110,8 +118,10 @@ class Record:
         self._tell_unreadable(several)
         self._tell_skipped([done for done, metrics in zip(self._pending, several) if metrics[SKIPPED]])
         means[SKIPPED] = float(self._total)
-        rate, left = self.clock.tick(step, self.hparams.steps)
+        rate, flops_rate, left = self.clock.tick(step, self.hparams.steps)
         means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.clock.waited()
+        if flops_rate:
+            means |= self._utilization.scalars(flops_rate)
         means |= self.clock.scalars() | _memory()
         means["learning_rate"] = float(optim.learning_rate(self.hparams)(step))
         self.write(step, means)
@@ -195,7 +205,7 @@ class Record:
         self.heldout = metrics.get(heldout_loss.NAME, self.heldout)
 
     def conclude(self) -> None:
-        """Says what the stage has reached on held-out data, and where its time went.
+        """Says what the stage has reached on held-out data, where its time went, and how well steps used the devices.
 
         Of an evaluator with its compilation, which is most of what it costs a short stage.
         """
@@ -205,12 +215,14 @@ class Record:
         if not self._writer:
             return
         last = {"step": self.hparams.steps} | self.clock.scalars()
-        shares = goodput.shown(goodput.lifetime([*self._writer.lines(), last]))
+        lines = [*self._writer.lines(), last]
+        shares, rate = goodput.shown(goodput.lifetime(lines)), goodput.flops_rate(lines)
         best = self._writer.best(heldout_loss.NAME)
         reached = ""
         if self.heldout is not None and best:
             reached = f"held-out loss {self.heldout:.4g}; the best was {best[0]:.4g} after step {best[1]}; "
-        self.progress.say(f"{self.stage.name}: {reached}of the time {shares}")
+        used = f"; steps at {self._utilization.shown(rate)}" if rate else ""
+        self.progress.say(f"{self.stage.name}: {reached}of the time {shares}{used}")
 
     def close(self) -> None:
         """Closes the files."""
