@@ -7,8 +7,7 @@ Prints clips a second of one core, as the processor time of the process says it,
 changes little: of decoding alone, of the whole way from a FLAC file to a batch, and of the way from the cache; the
 median of `--repeats`, and their range. "Handed over" is what the training process itself does for a batch that worker
 processes read: it is one thread, so that more workers do not speed it up. Beside them what eight devices consume: their
-peak rate times `--mfu`, divided by the operations of a step from the cache as XLA counts them
-(benchmarks/feature_cache.py).
+peak rate times `--mfu`, divided by the operations of a step from the cache (training/flops.py).
 
 Recordings are 10.24 s of the embedded music at 48 kHz; the cache is of random numbers in the recipe's shapes. Both lie
 in a temporary folder, and are read again and again: the file system's cache holds them, no disk is measured.
@@ -35,9 +34,10 @@ from audioldm2_jax.data import cache, encoders, pipeline, text
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.sources import open_source
+from audioldm2_jax.runtime.chips import PEAKS
 from audioldm2_jax.stages import STAGES, Stage, features
 
-PEAK = {"H100": 989e12, "v5e": 197e12}  # bfloat16 operations a second, of the makers' data sheets
+CONSUMERS = ("H100 SXM", "v5e")
 DEVICES, MARGIN = 8, 1.2  # of a host; what is wanted of what they consume
 _FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "mp3": "MPEG_LAYER_III", "ogg": "VORBIS"}
 _SECONDS, _RATE, _FILES, _BATCH = 10.24, 48000, 16, 16
@@ -109,8 +109,8 @@ def from_cache(folder: Path, options: argparse.Namespace) -> None:
             print(f"{f'{recipe} {name}, cache, {size / 1e6:.2f} MB a clip':45}{found}", flush=True)
             print(f"{'    handed over':45}{handed_over(opened, wanted, options)}", flush=True)
             operations = steps.operations(stage, batch)
-            for device, peak in PEAK.items():
-                eaten = DEVICES * peak * options.mfu / operations
+            for device in CONSUMERS:
+                eaten = DEVICES * PEAKS[device].bfloat16 * options.mfu / operations
                 cores = math.ceil(MARGIN * eaten / found.clips)
                 print(
                     f"    {DEVICES} x {device} eat {eaten:.0f} clips/s ({operations / 1e12:.3f} TFLOP a clip, "

@@ -3,8 +3,8 @@
     python benchmarks/feature_cache.py --recipe base
     python benchmarks/feature_cache.py --recipe base --time --clips 1
 
-Operations are XLA's count for the step as it is lowered, before optimisation, at the recipe's batch size; no weight is
-made for it. `--time` runs the gradient of `--clips` clips on this machine's devices, with random weights, in turn from
+Operations are those of training/flops.py as an accelerator does them, at the recipe's batch size; no weight is made for
+it. `--time` runs the gradient of `--clips` clips on this machine's devices, with random weights, in turn from
 sound and from the cache: the optimiser's share, which is the same in both, is left out.
 """
 
@@ -25,7 +25,7 @@ from audioldm2_jax.recipe_components import build_from_recipe, recipe_config
 from audioldm2_jax.rngs import of_step
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
-from audioldm2_jax.training import step
+from audioldm2_jax.training import flops, step
 from audioldm2_jax.training.state import optimizers, shapes
 
 TRAINED_FROM_THEM = ("diffusion", "language_model", "joint")
@@ -96,7 +96,7 @@ def operations(stage: Stage, given: dict[str, jax.ShapeDtypeStruct]) -> float:
     variant = stage.variant(0)
     state = shapes(stage, sharding.all_devices())
     one = partial(step.step, stage, optimizers(stage), stage.key, variant=variant)
-    return jax.jit(one).lower(state, stage.frozen, given).cost_analysis()["flops"]
+    return flops.count(jax.jit(one).trace(state, stage.frozen, given), "tpu")
 
 
 def timed(stage: Stage, batches: tuple[dict[str, jax.ShapeDtypeStruct], ...], repeats: int) -> list[float]:

@@ -1,11 +1,11 @@
-"""Ours of train_step.py: the loop's step of a stage on random weights and a random batch, and the products in it."""
+"""Ours of train_step.py: the loop's step of a stage on random weights and a random batch, and its operations."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from audioldm2_jax.recipe_components import build_from_recipe, recipe_config, re
 from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages import STAGES, Stage, features
 from audioldm2_jax.stages.diffusion import no_text
-from audioldm2_jax.training import stage_settings, state, step
+from audioldm2_jax.training import flops, stage_settings, state, step
 
 GPU = jax.default_backend() == "gpu"
 SCALING_FACTOR = 0.5  # of the latents, which is measured from data
@@ -124,7 +124,7 @@ class Ours:
         start = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
-        self.products = products(traced.jaxpr.jaxpr)
+        self.products = flops.count(traced, self.mesh.devices.flat[0].platform)
         with contextlib.suppress(RuntimeError, NotImplementedError):  # not every version counts
             # As for a GPU, for which the formulas are the plain ones.
             plain = lowered if GPU else traced.lower(lowering_platforms=("cuda",))
@@ -148,40 +148,5 @@ class Ours:
         latents, loa = shapes["latent_mean"], next(leaf for each, leaf in shapes.items() if each.startswith("loa_"))
         text = shapes.get("t5_states", no_text(self.stage.config, latents.shape[0])[0])
         given = (latents, jax.ShapeDtypeStruct(latents.shape[:1], jnp.int32), loa, text)
-        forward = jax.make_jaxpr(unet.apply)({"params": self.state["params"]["unet"]}, *given)
-        return draws * products(forward.jaxpr)
-
-
-def products(jaxpr: Any) -> float:
-    """Multiplications and additions of products of matrices and convolutions; of a loop's body, as often as it runs.
-
-    Of an attention kernel it is those of the formula, not what it computes a second time. Of branches the largest.
-    """
-    return float(sum(_products(equation) for equation in jaxpr.eqns))
-
-
-def _products(equation: Any) -> float:
-    name, params = equation.primitive.name, equation.params
-    shapes = [getattr(value.aval, "shape", ()) for value in equation.invars]
-    out = math.prod(getattr(equation.outvars[0].aval, "shape", ())) if equation.outvars else 0
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return 2 * out * math.prod(shapes[0][axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
-        return 2 * out * math.prod(shapes[1]) / outputs / math.prod(params["lhs_dilation"])
-    if name.startswith("dot_product_attention"):
-        (b, n, heads, dim), m = shapes[0], shapes[1][1]
-        return (8 if "bwd" in name else 4) * b * heads * n * m * dim
-    inner = [products(getattr(value, "jaxpr", value)) for value in _jaxprs(params.values())]
-    if name == "cond":
-        return max(inner)
-    return sum(inner) * params.get("length", 1) if name == "scan" else sum(inner)
-
-
-def _jaxprs(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, tuple | list):
-            yield from _jaxprs(value)
-        elif hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
-            yield value
+        forward = jax.jit(unet.apply).trace({"params": self.state["params"]["unet"]}, *given)
+        return draws * flops.count(forward, self.mesh.devices.flat[0].platform)

@@ -12,8 +12,8 @@ dropout, forward, mean squared error, backward, clipping, AdamW (fused on a GPU)
 bfloat16 by autocast; eager, and through torch.compile. Ours and theirs take turns, and `ratio` is the median over the
 turns of theirs by ours: above one, ours is faster.
 
-MFU is of the products of matrices and convolutions in the step, counted in its jaxpr (`products`), by the rate of a
-large product of two matrices in the same run. What fails is told in a line, and the next part goes on; what is
+MFU is of the products of matrices and convolutions in the step (training/flops.py), by the rate of a large product of
+two matrices in the same run. What fails is told in a line, and the next part goes on; what is
 measured is printed, and written, at once.
 """
 

@@ -27,7 +27,7 @@ Shapes = Any  # a pytree of jax.ShapeDtypeStruct
 
 
 class AbstractStep(NamedTuple):
-    """A step that can be lowered.
+    """A step that can be traced.
 
     Attributes:
         stage: built of components without weights.
@@ -45,9 +45,9 @@ class AbstractStep(NamedTuple):
     cached: bool
     jitted: Any
 
-    def lower(self, variant: Any) -> jax.stages.Lowered:
-        """Returns the step of a variant, traced and ready to be compiled."""
-        return self.jitted.lower(self.state, self.frozen, self.batch, variant=variant)
+    def trace(self, variant: Any) -> jax.stages.Traced:
+        """Returns the step of a variant, ready to be lowered and compiled."""
+        return self.jitted.trace(self.state, self.frozen, self.batch, variant=variant)
 
 
 def build(config: ConfigDict, name: str, mesh_of: Callable[[Stage], Mesh]) -> AbstractStep:

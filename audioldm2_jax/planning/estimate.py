@@ -65,11 +65,14 @@ def bytes_of_arguments(step: AbstractStep) -> dict[str, int]:
     return {kind: _bytes(tree) for kind, tree in kinds.items()}
 
 
-def estimate(setting: Setting, topology: Topology, figures: dict[str, Any], step: AbstractStep) -> dict[str, Any]:
+def estimate(
+    setting: Setting, topology: Topology, figures: dict[str, Any], step: AbstractStep, flops: float
+) -> dict[str, Any]:
     """Returns the plan, as JSON has it.
 
     Args:
-        figures: from `compiling.figures`.
+        figures: from `compiling.figures`; its `flops` are the compiler's count of what a chip does, loops once.
+        flops: of a step, as MFU has them (training/flops.py).
     """
     arguments = bytes_of_arguments(step)
     plan: dict[str, Any] = {
@@ -82,7 +85,7 @@ def estimate(setting: Setting, topology: Topology, figures: dict[str, Any], step
     plan["memory"] = _memory(topology, arguments, figures)
     plan["advice"] = _advice(setting, topology, plan["memory"])
     if figures["fits"]:
-        plan |= _time(setting, topology, figures)
+        plan |= _time(setting, topology, figures, flops / topology.chips)
     return plan
 
 
@@ -144,7 +147,7 @@ def _advice(setting: Setting, topology: Topology, memory: dict[str, Any]) -> dic
     return found
 
 
-def _time(setting: Setting, topology: Topology, figures: dict[str, Any]) -> dict[str, Any]:
+def _time(setting: Setting, topology: Topology, figures: dict[str, Any], flops: float) -> dict[str, Any]:
     chip, line = topology.chip, figures["timeline"]
     links = sum(tally["seconds"] for *_, tally in line["collectives"])
     roofline = {
@@ -157,12 +160,13 @@ def _time(setting: Setting, topology: Topology, figures: dict[str, Any]) -> dict
     hours = days * 24 * topology.chips
     return {
         "flops": figures["flops"],
+        "model_flops": flops,
         "bytes": figures["bytes"],
         "timeline": line,
         "roofline": roofline,
         "seconds": seconds,
         "estimated_by_compiler": sum(value for *_, value in line["modules"]),
-        "mfu": figures["flops"] / seconds / chip.flops,
+        "mfu": flops / seconds / chip.flops,
         "examples_per_second": setting.batch_size / seconds,
         "days": days,
         "chip_hours": hours,

@@ -15,7 +15,7 @@ from audioldm2_jax import recipe_check, recipe_resolve
 from audioldm2_jax.planning import abstract_step, compiling, estimate, topology
 from audioldm2_jax.runtime import sharding, start
 from audioldm2_jax.stages import STAGES, Stage
-from audioldm2_jax.training import fine_tuning, mesh_choice
+from audioldm2_jax.training import fine_tuning, flops, mesh_choice
 
 
 class PlanError(ValueError):
@@ -63,9 +63,9 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         lambda: abstract_step.build(config, stage, mesh_of), f"building the step of {stage}", say
     )
     variant, variants = _variant(built, request.variant)
-    lowered = compiling.with_progress(lambda: built.lower(variant), "tracing it", say)
+    traced = compiling.with_progress(lambda: built.trace(variant), "tracing it", say)
     folder = None if config.compilation_cache == "off" else start.compilation_cache_folder(config.compilation_cache)
-    figures = compiling.figures(lowered, slices, folder and _writable(folder / "plans", say), say)
+    figures = compiling.figures(traced.lower(), slices, folder and _writable(folder / "plans", say), say)
     setting = estimate.Setting(
         config=request.name,
         stage=stage,
@@ -79,7 +79,7 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
         remat=config.remat if "unet" in STAGES[stage].makes(config) else None,
         price=request.price,
     )
-    return estimate.estimate(setting, slices, figures, built)
+    return estimate.estimate(setting, slices, figures, built, flops.count(traced, "tpu"))
 
 
 def _resolve(config: ConfigDict, stage: str) -> ConfigDict:

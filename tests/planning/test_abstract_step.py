@@ -68,7 +68,7 @@ def test_planned_is_what_is_trained(tmp_path, monkeypatch, stage, cache):
     assert planned.cached == cache
     assert [described(tree) for tree in (planned.state, planned.frozen, planned.batch)] == real["arguments"]
     if lowered:
-        assert planned.lower(real["variant"]).as_text() == real["text"]
+        assert planned.trace(real["variant"]).lower().as_text() == real["text"]
 
 
 def test_variants_are_those_of_the_whole_run():

@@ -51,11 +51,12 @@ def fitting(temporaries: float) -> dict:
     return {"fits": True, "flops": 2e9, "bytes": 3e9, "memory": memory, "timeline": line, "compile_seconds": 1.0}
 
 
+FLOPS = 6e9  # of a step, on all chips
 STEP = step(params=GB, frozen=GB // 8, samples=4 * GB // 1000)  # a chip: 3 × 2 GB, 0.5 GB, 4 MB
 
 
 def test_memory_by_kind():
-    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP)
+    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP, FLOPS)
     kinds = plan["memory"]["kinds"]
     assert kinds["parameters"] == kinds["optimizer"] == kinds["average"] == 2 * GB
     assert kinds["frozen networks"] == GB // 2 and kinds["batch"] == 4_000_000
@@ -67,9 +68,9 @@ def test_memory_by_kind():
 
 
 def test_time_days_and_cost():
-    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP)
+    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP, FLOPS)
     seconds = plan["seconds"]
-    assert plan["mfu"] == pytest.approx(2e9 / seconds / 197e12)
+    assert plan["mfu"] == pytest.approx(FLOPS / 4 / seconds / 197e12)
     assert plan["examples_per_second"] == pytest.approx(16 / seconds)
     assert plan["days"] == pytest.approx(seconds) and plan["chip_hours"] == pytest.approx(96 * seconds)
     assert plan["cost"] == pytest.approx(192 * seconds)
@@ -79,32 +80,32 @@ def test_time_days_and_cost():
 
 def test_a_smaller_slice_that_would_do():
     wide = topology.parse("v5e:4x4")
-    plan = estimate.estimate(setting(), wide, fitting(0.1e9), STEP)
+    plan = estimate.estimate(setting(), wide, fitting(0.1e9), STEP, FLOPS)
     assert plan["advice"]["smallest"] == "v5e:2x2"
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_to_do():
     figures = {"fits": False, "needed": 22e9, "compile_seconds": 1.0}
-    plan = estimate.estimate(setting(), FOUR, figures, STEP)
+    plan = estimate.estimate(setting(), FOUR, figures, STEP, FLOPS)
     lines = "\n".join(report.lines(plan))
     assert "DOES NOT FIT by 5.09 GB" in lines and "MFU" not in lines
     # 6.5 GB stay; the others are of four clips a chip, 3.9 GB each.
     assert "--config.train.diffusion.batch_size=8" in lines
     assert "--config.remat=True" in lines and "accumulate=2" in lines
     assert "fsdp" not in plan["advice"]  # with all four chips 3 GB less are needed, and that is too few
-    less = estimate.estimate(setting(), FOUR, figures | {"needed": 19e9}, STEP)
+    less = estimate.estimate(setting(), FOUR, figures | {"needed": 19e9}, STEP, FLOPS)
     assert less["advice"]["fsdp"] == 4
 
 
 def test_no_batch_fits_where_the_state_does_not():
     plan = estimate.estimate(
-        setting(), FOUR, {"fits": False, "needed": 60e9, "compile_seconds": 1.0}, step(9 * GB, 1, 4000)
+        setting(), FOUR, {"fits": False, "needed": 60e9, "compile_seconds": 1.0}, step(9 * GB, 1, 4000), FLOPS
     )
     assert "batch_size" not in plan["advice"]
 
 
 def test_the_report_names_what_is_not_estimated():
-    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP)
+    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP, FLOPS)
     lines = "\n".join(report.lines(plan))
     for said in (
         "reduce-scatter",
@@ -127,5 +128,5 @@ def test_modules_below_a_block_are_one_by_kind():
 
 
 def test_picture():
-    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP)
+    plan = estimate.estimate(setting(), FOUR, fitting(4e9), STEP, FLOPS)
     assert report.picture(plan).startswith(b"\x89PNG")
