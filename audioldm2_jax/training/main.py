@@ -31,7 +31,7 @@ from audioldm2_jax.generation.pipeline import AudioLDM2
 from audioldm2_jax.invocation import command_line
 from audioldm2_jax.runtime import cluster, error_log, hosts, lock, object_store, sharding, start, warnings_once, watch
 from audioldm2_jax.runtime.storage import StorageError
-from audioldm2_jax.training import fine_tuning, lineage, run, run_folder, side_by_side, stage_settings
+from audioldm2_jax.training import fine_tuning, lineage, profiler, run, run_folder, side_by_side, stage_settings
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress, Screen, Silent
@@ -63,7 +63,8 @@ def main(config: ConfigDict, others: cluster.Cluster | None = None, caches_only:
     except (cluster.ClusterError, start.DeviceError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    with Screen(shown=partial(run_folder.shown, config)) if hosts.is_first() else Silent() as screen:
+    shown = Screen(shown=partial(run_folder.shown, config)) if hosts.is_first() else Silent()
+    with shown as screen, profiler.listening():
         try:
             code = _run(config, screen, caches_only)
         except KeyboardInterrupt:

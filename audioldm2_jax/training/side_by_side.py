@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.runtime import hosts, warnings_once, watch
-from audioldm2_jax.training import run, run_folder
+from audioldm2_jax.training import profiler, run, run_folder
 from audioldm2_jax.training.checkpoint import CheckpointError
 from audioldm2_jax.training.loop import NotFinite, Stopped, Unreadable
 from audioldm2_jax.training.progress import Pipe, Progress
@@ -103,6 +103,10 @@ class WorkerPool:
             if self._ending():
                 for _, process, _ in self.at_work.values():
                     process.terminate()
+            if self.at_work and profiler.take_request():
+                for _, process, _ in self.at_work.values():
+                    with suppress(ProcessLookupError):  # it has just ended
+                        os.kill(process.pid, profiler.SIGNAL)
             for connection in wait(list(self.at_work), timeout=1.0):
                 self._hear(connection)
         if self.failure:
@@ -131,7 +135,7 @@ class WorkerPool:
         process = multiprocessing.get_context("spawn").Process(
             target=_train, args=(self.config.to_dict(), name, theirs, warnings_once.given()), name=name
         )
-        with _on_cores(cores):
+        with _on_cores(cores), profiler.ignoring():
             process.start()
         theirs.close()
         self.at_work[ours] = (name, process, cores)
@@ -199,7 +203,7 @@ def _train(fields: dict, name: str, connection: Connection, warned: list[str]) -
     config = ConfigDict(fields)
     start.start(config.compilation_cache)  # joins nobody: the process that started this one is alone in its job
     try:
-        with stop_flag() as stopped:
+        with stop_flag() as stopped, profiler.listening():
             wait_share = run.train_stage(config, name, Pipe(connection), stopped)
         connection.send(("done", wait_share))
     except Stopped as stop:

@@ -8,7 +8,7 @@ import pytest
 from smallest import Said, get_config
 
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import run, side_by_side
+from audioldm2_jax.training import profiler, run, side_by_side
 from audioldm2_jax.training.loop import Stopped
 
 
@@ -38,7 +38,7 @@ class Crew(side_by_side.WorkerPool):
         self.started.append((name, tuple(other for other, _, _ in self.at_work.values())))
         free = [core for core in self.cores if core not in taken][: len(self.cores) // self.size]
         assert free, "a stage started without a core"
-        process = SimpleNamespace(terminate=lambda: None, join=lambda: None, exitcode=0)
+        process = SimpleNamespace(terminate=lambda: None, join=lambda: None, exitcode=0, pid=name)
         failure = ("failed", side_by_side.StageFailed(name))
         self.at_work[Connection(failure if name in self.fails else ("done", 0.25))] = (name, process, free)
 
@@ -73,6 +73,14 @@ def test_never_more_stages_than_cores(first_ends):
     crew = Crew(config(side_by_side=4), [0])
     crew.work()
     assert all(beside == () for _, beside in crew.started)
+
+
+def test_a_profile_is_taken_of_all_stages_at_work(first_ends, monkeypatch):
+    sent = []
+    monkeypatch.setattr(side_by_side.os, "kill", lambda *given: sent.append(given))
+    profiler._asked.set()
+    Crew(config(), [0, 1]).work()
+    assert sent == [("audiomae", signal.SIGUSR2), ("vae", signal.SIGUSR2)]
 
 
 def test_a_failure_ends_the_others_and_starts_none(first_ends):
