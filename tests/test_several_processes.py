@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 from processes import ROOT, Job, alone, by_slurm, by_variables, children, train
 
 from audioldm2_jax.audio import files
@@ -16,6 +17,7 @@ from audioldm2_jax.stages import STAGES
 
 LONG = {"steps": 1000, "save_every": 20, "heldout_every": 0}
 LINE = re.compile(r"audiomae  step (\d+)/2000")
+LINE_OF_60 = re.compile(r"audiomae  step \d+/60")
 
 
 def toy(folder, *settings, environments, **variables):
@@ -77,6 +79,34 @@ def test_updates_that_are_not_finite_end_all_alike(tmp_path):
     assert "first: fit/loss, of the records" in last and "the last good checkpoint is that of step 20" in last
     kept = Path(last.rpartition("(traceback: ")[2].removesuffix(")")).read_text()
     assert all(f"slot {slot}: " in kept for slot in range(4)) and "stage audiomae, step 35" in kept
+
+
+def test_a_slow_process_is_named_and_one_that_is_asked_is_profiled(tmp_path):
+    """The second waits a quarter of a second for each batch, and is sent the signal: the first is not held up."""
+    folder = tmp_path / "run"
+    with toy(folder, environments=by_variables(2), SLOW="1:0.25", SETTING="config.train.audiomae.steps=60") as job:
+        job.wait_for(0, LINE_OF_60.search)
+        job.send(1, signal.SIGUSR2)
+        job.wait_for(1, "tensorboard --logdir")
+        assert job.codes(180) == [0, 0], job.said(0) + job.said(1)
+    (named,) = (line for line in job.lines[0] if "keeps the others waiting" in line)
+    assert re.match(
+        r"audiomae: process 1 \(.+, pid \d+\) keeps the others waiting: 0\.[34]\d* s a step of its own, "
+        r"0\.(2[5-9]|3)\d* of them for data, where others take 0\.0\d+ \(median\)$",
+        named,
+    ), named
+    rows = [json.loads(line) for line in (folder / "stages/audiomae/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row.get("slowest_host_seconds")]
+    assert len(rows) >= 5 and all(row["slowest_host"] == 1 for row in rows)
+    assert all(row["slowest_host_seconds"] > 0.25 > row["median_host_seconds"] > 0.05 for row in rows)
+
+    first, last = map(int, re.search(r"process 1 .*: the profile of steps (\d+) to (\d+)", job.said(1)).groups())
+    assert last == min(first + 9, 60) and "tensorboard" not in job.said(0)
+    (file,) = folder.glob("stages/audiomae/plugins/profile/*/*.xplane.pb")
+    names = {
+        event.name for plane in ProfileData.from_file(str(file)).planes for line in plane.lines for event in line.events
+    }
+    assert "train" in names
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """A run of one toy stage, which compiles at once, in as many processes as find each other; started by tests.
 
 Arguments: the run folder, then flags of `audioldm2_jax.runtime.cluster` and `config.KEY=VALUE`. Of the variables FAIL
-and HANG are `PROCESS:STEP`: with FAIL that process raises an OSError, with HANG it stands still. NAN is `FIRST:LAST,…`:
-the loss of these steps is not a number. SETTING is one more `config.KEY=VALUE`.
+and HANG are `PROCESS:STEP`: with FAIL that process raises an OSError, with HANG it stands still. SLOW is
+`PROCESS:SECONDS`, which it waits for each batch. NAN is `FIRST:LAST,…`: the loss of these steps is not a number.
+SETTING is one more `config.KEY=VALUE`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from smallest import get_config
 
 from audioldm2_jax.runtime import cluster, sharding
 from audioldm2_jax.stages import STAGES
-from audioldm2_jax.training import main
+from audioldm2_jax.training import main, stage_data
+from audioldm2_jax.training import run as training_run
 
 
 class Slow(toys.Line):
@@ -46,11 +48,24 @@ class Slow(toys.Line):
         return loss * (jnp.nan if variant == "broken" else 1.0), rest
 
 
+class SlowData(stage_data.StageData):
+    """Data for which the process that SLOW names waits."""
+
+    def train(self, *given):
+        process, _, seconds = os.environ["SLOW"].partition(":")
+        for batch in super().train(*given):
+            if jax.process_index() == int(process):
+                time.sleep(float(seconds))
+            yield batch
+
+
 def run(folder: str, *settings: str) -> int:
     """Runs to the end of 2000 steps, saving every 20, what can be split over `fsdp`; returns the exit code."""
     sharding.SMALLEST_SHARD = 1
     STAGES.clear()
     STAGES["audiomae"] = Slow
+    if "SLOW" in os.environ:
+        training_run.StageData = SlowData
     config = get_config()
     config.run_dir, config.stages = folder, "audiomae"
     config.train.audiomae.update(steps=2000, batch_size=4, save_every=20, log_every=10)

@@ -14,6 +14,7 @@ It returns the averaged parameters.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from audioldm2_jax.training.profiler import Profiler
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.record import Record, Unreadable
 from audioldm2_jax.training.state import State, averaged
+from audioldm2_jax.training.stragglers import OwnTime, Stragglers
 
 
 class Stopped(Exception):
@@ -122,10 +124,9 @@ def train(
                 current = steps.take(number, current)
                 finished(current["step"])
             logs = done % hparams.log_every == 0 or done in (first + 1, hparams.steps)
-            # Several hosts have to agree on the step at which they stop.
-            stop = max(hosts.gather(int(should_stop()), "stop")) if logs or jax.process_count() == 1 else 0
+            stop, times = steps.agree(int(should_stop())) if logs or jax.process_count() == 1 else (0, [])
             if logs or stop:
-                record.log()
+                record.log(steps.stragglers.judge(times))
             if stop or done == hparams.steps or (hparams.save_every and done % hparams.save_every == 0):
                 stall.doing(f"saving {stage.name}, step {done}")
                 with record.clock.spending(goodput.SAVING):
@@ -158,12 +159,14 @@ class _Steps:
 
     Attributes:
         batch: the last one, None before the first step.
+        stragglers: knows what this process spends by itself.
     """
 
     def __init__(self, stage, take_step, frozen, mesh, stream, record, records, stall):
         self._stage, self._take_step, self._frozen, self._mesh = stage, take_step, frozen, mesh
         self._stream, self._record, self._records, self._stall = stream, record, records, stall
         self.batch: Any = None
+        self.stragglers = Stragglers(lambda line: record.progress.say(f"{stage.name}: {line}"))
         self._flops: dict[Any, float] = {}  # of a step, by variants that are compiled
 
     def take(self, number: int, current: State) -> State:
@@ -172,9 +175,7 @@ class _Steps:
         Raises:
             NotFinite: this update, and too many before it, were skipped.
         """
-        stage, stall, variant = self._stage, self._stall, self._stage.variant(number)
-        stall.doing(f"reading the batch of {stage.name}, step {number + 1}")
-        self.batch = sharding.to_devices(self._record.next_batch(self._stream), self._mesh)
+        stage, stall, variant = self._stage, self._stall, self._prepare(number)
         stall.doing(f"computing {stage.name}, step {number + 1}")
         with contextlib.nullcontext() if variant in self._flops else self._compiling():
             if variant not in self._flops:
@@ -189,6 +190,30 @@ class _Steps:
                 names = diagnosis.names_of(self._records, number)
             raise self._record.not_finite(*diagnosis.explain(found, stage.name, number, names))
         return current
+
+    def agree(self, stop: int) -> tuple[int, list[OwnTime]]:
+        """Returns the signal to stop, as all processes stop at the same step, and what each spent by itself.
+
+        Called by all, with the signal that each has been given.
+        """
+        told = hosts.gather([stop, *self.stragglers.take()], "stop")
+        return max(signal for signal, *_ in told), [OwnTime(*own) for _, *own in told]
+
+    def _prepare(self, number: int) -> Any:
+        """Reads the batch of a step, and returns its variant: what a process does by itself before it enters the step.
+
+        It keeps nobody waiting where the devices have the step before still to do.
+        """
+        begin = time.monotonic()
+        variant = self._stage.variant(number)
+        self._stall.doing(f"reading the batch of {self._stage.name}, step {number + 1}")
+        asked = time.monotonic()
+        batch = self._record.next_batch(self._stream)
+        data = time.monotonic() - asked
+        self.batch = sharding.to_devices(batch, self._mesh)
+        if self._record.clock.runs:
+            self.stragglers.entered(*(0.0, 0.0) if self._record.is_busy() else (time.monotonic() - begin, data))
+        return variant
 
     @contextlib.contextmanager
     def _compiling(self) -> Iterator[None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -68,9 +69,13 @@ class Record:
         self._skipped: list[int] = []  # the last steps without a gap whose update was skipped
         self._total = int(self._writer.last(SKIPPED, first) or 0) if self._writer else 0
 
+    def is_busy(self) -> bool:
+        """Whether the devices still have a step to do."""
+        return bool(self._pending) and not jax.tree.leaves(self._pending[-1][1])[0].is_ready()
+
     def next_batch(self, stream: Iterator) -> Any:
         """Returns the next batch; the time counts as waiting unless the device had a step to do meanwhile."""
-        if not self.clock.runs or (self._pending and not jax.tree.leaves(self._pending[-1][1])[0].is_ready()):
+        if not self.clock.runs or self.is_busy():
             return next(stream)
         with self.clock.spending(goodput.DATA):
             return next(stream)
@@ -99,10 +104,13 @@ class Record:
             self.clock.start(step + 1)
         return 0 < most <= len(self._skipped)
 
-    def log(self) -> None:
+    def log(self, further: Mapping[str, float] = MappingProxyType({})) -> None:
         """Writes the metrics since the last log, and forgets them: of numbers the mean of those that are finite.
 
         Of a gradient's norm also the largest, of skipped updates how many there were in all.
+
+        Args:
+            further: what else is written.
 
         Raises:
             Unreadable: more than `max_unreadable` of the records that this process has seen drawn cannot be read. All
@@ -122,7 +130,7 @@ class Record:
         means["examples_per_second"], means["data_wait"] = rate * self.hparams.batch_size, self.clock.waited()
         if flops_rate:
             means |= self._utilization.scalars(flops_rate)
-        means |= self.clock.scalars() | _memory()
+        means |= self.clock.scalars() | _memory() | further
         means["learning_rate"] = float(optim.learning_rate(self.hparams)(step))
         self.write(step, means)
         # The last objective's: of a GAN, the generator's.
