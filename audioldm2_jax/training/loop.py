@@ -202,17 +202,15 @@ class _Steps:
     def _prepare(self, number: int) -> Any:
         """Reads the batch of a step, and returns its variant: what a process does by itself before it enters the step.
 
-        It keeps nobody waiting where the devices have the step before still to do.
+        It keeps others waiting while its devices have nothing to do.
         """
-        begin = time.monotonic()
+        record, begin = self._record, time.monotonic()
+        before = record.clock.parts[goodput.DATA]
         variant = self._stage.variant(number)
         self._stall.doing(f"reading the batch of {self._stage.name}, step {number + 1}")
-        asked = time.monotonic()
-        batch = self._record.next_batch(self._stream)
-        data = time.monotonic() - asked
-        self.batch = sharding.to_devices(batch, self._mesh)
-        if self._record.clock.runs:
-            self.stragglers.entered(*(0.0, 0.0) if self._record.is_busy() else (time.monotonic() - begin, data))
+        self.batch = sharding.to_devices(record.next_batch(self._stream), self._mesh)
+        if record.clock.runs:
+            self.stragglers.entered(record.idle.seconds(begin), record.clock.parts[goodput.DATA] - before)
         return variant
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from audioldm2_jax.stages.base import Stage
 from audioldm2_jax.training import diagnosis, goodput, optim
 from audioldm2_jax.training.checkpoint import Checkpoints
 from audioldm2_jax.training.flops import Utilization
+from audioldm2_jax.training.idle import Idle
 from audioldm2_jax.training.metrics_writer import MetricsWriter
 from audioldm2_jax.training.progress import Progress, Report
 from audioldm2_jax.training.step import REPLACED, SKIPPED
@@ -34,6 +36,9 @@ class Record:
     """The metrics of one stage's run: held back until they are wanted, so that the host does not wait for the device.
 
     Process 0 writes files; all processes count skipped updates, and time.
+
+    Attributes:
+        idle: since when the devices have had nothing to do.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Record:
         self._most_unreadable = max_unreadable
         self._failed = self._drawn = 0  # records that could not be read, and all that were drawn
         self._full = False  # whether it has been said that there is no space
+        self.idle = Idle()
         self.clock, self._utilization = clock, Utilization(mesh, stage.config.dtype)
         self._writer = MetricsWriter(folder) if jax.process_index() == 0 else None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
@@ -69,16 +75,13 @@ class Record:
         self._skipped: list[int] = []  # the last steps without a gap whose update was skipped
         self._total = int(self._writer.last(SKIPPED, first) or 0) if self._writer else 0
 
-    def is_busy(self) -> bool:
-        """Whether the devices still have a step to do."""
-        return bool(self._pending) and not jax.tree.leaves(self._pending[-1][1])[0].is_ready()
-
     def next_batch(self, stream: Iterator) -> Any:
-        """Returns the next batch; the time counts as waiting unless the device had a step to do meanwhile."""
-        if not self.clock.runs or self.is_busy():
-            return next(stream)
-        with self.clock.spending(goodput.DATA):
-            return next(stream)
+        """Returns the next batch; the time in which the devices had nothing to do meanwhile counts as waiting."""
+        begin = time.monotonic()
+        batch = next(stream)
+        if self.clock.runs:
+            self.clock.parts[goodput.DATA] += self.idle.seconds(begin)
+        return batch
 
     def add(self, step: int, metrics: dict[str, jax.Array], flops: float) -> bool:
         """Adds the metrics of a step that may still be running, and waits for the step before it.
@@ -93,6 +96,7 @@ class Record:
             whether `max_skipped_updates` in a row were skipped, this one last.
         """
         self._pending.append((step, metrics))
+        self.idle.begun(metrics[SKIPPED])
         self.clock.flops += self._utilization.of_device(flops)
         self._unread.append((step, metrics))
         most = self.hparams.max_skipped_updates
@@ -234,6 +238,7 @@ class Record:
 
     def close(self) -> None:
         """Closes the files."""
+        self.idle.close()
         if self._writer:
             self._writer.close()
 

@@ -1,8 +1,8 @@
 """Which process of several keeps the others waiting: the one whose data or host work takes longer than the others'.
 
-A step begins on all devices once the last process has entered it. So each process counts the seconds that it spends by
-itself before it enters a step, of those steps for which its devices had nothing left to do, and tells the others when
-metrics are logged, on the way of what is told then anyway.
+A step goes on once the last process has entered it. So each process counts the seconds that it spends by itself before
+it enters a step while its devices have nothing to do, and tells the others when metrics are logged, on the way of what
+is told then anyway.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SHARE = 0.1  # of the time of the interval, below which nobody is warned of
 
 
 class OwnTime(NamedTuple):
-    """What a process spent by itself since the last log.
+    """What a process spent by itself since the last log, while its devices were idle.
 
     Attributes:
-        seconds: before it entered steps, in all.
+        seconds: before it entered steps.
         data: those of them in which it waited for data.
         steps: how many it entered.
         elapsed: seconds of the interval.
