@@ -65,6 +65,7 @@ def train(
     folder: Path,
     progress: Progress,
     should_stop: Callable[[], int] = lambda: 0,
+    *,
     evaluators: Sequence[Evaluator] = (),
     records: Callable[[int], Sequence[str]] = lambda number: (),
     max_unreadable: float = 1.0,

@@ -311,21 +311,19 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     ]
     if data.has_heldout:
         evaluators.insert(0, HeldoutLoss(stage, partial(data.held, stage), mesh))
-    saved = run_folder.place(config, where / run_folder.CHECKPOINTS)
-    batches, records = partial(data.train, stage), partial(data.records, stage)
     with StallWatch(config.stall_seconds, run_folder.path(config) / f"stacks-{jax.process_index()}.txt") as stall:
         trained = loop.train(
             stage,
             mesh,
-            batches,
+            partial(data.train, stage),
             where,
             progress,
             should_stop,
-            evaluators,
-            records,
-            config.data.max_unreadable,
-            stall,
-            saved,
+            evaluators=evaluators,
+            records=partial(data.records, stage),
+            max_unreadable=config.data.max_unreadable,
+            stall=stall,
+            saved=run_folder.place(config, where / run_folder.CHECKPOINTS),
         )
     results = stage.results(trained.params, trained.model_state, trained.frozen, trained.batch)
     _write_result(where, results)
