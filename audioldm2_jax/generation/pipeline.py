@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.conditions import Conditions, repeat
 from audioldm2_jax.diffusion import sampling
@@ -154,9 +154,7 @@ class AudioLDM2:
         dtype = jnp.dtype(dtype)
         schedule, scheduler_class = model_folder.read_scheduler(path)
         _check_scheduler(scheduler_class)  # before gigabytes are read
-        components = {
-            name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
-        }
+        components = {name: model_folder.read_component(path, name, dtype, variant) for name in model_index.parts(path)}
         prompts = Prompts.from_folder(path, **prompt_limits(components))
         prompts.check_tables(path, {name: part.config for name, part in components.items()})
         takes_audio = isinstance(components["text_encoder"].module, Clap)
@@ -177,9 +175,9 @@ class AudioLDM2:
         """
         if self.source is None:
             raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
-        source, index = Path(self.source), model_folder.read_index(self.source)
+        source, index = Path(self.source), model_index.read(self.source)
         # AudioLDMPipeline has no feature extractor, but a CLAP that takes audio needs one.
-        others = [name for name in model_folder.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        others = [name for name in model_index.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
         missing = [name for name in others if not (source / name).is_dir()]
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
@@ -193,7 +191,7 @@ class AudioLDM2:
         if source.resolve() != Path(path).resolve():
             for name in others:
                 model_folder.copy_part(source / name, path, name)
-        model_folder.write_index(path)
+        model_index.write(path)
 
     def __call__(
         self,
