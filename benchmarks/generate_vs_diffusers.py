@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.components import SPECS
 from audioldm2_jax.conditioning.conditions import Conditions
 from audioldm2_jax.conditioning.loa import encode_prompt, generate_loa
@@ -85,7 +85,7 @@ def write_random_model(path: Path) -> None:
     model_folder.write_scheduler(path, NoiseSchedule(**config.scheduler.to_dict()))
     model_folder.write_feature_extractor(path, **config.audio.clap.to_dict())
     Tokenizers(train_clap([PROMPT], 300, 77), train_t5([PROMPT], 300, 128)).save(path)
-    model_folder.write_index(path)
+    model_index.write(path)
 
 
 class Job(NamedTuple):

@@ -13,7 +13,7 @@ from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, random_variables
 
 from audioldm2_jax import recipes
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.generation.pipeline import AudioLDM2
@@ -63,7 +63,7 @@ def model(tmp_path_factory):
     model_folder.write_scheduler(path, NoiseSchedule.from_config(recipe.scheduler.to_dict()))
     model_folder.write_feature_extractor(path, **recipe.audio.clap)
     Tokenizers(train_clap(CAPTIONS, 300, 512), train_t5(CAPTIONS, 300, 128)).save(path)
-    model_folder.write_index(path)
+    model_index.write(path)
     return path
 
 

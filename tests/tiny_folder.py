@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.components import UNIFIED_PROJECTION, spec_of
 from audioldm2_jax.data import phonemes
 from audioldm2_jax.data.text import Tokenizers, train_clap, train_t5
@@ -200,7 +200,7 @@ def write_model(path: Path) -> Path:
     write_networks(path)
     tokenizers = Tokenizers(train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40))
     tokenizers.save(path)
-    model_folder.write_index(path)
+    model_index.write(path)
     return path
 
 
@@ -210,7 +210,7 @@ def write_speech_model(path: Path) -> Path:
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
     length = SPEECH_CONFIGS["projection_model"]["max_seq_length"]
     phonemes.write_tokenizer(path / "tokenizer_2", phonemes.AUTHORS._replace(length=length))
-    model_folder.write_index(path)
+    model_index.write(path)
     return path
 
 
@@ -220,7 +220,7 @@ def write_unified_model(path: Path) -> Path:
     table = phonemes.AUTHORS._replace(length=UNIFIED_CONFIGS["projection_model"]["max_seq_length"])
     texts = train_clap(CAPTIONS, VOCABULARY, 40), train_t5(CAPTIONS, VOCABULARY, 40)
     Tokenizers(*texts, phonemes.PhonemeTokenizer(table)).save(path)
-    model_folder.write_index(path)
+    model_index.write(path)
     return path
 
 
@@ -228,5 +228,5 @@ def write_film_model(path: Path) -> Path:
     """Writes a whole model folder of AudioLDM 1."""
     write_networks(path, FILM_CONFIGS)
     train_clap(CAPTIONS, VOCABULARY, 40).save(path / "tokenizer")
-    model_folder.write_index(path)
+    model_index.write(path)
     return path

@@ -1,7 +1,5 @@
 """Sound files in and out: WAV, FLAC, OGG and MP3 of any rate and channel count.
 
-What a header says of the length is not trusted: a pipe leaves it open, a broken download keeps that of the whole file.
-
 No JAX here: the processes that load data import this.
 """
 
@@ -10,8 +8,6 @@ import io
 import logging
 import math
 import os
-import re
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,33 +17,17 @@ import numpy as np
 import soundfile
 import soxr
 
+from audioldm2_jax.audio import decoding
+from audioldm2_jax.audio.decoding import UnreadableAudio
 from audioldm2_jax.runtime.text_files import shown
 
 # Input samples (of the lower rate) that are decoded on either side of a segment, so that the resampling
 # filter sees the same neighbours as when the whole file is read.
 _FILTER_REACH = 256
-# An MP3 frame (at most 1152 samples) borrows bits from earlier ones: after a jump the first few decode wrongly.
-_MP3_PREROLL = 16 * 1152
-# After a jump into the last page of an OGG file, some hundred samples late come out (libsndfile 1.2.2). A page has at
-# most 255 packets, of 1024 samples as libvorbis makes them.
-_OGG_LAST_PAGE = 255 * 1024 + 4096
-# Values (samples × channels) that are decoded at a time, and samples that are encoded.
-_BLOCK, _WRITTEN = 2**20, 2**14
-# Samples that are read of one file at most: 4 GiB, 18 hours at 16 kHz.
-_LONGEST = 2**30
-# What libsndfile, the operating system, and NumPy raise where a file is not what its header says.
-_DECODING_ERRORS = (soundfile.SoundFileError, OSError, ValueError, TypeError, OverflowError, MemoryError)
+_WRITTEN = 2**14  # samples that are encoded at a time
 # Peak below which a clip counts as silence: half a step of 16 bits.
 _SILENCE = 2.0**-16
 _SILENT_QUOTED = 5  # files, in each process
-# Of libsndfile's log: bytes of sound, as the header says and as there are (WAV, AIFF, AU).
-_SIZES = re.compile(r"(?:\bdata|\bSSND|\bData Size)\s*: (\d+) \(should be (\d+)\)")
-_UNKNOWN = 0x7FFF0000  # bytes from which a size stands for one that is not known
-_SLACK = 4096  # bytes by which a header may be wrong
-
-
-class UnreadableAudio(ValueError):
-    """A file that holds no usable sound. The message names the file and says why."""
 
 
 def read(path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: int | None = None) -> np.ndarray:
@@ -76,7 +56,7 @@ def read(path: str | os.PathLike, sampling_rate: int, start: int = 0, samples: i
             f"cannot read {samples} samples from sample {start} at {sampling_rate} Hz: "
             "the start must not be negative, length and rate must be positive"
         )
-    with _opened(path) as file:
+    with decoding.opened(path) as file:
         return _read_open(file, path, sampling_rate, start, samples)
 
 
@@ -97,10 +77,9 @@ def read_encoded(
     """
     start = 0
     if samples is not None and position:
-        start = int(
-            position * max(samples_at(sampling_rate, *_frames(lambda: io.BytesIO(content), where)) - samples + 1, 1)
-        )
-    with _opened(io.BytesIO(content), where) as file:
+        whole = samples_at(sampling_rate, *decoding.frames(lambda: io.BytesIO(content), where))
+        start = int(position * max(whole - samples + 1, 1))
+    with decoding.opened(io.BytesIO(content), where) as file:
         return _read_open(file, where, sampling_rate, start, samples)
 
 
@@ -117,7 +96,7 @@ def length(path: str | os.PathLike, sampling_rate: int) -> int:
 
 def frames(path: str | os.PathLike) -> tuple[int, int]:
     """Frames that the whole file has, and its own sampling rate in Hz; see `length`."""
-    return _frames(lambda: path, "")
+    return decoding.frames(lambda: path)
 
 
 def samples_at(sampling_rate: int, frames: int, rate: int) -> int:
@@ -154,8 +133,8 @@ def original(sound: str | os.PathLike | bytes, where: str = "") -> Original:
         UnreadableAudio: not there, or not a sound file.
     """
 
-    def opened() -> contextlib.AbstractContextManager[_Stream]:
-        return _opened(io.BytesIO(sound), where) if isinstance(sound, bytes) else _opened(sound)
+    def opened() -> contextlib.AbstractContextManager[decoding.Stream]:
+        return decoding.opened(io.BytesIO(sound), where) if isinstance(sound, bytes) else decoding.opened(sound)
 
     def blocks() -> Iterator[np.ndarray]:
         with opened() as file:
@@ -181,11 +160,6 @@ def checked(blocks: Iterable[np.ndarray], where: str) -> Iterator[np.ndarray]:
         yield block
     if not frames:
         raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
-
-
-def to_mono(channels: np.ndarray) -> np.ndarray:
-    """The mean over the channels of [samples, channels], float32 [samples]."""
-    return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
 
 
 def is_silent(waveform: np.ndarray) -> bool:
@@ -275,7 +249,7 @@ def write(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, sub
     except soundfile.SoundFileError as error:
         raise ValueError(
             f"cannot write {path}: {form} takes no {channels} channels at {sampling_rate} Hz as {subtype} "
-            f"({_reason(error)}); use .wav"
+            f"({decoding.reason(error)}); use .wav"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -288,109 +262,11 @@ def write(path: str | os.PathLike, waveform: np.ndarray, sampling_rate: int, sub
         temporary.unlink(missing_ok=True)
 
 
-class _Stream(soundfile.SoundFile):
-    """A file that is read from front to back; `seek` works all the same.
-
-    soundfile jumps after every read to where it has just read to, which fails at an end that the header does not know.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-    def blocks_of(self, frames: int | None = None) -> Iterator[np.ndarray]:
-        """The next so many frames (None: all there are), as [frames, channels] float32."""
-        size = max(_BLOCK // self.channels, 1)
-        left = sys.maxsize if frames is None else frames
-        while left > 0:
-            block = self.read(min(size, left), dtype="float32", always_2d=True)
-            if not len(block):
-                return
-            left -= len(block)
-            yield block
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike | io.BytesIO, name: str = "") -> Iterator[_Stream]:
-    """Opens a sound file; whatever goes wrong inside is `UnreadableAudio` with the file's name."""
-    # A name that is not UTF-8 is opened as it is, and shown with escapes.
-    where = name or shown(path)
-    try:
-        with _Stream(path if name else os.fsencode(path)) as file:
-            yield file
-    except UnreadableAudio:
-        raise
-    except _DECODING_ERRORS as error:
-        if not name and not os.path.exists(path):
-            raise UnreadableAudio(f"{where} does not exist: check the path") from error
-        if not name and not os.access(path, os.R_OK):
-            raise UnreadableAudio(f"{where} may not be read by this user: change its permissions") from error
-        raise UnreadableAudio(f"{where} cannot be read as sound ({_reason(error)}): remove it or replace it") from error
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line that says something."""
-    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    return " ".join(text.split()).rstrip(".") or type(error).__name__
-
-
-def _ends_as_said(file: _Stream) -> bool:
-    """Whether the last frame that the header promises can be decoded."""
-    if file.frames < 1:
-        return False
-    try:
-        file.seek(file.frames - 1)
-        return len(file.read(1, dtype="float32", always_2d=True)) == 1
-    except _DECODING_ERRORS:
-        return False
-
-
-def _frames(source: Callable[[], str | os.PathLike | io.BytesIO], name: str) -> tuple[int, int]:
-    """As `frames`; `source` gives what is to be opened, anew each time."""
-    with _opened(source(), name) as file:
-        where, rate = name or shown(source()), file.samplerate
-        _check_whole(file, where)
-        frames = file.frames if _ends_as_said(file) else 0
-    if not frames:
-        with _opened(source(), name) as file:
-            frames = _count(file, where)
-    if frames < 1:
-        raise UnreadableAudio(f"{where} holds no samples: remove it or replace it")
-    return frames, rate
-
-
-def _check_whole(file: _Stream, where: str) -> None:
-    """Raises UnreadableAudio for a file without compression that ends long before its header says, as half a download.
-
-    libsndfile takes what there is and notes both sizes in its log. Where the length was not known when the header was
-    written, as in a pipe, that says about 2 or 4 GiB.
-    """
-    found = _SIZES.search(file.extra_info)
-    if found and (said := int(found[1])) < _UNKNOWN and (there := int(found[2])) < said - _SLACK:
-        raise UnreadableAudio(
-            f"{where} is damaged or incomplete ({there} of its {said} bytes of sound are there): download or make "
-            "it again, or remove it"
-        )
-
-
-def _count(file: _Stream, where: str) -> int:
-    """Frames that can be decoded. A file that ends within a frame, as half a download does, is refused."""
-    frames = 0
-    try:
-        for block in file.blocks_of():
-            frames += len(block)
-    except _DECODING_ERRORS as error:
-        raise UnreadableAudio(
-            f"{where} is damaged or incomplete ({_reason(error)} about {frames / file.samplerate:.1f} s in): "
-            "download or make it again, or remove it"
-        ) from error
-    return frames
-
-
 def _read_open(
-    file: _Stream, path: str | os.PathLike, sampling_rate: int, start: int, samples: int | None
+    file: decoding.Stream, path: str | os.PathLike, sampling_rate: int, start: int, samples: int | None
 ) -> np.ndarray:
     def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
-        return _decode(file, offset, count, most=_LONGEST * file.samplerate // sampling_rate)
+        return decoding.decode(file, offset, count, sampling_rate)
 
     return segment_of(take, file.samplerate, shown(path), sampling_rate, start, samples)
 
@@ -436,34 +312,3 @@ def segment_of(
     read = decoded[skip:] if samples is None else decoded[skip : skip + samples]
     warn_of_silence(where, read, channel_peak)
     return read
-
-
-def _decode(file: _Stream, offset: int, count: int | None, most: int) -> tuple[np.ndarray, float]:
-    """At most `count` samples (None: all) from `offset` at the file's own rate, channels averaged, and their peak."""
-    if offset >= file.frames:
-        return np.zeros(0, np.float32), 0.0
-    preroll = 0
-    if file.format == "MP3":
-        preroll = min(offset, _MP3_PREROLL)
-    elif file.format == "OGG":
-        preroll = offset - min(offset, max(file.frames - _OGG_LAST_PAGE, 0))
-    found, peak = _decode_from(file, offset, preroll, count, most)
-    if preroll and not len(found):  # damaged on the way
-        found, peak = _decode_from(file, offset, 0, count, most)
-    return found, peak
-
-
-def _decode_from(file: _Stream, offset: int, preroll: int, count: int | None, most: int) -> tuple[np.ndarray, float]:
-    """As `_decode`, from `preroll` samples before `offset`, which are left out."""
-    if offset:
-        file.seek(offset - preroll)
-    parts, read, peak = [], 0, 0.0
-    for block in file.blocks_of(None if count is None else preroll + count):
-        read += len(block)
-        if read - preroll > most:
-            raise ValueError(f"it is longer than the {_LONGEST:,} samples that are read at once")
-        block = block[max(preroll - (read - len(block)), 0) :]
-        if file.channels > 1 and len(block):
-            peak = max(peak, float(np.abs(block).max()))
-        parts.append(to_mono(block))
-    return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), peak

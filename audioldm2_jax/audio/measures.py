@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audioldm2_jax.audio import files
+from audioldm2_jax.audio import decoding, files
 
 #: Samples of a spectrum, and what a shorter recording has no bandwidth for.
 WINDOW = 2048
@@ -76,7 +76,7 @@ class Meter:
 
     def update(self, block: np.ndarray) -> np.ndarray:
         """Takes the next block [frames, channels]; returns the mean of its channels [frames]."""
-        mono = files.to_mono(block)
+        mono = decoding.to_mono(block)
         self._frames += len(block)
         self._sums += block.sum(axis=0, dtype=np.float64)
         self._squares += float(np.square(block, dtype=np.float64).sum())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.checkpoints import hub, model_folder, model_index
 from audioldm2_jax.checkpoints.atomic_folder import (
     FolderError,
     copy_part,
@@ -145,15 +145,15 @@ def _from_file(path: Path) -> _Model:
 
 def _from_folder(source: str | os.PathLike) -> _Model:
     path = model_folder.published(Path(source))
-    whole = not path.is_dir() or (path / model_folder.INDEX).is_file()
+    whole = not path.is_dir() or (path / model_index.FILE).is_file()
     if whole:
         path = model_folder.locate_model(source if not path.is_dir() else path)
-    names = [name for name in model_folder.PARTS if (path / name / "config.json").is_file()]
+    names = [name for name in model_index.PARTS if (path / name / "config.json").is_file()]
     if not names:
         raise FolderError(f"{source} holds no network of AudioLDM 2.")
     components = {name: model_folder.read_component(path, name) for name in names}
-    kind = read_json(path / model_folder.INDEX)["_class_name"] if whole else ", ".join(names)
-    notes = (_UNIFIED,) if kind == model_folder.UNIFIED_PIPELINE else ()
+    kind = read_json(path / model_index.FILE)["_class_name"] if whole else ", ".join(names)
+    notes = (_UNIFIED,) if kind == model_index.UNIFIED_PIPELINE else ()
     schedule = model_folder.read_scheduler(path) if whole else None
     return _Model(f"a folder of {kind}", components, schedule, path, notes=notes)
 
@@ -171,8 +171,8 @@ def _check_destination(source: Path, target: Path, overwrite: bool) -> None:
         raise FolderError(
             f"{target} exists and is not empty; choose another folder, or pass --overwrite to replace it."
         )
-    networks = [name for name in model_folder.PARTS if (target / name / "config.json").is_file()]
-    if not networks and not (target / model_folder.INDEX).is_file():
+    networks = [name for name in model_index.PARTS if (target / name / "config.json").is_file()]
+    if not networks and not (target / model_index.FILE).is_file():
         raise FolderError(f"{target} is no model folder, so it is not replaced; choose another folder.")
 
 
@@ -189,7 +189,7 @@ def _check_address(source: str, destination: str, overwrite: bool) -> None:
     if not overwrite:
         raise FolderError(f"{address} exists; choose another address, or pass --overwrite to replace it.")
     is_file, wants_file = "" in there, Path(address).suffix in _FILES
-    configs = {f"{name}/config.json" for name in model_folder.PARTS} | {model_folder.INDEX, object_folders.UPLOADING}
+    configs = {f"{name}/config.json" for name in model_index.PARTS} | {model_index.FILE, object_folders.UPLOADING}
     if is_file != wants_file or not (is_file or configs & there.keys()):
         raise FolderError(f"{address} is no model {'file' if wants_file else 'folder'}, so it is not replaced.")
 
@@ -231,14 +231,14 @@ def _write(model: _Model, path: Path, tokenizers: str | os.PathLike | None) -> N
             path, seconds=front_end.pop("samples") / CLAP_MEL.sampling_rate, **front_end
         )
     elif model.schedule:
-        for name in model_folder.COPIED:
+        for name in model_index.COPIED:
             if (model.folder / name).is_dir():
                 copy_part(model.folder / name, path, name)
     for name, part in model.components.items():
         model_folder.write_component(path, name, part.config, part.variables, part.unused)
     if model.schedule:
         model_folder.write_scheduler(path, *model.schedule)
-        model_folder.write_index(path)
+        model_index.write(path)
 
 
 def _write_tokenizer(

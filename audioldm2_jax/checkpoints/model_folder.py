@@ -31,7 +31,7 @@ import numpy as np
 from flax import linen as nn
 
 from audioldm2_jax.audio.mel import ClapMelSettings
-from audioldm2_jax.checkpoints import config_json, hub
+from audioldm2_jax.checkpoints import config_json, hub, model_index
 from audioldm2_jax.checkpoints.atomic_folder import (
     MANIFEST,
     FolderError,
@@ -43,28 +43,12 @@ from audioldm2_jax.checkpoints.atomic_folder import (
 )
 from audioldm2_jax.checkpoints.parameter_names import to_flax, to_torch
 from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
-from audioldm2_jax.components import NOT_IN_CONFIG, SPECS, ComponentSpec, spec_of
+from audioldm2_jax.components import NOT_IN_CONFIG, ComponentSpec, spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import object_folders, object_store
 from audioldm2_jax.runtime.storage import local_path, scheme_of
 
-INDEX = "model_index.json"
-PARTS = tuple(SPECS)
-"""The networks of a model folder."""
-UNIFIED_PIPELINE = "AudioLDM2UnifiedPipeline"
-"""What the index calls the pipeline of a unified model. diffusers has none of that name."""
-_THIRD = ("text_encoder_3", "tokenizer_3")  # of unified models alone
-_PIPELINES = ("AudioLDM2Pipeline", "AudioLDMPipeline", UNIFIED_PIPELINE)
-_OTHERS = {
-    "tokenizer": "RobertaTokenizerFast",
-    "tokenizer_2": "T5TokenizerFast",
-    "tokenizer_3": "VitsTokenizer",
-    "feature_extractor": "ClapFeatureExtractor",
-}
-COPIED = tuple(_OTHERS)
-"""The tokenizers and the front end of CLAP, which are copied from folder to folder as they are."""
-_PACKAGE = __name__.split(".")[0]
 # Types of what is read of CLAP's front end.
 _FEATURE_EXTRACTOR = {
     **dict.fromkeys(("sampling_rate", "fft_window_size", "hop_length", "feature_size"), int),
@@ -228,7 +212,7 @@ def published(folder: Path) -> Path:
     Raises:
       FolderError: the run has not published it yet.
     """
-    if (folder / "model" / INDEX).is_file():
+    if (folder / "model" / model_index.FILE).is_file():
         return folder / "model"
     if (folder / "stages").is_dir():
         raise FolderError(f"The run in {folder} has not finished: it has no model/ yet. Run the training again.")
@@ -283,7 +267,7 @@ def fetched(address: str, name: str = "") -> Path:
     """
     address = object_store.normalized(address, "the model's folder")
     names = object_folders.whole(object_store.listing(address))
-    if f"model/{INDEX}" in names:
+    if f"model/{model_index.FILE}" in names:
         return object_folders.cached(f"{address}/model", name)
     if any(one.startswith("stages/") for one in names):
         raise FolderError(f"The run in {address} has not finished: it has no model/ yet. Run the training again.")
@@ -300,83 +284,17 @@ def locate_model(source: str | os.PathLike, variant: str | None = None) -> Path:
     """
     if scheme_of(os.fspath(source)):
         path = fetched(os.fspath(source))
-        read_index(path)
+        model_index.read(path)
         return path
     path = published(local_path(os.fspath(source), "the model's folder"))
     if not path.exists():
-        index = hub.fetch_file(str(source).strip(), INDEX)
+        index = hub.fetch_file(str(source).strip(), model_index.FILE)
         if index is None:
-            raise FolderError(f"{source} on the hub has no {INDEX}: it is no AudioLDM 2 model.")
-        read_index(index.parent)
-        path = hub.fetch_folders(str(source).strip(), (*PARTS, *_OTHERS, "scheduler"), variant)
-    read_index(path)
+            raise FolderError(f"{source} on the hub has no {model_index.FILE}: it is no AudioLDM 2 model.")
+        model_index.read(index.parent)
+        path = hub.fetch_folders(str(source).strip(), (*model_index.PARTS, *model_index.COPIED, "scheduler"), variant)
+    model_index.read(path)
     return path
-
-
-def write_index(folder: str | os.PathLike) -> None:
-    """Writes model_index.json, with which diffusers finds the components, each of the class that its folder holds.
-
-    The pipeline is AudioLDM2Pipeline, or AudioLDMPipeline where nothing but CLAP conditions the UNet. A component
-    that the pipeline has and the folder has not is written as [null, null]. Neither reads three texts: that of a
-    unified model is `UNIFIED_PIPELINE`, and since AudioLDM2Pipeline.from_pretrained does not look at that name, and
-    leaves out components that it does not know, its projection model is of a class of this package, which stops it.
-
-    Raises:
-      FolderError: where a component's config.json cannot be read, or the scheduler is missing.
-    """
-    path = Path(folder)
-    specs = {name: spec_of(name, read_json(path / name / "config.json")) for name in PARTS if (path / name).is_dir()}
-    classes = {name: [spec.library, spec.class_name] for name, spec in specs.items() if spec.library}
-    classes["scheduler"] = ["diffusers", read_json(path / "scheduler/scheduler_config.json")["_class_name"]]
-    classes |= {name: ["transformers", kind] for name, kind in _OTHERS.items() if (path / name).is_dir()}
-    if specs.get("projection_model") and not specs["projection_model"].library:
-        classes["projection_model"] = [_PACKAGE, specs["projection_model"].class_name]
-    if "tokenizer_2" in classes and classes.get("text_encoder_2") == ["transformers", "VitsModel"]:
-        classes["tokenizer_2"] = ["transformers", "VitsTokenizer"]
-    pipeline, parts = "AudioLDM2Pipeline", [*(name for name in PARTS if SPECS[name].library), "scheduler", *_OTHERS]
-    if "text_encoder_3" in specs:
-        pipeline = UNIFIED_PIPELINE
-    else:
-        parts = [name for name in parts if name not in _THIRD]
-    labelled = "unet" in specs and read_json(path / "unet/config.json").get("class_embed_type")
-    if labelled and "language_model" not in specs:
-        pipeline, parts = "AudioLDMPipeline", ["unet", "vae", "vocoder", "text_encoder", "scheduler", "tokenizer"]
-        classes["text_encoder"] = ["transformers", "ClapTextModelWithProjection"]
-    index = {"_class_name": pipeline, "_diffusers_version": "0.33.0"}
-    index |= {name: classes.get(name, [None, None]) for name in sorted(parts)}
-    target = path / INDEX
-    write_json(target.with_suffix(".partial"), index)
-    os.replace(target.with_suffix(".partial"), target)
-
-
-def read_index(folder: str | os.PathLike) -> dict[str, Any]:
-    """The content of model_index.json.
-
-    Raises:
-      FolderError: where there is none, or it is of another pipeline.
-    """
-    if not (Path(folder) / INDEX).is_file():
-        raise FolderError(f"{folder} has no {INDEX}: give the path of a model folder.")
-    index = read_json(Path(folder) / INDEX)
-    if index.get("_class_name") not in _PIPELINES:
-        raise FolderError(f"{folder} holds a {index.get('_class_name')}, not an {' or '.join(_PIPELINES)}.")
-    for name in (*PARTS, *_OTHERS, "scheduler"):
-        entry = index.get(name)
-        if entry is not None and not (isinstance(entry, list) and len(entry) == 2):
-            raise FolderError(
-                f"{Path(folder) / INDEX} has {name}={entry!r}; it has to be [library, class] or [null, null]."
-            )
-    return index
-
-
-def parts(folder: str | os.PathLike) -> list[str]:
-    """The networks that a model folder has: those that its index names, and audiomae/ where there is one.
-
-    Raises:
-      FolderError: from `read_index`.
-    """
-    index = read_index(folder)
-    return [name for name in PARTS if (index.get(name) or [None])[0] or (Path(folder) / name).is_dir()]
 
 
 def write_scheduler(folder: str | os.PathLike, schedule: NoiseSchedule, class_name: str = "DDIMScheduler") -> None:

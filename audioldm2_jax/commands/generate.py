@@ -223,15 +223,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def given_clip(options: argparse.Namespace, pipeline):
-    """What of the file `-f` is kept, as an `audioldm2_jax.generation.editing.Edit`; None without a file.
-
-    Of the file no more is read than `pipeline` looks at.
+def check(options: argparse.Namespace, model: str) -> None:
+    """Refuses what can be told of the flags before the weights of the model are read.
 
     Raises:
-      ValueError: for a file that cannot be read, or flags that do not fit together.
+      ValueError: for a value that there is not, flags that do not fit together, or a file that cannot be read.
     """
-    from audioldm2_jax.generation import editing
+    from audioldm2_jax.audio import files
+    from audioldm2_jax.checkpoints.model_folder import locate_model, read_scheduler
+    from audioldm2_jax.generation.pipeline import plan_sampling
 
     for flag, modes in OF_MODES.items():
         if getattr(options, flag) is not None and not (options.file_path and options.mode in modes):
@@ -239,6 +239,23 @@ def given_clip(options: argparse.Namespace, pipeline):
     if not options.file_path:
         if options.mode != "generation":
             raise ValueError(f"--mode {options.mode} starts from a sound file: give one with -f.")
+    else:
+        files.original(local_path(options.file_path, "-f"))
+    scheduler = read_scheduler(locate_model(model))
+    plan_sampling(*scheduler, options.ddim_steps, options.guidance_scale, options.eta, options.solver)
+
+
+def given_clip(options: argparse.Namespace, pipeline):
+    """What of the file `-f` is kept, as an `audioldm2_jax.generation.editing.Edit`; None without a file.
+
+    Of the file no more is read than `pipeline` looks at.
+
+    Raises:
+      ValueError: for a file that cannot be read, or values that do not fit it.
+    """
+    from audioldm2_jax.generation import editing
+
+    if not options.file_path:
         return None
     clip = _beginning(options, pipeline), pipeline.sampling_rate
     if options.mode == "transfer":
@@ -308,6 +325,7 @@ def generate(options: argparse.Namespace):
 
     cluster.join(cluster.Cluster(**{name: getattr(options, name) for name in cluster.FLAGS}))
     start.open_devices()
+    check(options, model)
     pipeline = AudioLDM2.from_pretrained(model, options.dtype)
     edit = given_clip(options, pipeline)
     # A CLAP that only reads has no favourite.

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import audio_feature  # before the alias below, which replaces its class
 
-from audioldm2_jax.audio import files
+from audioldm2_jax.audio import decoding, files
 from audioldm2_jax.data.captions import TEXT_FEATURES, TRANSCRIPTION_FEATURES
 from audioldm2_jax.data.example import Example, Source, UnreadableRecord
 from audioldm2_jax.data.records import file_digests, split_names
@@ -323,7 +323,7 @@ def _excerpt(
 
     def take(offset: int, count: int | None) -> tuple[np.ndarray, float]:
         piece = (channels[offset : None if count is None else offset + count] / scale).astype(np.float32)
-        return files.to_mono(piece), float(np.abs(piece).max(initial=0.0)) if piece.shape[1] > 1 else 0.0
+        return decoding.to_mono(piece), float(np.abs(piece).max(initial=0.0)) if piece.shape[1] > 1 else 0.0
 
     start = 0
     if samples is not None:

@@ -24,12 +24,13 @@ from jax.sharding import Mesh
 
 from audioldm2_jax.audio.mel import ClapMelSettings, clap_mel
 from audioldm2_jax.audio.resample import resample
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.conditions import Conditions, repeat
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
 from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
+from audioldm2_jax.diffusion.tables import Table
 from audioldm2_jax.generation.clip_encoder import ClipEncoder
 from audioldm2_jax.generation.editing import Edit, join
 from audioldm2_jax.generation.prompt_encoder import PromptEncoder, prompt_limits
@@ -153,10 +154,8 @@ class AudioLDM2:
             use_compilation_cache()
         dtype = jnp.dtype(dtype)
         schedule, scheduler_class = model_folder.read_scheduler(path)
-        _check_scheduler(scheduler_class)  # before gigabytes are read
-        components = {
-            name: model_folder.read_component(path, name, dtype, variant) for name in model_folder.parts(path)
-        }
+        _check_scheduler(scheduler_class)
+        components = {name: model_folder.read_component(path, name, dtype, variant) for name in model_index.parts(path)}
         prompts = Prompts.from_folder(path, **prompt_limits(components))
         prompts.check_tables(path, {name: part.config for name, part in components.items()})
         takes_audio = isinstance(components["text_encoder"].module, Clap)
@@ -177,9 +176,9 @@ class AudioLDM2:
         """
         if self.source is None:
             raise FolderError("The model was not read from a folder, so there are no tokenizers to write beside it.")
-        source, index = Path(self.source), model_folder.read_index(self.source)
+        source, index = Path(self.source), model_index.read(self.source)
         # AudioLDMPipeline has no feature extractor, but a CLAP that takes audio needs one.
-        others = [name for name in model_folder.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
+        others = [name for name in model_index.COPIED if (index.get(name) or [None])[0] or (source / name).is_dir()]
         missing = [name for name in others if not (source / name).is_dir()]
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
@@ -193,7 +192,7 @@ class AudioLDM2:
         if source.resolve() != Path(path).resolve():
             for name in others:
                 model_folder.copy_part(source / name, path, name)
-        model_folder.write_index(path)
+        model_index.write(path)
 
     def __call__(
         self,
@@ -249,12 +248,10 @@ class AudioLDM2:
         """
         said = edit.transcribe(transcription) if edit else transcription
         texts = self.prompt_encoder.tokenize(prompt, negative_prompt, said, emptied=not use_text_states)
-        self._check(guidance_scale, num_waveforms_per_prompt, seed, max_new_tokens)
-        solver = solver or SOLVER_OF_CLASS[self.scheduler_class]
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
+        self._check(num_waveforms_per_prompt, seed, max_new_tokens)
         first = edit.first_step(num_inference_steps) if edit else 0
-        table = SOLVERS[solver].plan(self.schedule, num_inference_steps, eta, first)
+        scheduler = self.schedule, self.scheduler_class
+        solver, table = plan_sampling(*scheduler, num_inference_steps, guidance_scale, eta, solver, first)
         if edit and audio_length_in_s is None:
             audio_length_in_s = edit.length(self.own_length)
         shape, samples = self.latent_shape(audio_length_in_s, exact=latents is not None)
@@ -377,15 +374,42 @@ class AudioLDM2:
         channels = self.components["unet"].config["in_channels"]
         return (time, self._bands // factor, channels), samples
 
-    def _check(self, guidance_scale, clips, seed, tokens) -> None:
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
+    def _check(self, clips, seed, tokens) -> None:
         if clips < 1:
             raise ValueError(f"num_waveforms_per_prompt is {clips}; it has to be at least 1.")
         if not isinstance(seed, int | np.integer):
             raise ValueError(f"seed is {seed!r}; it has to be a whole number.")
         if tokens is not None and (tokens < 1 or not self.prompt_encoder.writes_loa):
             raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1, and the model to have a LOA.")
+
+
+def plan_sampling(
+    schedule: NoiseSchedule,
+    scheduler_class: str,
+    num_inference_steps: int,
+    guidance_scale: float,
+    eta: float,
+    solver: str | None,
+    first: int = 0,
+) -> tuple[str, Table]:
+    """Returns the solver and its table of a call of `AudioLDM2`, for which no weights are needed.
+
+    Args:
+      schedule, scheduler_class: as in the model's folder.
+      num_inference_steps, guidance_scale, eta, solver: of the call.
+      first: the step to begin with.
+
+    Raises:
+      ValueError: for one of them that there is not.
+      FolderError: for a class of scheduler that is not known.
+    """
+    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
+    _check_scheduler(scheduler_class)
+    solver = solver or SOLVER_OF_CLASS[scheduler_class]
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
+    return solver, SOLVERS[solver].plan(schedule, num_inference_steps, eta, first)
 
 
 def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from audioldm2_jax.checkpoints import model_index
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, check_manifest
-from audioldm2_jax.checkpoints.model_folder import read_index
 from audioldm2_jax.data import phonemes
 from audioldm2_jax.data.phonemes import PhonemeTable, PhonemeTokenizer
 
@@ -56,7 +56,7 @@ class Prompts:
         """
         from transformers import AutoTokenizer
 
-        index, captions, speech = read_index(path), [], None
+        index, captions, speech = model_index.read(path), [], None
         classes = {name: (index.get(name) or [None, None])[1] for name in ("tokenizer", "tokenizer_2", "tokenizer_3")}
         for name in (name for name, kind in classes.items() if kind or name == "tokenizer"):
             if not (path / name).is_dir():

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio.mel import MelSettings
-from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.checkpoints import hub, model_folder, model_index
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
 from audioldm2_jax.components import LOA_TOKENS, spec_of
 from audioldm2_jax.conditioning.conditions import speaks, text_kinds
@@ -103,7 +103,7 @@ def _take_model(config: ConfigDict, path: Path) -> None:
         named = config.init_from[name]
         if named and named != usual[name]:
             _take_component(config, name, model_folder.locate(named, name))
-        elif name in model_folder.parts(path):
+        elif name in model_index.parts(path):
             _take_component(config, name, path / name)
             config.init_from[name] = model
     for kind, folder in folders(text_kinds(config)).items():

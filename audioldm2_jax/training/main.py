@@ -21,7 +21,7 @@ from audioldm2_jax import recipe_check, recipe_resolve, recipes
 from audioldm2_jax.audio import files
 from audioldm2_jax.audio.front_ends import FrontEnds
 from audioldm2_jax.audio.mel import log_mel
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_index
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
 from audioldm2_jax.conditioning.conditions import speaks, text_kinds
 from audioldm2_jax.data import sources
@@ -266,7 +266,7 @@ def _publish(config: ConfigDict, screen: Progress, anew: bool) -> Path | None:
                 screen.say(f"This run is finished; its model is {model}.")
     if not hosts.broadcast(there, "published"):
         return None
-    run_folder.share(config, model, "published", last="model_index.json")
+    run_folder.share(config, model, "published", last=model_index.FILE)
     return model
 
 
@@ -332,7 +332,7 @@ def _are_of(target: Path, model: Path) -> bool:
 
 
 def _model_digests(model: Path) -> dict[str, str]:
-    return {part: lineage.digest(str(model), part) for part in model_folder.parts(model)}
+    return {part: lineage.digest(str(model), part) for part in model_index.parts(model)}
 
 
 def _says_optionally(config: ConfigDict) -> bool:

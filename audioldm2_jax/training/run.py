@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.checkpoints import hub, model_folder, model_index
 from audioldm2_jax.checkpoints.atomic_folder import remove_unfinished
 from audioldm2_jax.conditioning.conditions import text_encoders, text_kinds
 from audioldm2_jax.data import sources, text
@@ -372,9 +372,9 @@ def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Compone
 def is_published(config: ConfigDict) -> bool:
     """Returns whether the model folder is there and whole, with the networks of the latest results."""
     target = run_folder.path(config) / "model"
-    if not (target / "model_index.json").exists():
+    if not (target / model_index.FILE).exists():
         return False
-    there = model_folder.parts(target)
+    there = model_index.parts(target)
     for part, source in _sources(config).items():
         if part not in there:
             return False
@@ -420,7 +420,7 @@ def publish(config: ConfigDict) -> Path | None:
         model_folder.copy_part(folder, target, folder.name)
     model_folder.write_scheduler(target, NoiseSchedule.from_config(config.scheduler.to_dict()))
     model_folder.write_feature_extractor(target, **config.audio.clap)
-    model_folder.write_index(target)
+    model_index.write(target)
     return target
 
 

@@ -9,7 +9,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioldm2_jax.audio import files, pieces
+from audioldm2_jax.audio import decoding, files, pieces
 from audioldm2_jax.audio.measures import Meter
 
 RATE = 44100
@@ -32,7 +32,7 @@ def measured(wave, rate=RATE, encoding="WAV PCM_16", blocks=1):
     wave = wave[:, None] if wave.ndim == 1 else wave
     meter = Meter(rate, wave.shape[1], encoding)
     for block in np.array_split(wave, blocks):
-        np.testing.assert_array_equal(meter.update(block), files.to_mono(block))
+        np.testing.assert_array_equal(meter.update(block), decoding.to_mono(block))
     return meter.result()
 
 

@@ -20,7 +20,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 from tiny_folder import CONFIGS, write_model, write_networks
 
-from audioldm2_jax.checkpoints import hub, model_folder
+from audioldm2_jax.checkpoints import hub, model_folder, model_index
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 
 
@@ -98,7 +98,7 @@ def test_nothing_in_the_cache(offline):
 
 def test_a_repository_that_is_no_model(offline, tmp_path_factory):
     pictures, words = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("words")
-    (pictures / model_folder.INDEX).write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (pictures / model_index.FILE).write_text(json.dumps({"_class_name": "FluxPipeline"}))
     (words / "config.json").write_text("{}")
     cache(offline, "someone/pictures", pictures)
     cache(offline, "someone/words", words)

@@ -24,10 +24,10 @@ from tiny_folder import (
 )
 
 from audioldm2_jax import recipes
-from audioldm2_jax.checkpoints import model_folder, tensors
+from audioldm2_jax.checkpoints import model_folder, model_index, tensors
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.checkpoints.parameter_names import NAMES, to_torch
-from audioldm2_jax.components import spec_of
+from audioldm2_jax.components import SPECS, spec_of
 
 LIBRARIES = {"transformers": transformers, "diffusers": diffusers, "audioldm2": modeling_audioldm2}
 TWINNED = tuple(name for name in CONFIGS if name != "audiomae")
@@ -45,14 +45,14 @@ def copy(model, tmp_path):
 
 @pytest.mark.parametrize("name", TWINNED)
 def test_pytorch_reads_every_key(model, name):
-    spec = model_folder.SPECS[name]
+    spec = SPECS[name]
     twin, info = getattr(LIBRARIES[spec.library], spec.class_name).from_pretrained(
         model / name, output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     state = twin.state_dict()
     for key, value in to_torch(
-        random_variables(name, CONFIGS[name], model_folder.PARTS.index(name)), NAMES[name]
+        random_variables(name, CONFIGS[name], model_index.PARTS.index(name)), NAMES[name]
     ).items():
         assert torch.equal(state[key], torch.tensor(value)), key
 
@@ -60,14 +60,14 @@ def test_pytorch_reads_every_key(model, name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_round_trip(model, tmp_path, name):
     part = model_folder.read_component(model, name)
-    expected = random_variables(name, CONFIGS[name], model_folder.PARTS.index(name))
+    expected = random_variables(name, CONFIGS[name], model_index.PARTS.index(name))
     jax.tree.map(np.testing.assert_array_equal, part.variables, expected)
     assert part.module == model_folder.build(name, CONFIGS[name])
     hash(part.module)
     model_folder.write_component(tmp_path, name, part.config, part.variables, part.unused)
     again = model_folder.read_component(tmp_path, name)
     assert again.config == part.config
-    files = [load_file(path / name / model_folder.SPECS[name].weights_file) for path in (model, tmp_path)]
+    files = [load_file(path / name / SPECS[name].weights_file) for path in (model, tmp_path)]
     assert files[0].keys() == files[1].keys()
     assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0])
 
@@ -75,7 +75,7 @@ def test_round_trip(model, tmp_path, name):
 @pytest.mark.parametrize("name", TWINNED)
 def test_reads_what_pytorch_writes(model, tmp_path, name):
     """The config.json of today's transformers and diffusers, which leave out or add keys, and single tensors."""
-    spec = model_folder.SPECS[name]
+    spec = SPECS[name]
     twin = getattr(LIBRARIES[spec.library], spec.class_name).from_pretrained(model / name)
     twin.save_pretrained(tmp_path / name)
     theirs, ours = model_folder.read_component(tmp_path, name), model_folder.read_component(model, name)
@@ -220,8 +220,8 @@ def test_the_index_says_what_the_folders_hold(tmp_path, configs, pipeline, class
     for name in ("tokenizer", "tokenizer_2"):
         (tmp_path / name).mkdir()
     model_folder.write_scheduler(tmp_path, SCHEDULE)
-    model_folder.write_index(tmp_path)
-    index = model_folder.read_index(tmp_path)
+    model_index.write(tmp_path)
+    index = model_index.read(tmp_path)
     assert index.get("feature_extractor", [None])[0] is None  # there is none
     assert index["_class_name"] == pipeline and "audiomae" not in index
     assert {name: index[name][1] for name in classes} == classes
@@ -232,11 +232,11 @@ def test_the_index_says_what_the_folders_hold(tmp_path, configs, pipeline, class
 def test_no_pipeline_of_diffusers_plays_a_unified_model(tmp_path):
     """Not even the one that it is asked to be, which would leave the phonemes out."""
     folder = write_unified_model(tmp_path / "model")
-    index = model_folder.read_index(folder)
+    index = model_index.read(folder)
     assert index["_class_name"] == "AudioLDM2UnifiedPipeline"
     assert index["text_encoder_3"] == ["transformers", "VitsModel"]
     assert index["tokenizer_3"] == ["transformers", "VitsTokenizer"]
-    assert set(model_folder.parts(folder)) == set(UNIFIED_CONFIGS)
+    assert set(model_index.parts(folder)) == set(UNIFIED_CONFIGS)
     with pytest.raises(AttributeError, match="AudioLDM2UnifiedPipeline"):
         diffusers.DiffusionPipeline.from_pretrained(folder)
     with pytest.raises((ValueError, AttributeError), match="AudioLDM2UnifiedProjectionModel"):
@@ -388,7 +388,7 @@ def test_a_run_folder_stands_for_its_model(tmp_path):
     with pytest.raises(FolderError, match="has not finished: it has no model/ yet"):
         model_folder.locate_model(tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / model_folder.INDEX).write_text('{"_class_name": "AudioLDM2Pipeline"}')
+    (tmp_path / "model" / model_index.FILE).write_text('{"_class_name": "AudioLDM2Pipeline"}')
     assert model_folder.locate_model(tmp_path) == tmp_path / "model"
 
 
@@ -397,10 +397,10 @@ def test_missing_things(copy):
     with pytest.raises(FolderError, match="has no vae"):
         model_folder.read_component(copy, "vae")
     with pytest.raises(FolderError, match=r"no model_index\.json"):
-        model_folder.read_index(copy)
-    (copy / model_folder.INDEX).write_text('{"_class_name": "StableDiffusionPipeline"}')
+        model_index.read(copy)
+    (copy / model_index.FILE).write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(FolderError, match="holds a StableDiffusionPipeline"):
-        model_folder.read_index(copy)
+        model_index.read(copy)
 
 
 def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):

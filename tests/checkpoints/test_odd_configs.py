@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_folder import CONFIGS, FILM_CONFIGS, SPEECH_CONFIGS, write_model
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.commands import convert, generate
 from audioldm2_jax.components import spec_of
@@ -172,7 +172,7 @@ def test_the_other_files_of_a_model_folder(model, tmp_path_factory, data):
     try:
         schedule, kind = model_folder.read_scheduler(folder)
         model_folder.read_feature_extractor(folder)
-        model_folder.parts(folder)
+        model_index.parts(folder)
         AudioLDM2({}, schedule, None, None, scheduler_class=kind)
     except KeyError as error:
         assert error.args == ("vocoder",)  # all was read; there are no networks here

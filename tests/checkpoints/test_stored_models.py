@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_folder import write_model
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
 from audioldm2_jax.checkpoints.convert import convert
 from audioldm2_jax.commands import generate
@@ -31,7 +31,7 @@ def test_there_and_back(request, scheme, model, tmp_path):
     address = f"{scheme}://bucket/models/tiny"
     convert(model, address)
     convert(f" {address}/ ", tmp_path / "back")
-    for name in model_folder.parts(model):
+    for name in model_index.parts(model):
         assert lineage.digest(str(tmp_path / "back"), name) == lineage.digest(address, name)
     before = model_folder.read_component(model, "vae").variables["params"]["decoder"]["conv_in"]["kernel"]
     after = model_folder.read_component(address, "vae").variables["params"]["decoder"]["conv_in"]["kernel"]

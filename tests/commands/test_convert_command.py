@@ -12,7 +12,7 @@ import tiny_folder
 import torch
 from safetensors.numpy import load_file
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.commands import convert as command
 
 
@@ -64,10 +64,10 @@ def test_a_pipeline_of_the_authors_becomes_a_folder_that_diffusers_loads(model, 
 def test_other_pipelines_of_the_authors(model, tmp_path, name, pipeline, absent):
     target = tmp_path / "converted"
     assert run(save(tmp_path / "x.pth", name), target, "--tokenizers", model) == 0
-    index = json.loads((target / model_folder.INDEX).read_text())
+    index = json.loads((target / model_index.FILE).read_text())
     assert index["_class_name"] == pipeline
     assert [part for part, where in index.items() if where == [None, None]] == absent
-    for part in model_folder.parts(target):
+    for part in model_index.parts(target):
         model_folder.read_component(target, part)
     if "48k" in name:
         # Two transformers a ResNet block, which diffusers' plain UNet does not have: the UNet is AudioLDM 2's.
@@ -144,7 +144,7 @@ def test_nothing_is_left_half_written(model, tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_folder, "write_index", full)
+    monkeypatch.setattr(model_index, "write", full)
     assert run(model, tmp_path / "out" / "copy") == 1
     assert "cannot be written" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
@@ -171,6 +171,6 @@ def test_a_folder_goes_to_the_authors_and_comes_back_bit_by_bit(model, tmp_path,
     assert "back.pth exists" in capsys.readouterr().err
     assert run(tmp_path / "back.pth", tmp_path / "second", "--tokenizers", model) == 0
     assert contents(tmp_path / "second") == contents(tmp_path / "first")
-    for name in model_folder.parts(tmp_path / "first"):
+    for name in model_index.parts(tmp_path / "first"):
         first, second = (json.loads((tmp_path / x / name / "config.json").read_text()) for x in ("first", "second"))
         assert first == second

@@ -1,6 +1,7 @@
 """The command generate as a user types it, on folders of random weights."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,24 @@ def test_speech(command, tmp_path):
 def test_errors(command, arguments, message):
     said = command(*arguments)
     assert message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ddim_steps", "0"], "0 denoising steps"),
+        (["--solver", "heun"], "solver is 'heun'"),
+        (["--eta", "2"], "eta is 2"),
+        (["-gs", "nan"], "guidance_scale is nan"),
+        (["--until", "1"], "--until is for a sound file"),
+        (["-f", "/nowhere/none.wav"], "does not exist"),
+        ([], "has no unet/config.json"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(model, command, tmp_path, arguments, message):
+    shutil.copytree(model / "scheduler", tmp_path / "m/scheduler")
+    shutil.copy(model / "model_index.json", tmp_path / "m")
+    assert message in command("-t", "x", *arguments, of=tmp_path / "m")
 
 
 def test_one_sound_has_one_name(command, tmp_path):

@@ -15,7 +15,7 @@ import torch
 from diffusers import AudioLDM2Pipeline
 from tiny_folder import CAPTIONS, CONFIGS, write_model
 
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_index
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.generation import pipeline as pipeline_module
@@ -313,6 +313,6 @@ def test_unknown_scheduler_of_a_folder(model, tmp_path):
 def test_folder_without_tokenizer(model, tmp_path):
     for name in (*CONFIGS, "scheduler"):
         (tmp_path / name).symlink_to(model / name)
-    model_folder.write_index(tmp_path)
+    model_index.write(tmp_path)
     with pytest.raises(FolderError, match="has no tokenizer/"):
         AudioLDM2.from_pretrained(tmp_path)

@@ -21,7 +21,7 @@ from tiny_folder import (
 )
 
 from audioldm2_jax.audio.mel import ClapMelSettings
-from audioldm2_jax.checkpoints import model_folder
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.data import phonemes
 from audioldm2_jax.generation.pipeline import AudioLDM2
 
@@ -50,7 +50,7 @@ def film(tmp_path_factory, request):
             "cross_attention_dim": ((None, None), (None, None)),
         }
         model_folder.write_component(path, "unet", config, random_variables("unet", config, 9))
-        model_folder.write_index(path)
+        model_index.write(path)
     return path
 
 
@@ -162,14 +162,14 @@ def alone(tmp_path_factory):
         (path / name).rmdir()
     config = CONFIGS["unet"] | {"cross_attention_dim": ((None, 16), (None, 16))}
     model_folder.write_component(path, "unet", config, random_variables("unet", config, 9))
-    model_folder.write_index(path)
+    model_index.write(path)
     return path
 
 
 def test_t5_alone(alone, noise, tmp_path):
     """There is no pipeline of diffusers' for it, but its UNet, its T5 and its DDIM."""
     ours = AudioLDM2.from_pretrained(alone)
-    index = model_folder.read_index(alone)
+    index = model_index.read(alone)
     assert index["language_model"] == [None, None] and index["projection_model"] == [None, None]
     made = ours(SPEAKERS, ["", "drums"], latents=noise, **CALL)
     unet = diffusers.pipelines.audioldm2.AudioLDM2UNet2DConditionModel.from_pretrained(alone / "unet")
