@@ -355,6 +355,7 @@ def test_other_settings_and_other_data_are_refused(folder, made, tmp_path):
         ("{folder}", {"max_seconds": float("nan")}, "--max_seconds=nan"),
         ("{folder}", {"max_seconds": 0.5}, "--max_seconds=0.5: it has to be from 1 to 3600"),
         ("{folder}", {"workers": -1}, "--workers=-1"),
+        ("{folder}", {"workers": 2, "beam": ("--runner=FlinkRunner",)}, "--workers=2 and --beam"),
         ("{folder}", {"out": "{folder}/within"}, "lies in the source"),
         ("{folder}", {"out": "{folder}/metadata.jsonl"}, "lies in the source|is a file"),
         ("{folder}", {"out": "{used}"}, r"holds other files \(notes.txt\)"),
@@ -412,6 +413,14 @@ def test_without_librosa_it_says_what_to_install(monkeypatch, folder, tmp_path):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'audioldm2-jax\[prepare\]'"):
         job.prepare(options(folder, tmp_path / "out"))
+
+
+def test_without_beam_it_says_what_to_install(monkeypatch, folder, tmp_path):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "audioldm2_jax.data.prepare.beam_pipeline", raising=False)
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[beam\]"'):
+        job.prepare(options(folder, tmp_path / "out", beam=()))
+    assert not (tmp_path / "out").exists()
 
 
 # ── other sources ──

@@ -65,6 +65,15 @@ class Plan(NamedTuple):
         """The records of the source that become a shard."""
         return range(number * self.size, min((number + 1) * self.size, self.records))
 
+    def missing(self) -> list[int]:
+        """The shards that are not made, in order; two folders are read for that, however many shards there are."""
+        there, rows = ({*os.listdir(folder)} for folder in (self.out, self.out / PARTS))
+        return [
+            number
+            for number in range(self.count)
+            if self.shard(number).name not in there or self.part(number).name not in rows
+        ]
+
     def is_made(self, number: int) -> bool:
         """Whether a shard is there, and with it its rows; both are whole then."""
         return self.shard(number).exists() and self.part(number).exists()
