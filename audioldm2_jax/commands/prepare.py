@@ -1,9 +1,8 @@
 """Recordings to a data set that is read fast: %(prog)s --source /your/recordings --out /data/prepared
 
---source takes what --config.data.source takes, but for mixtures, the embedded corpora and public data sets in their own
-layouts. What is written are records in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the
-recordings with their measures, and a report: report.md, report.json, report.png. Training reads it with
---config.data.source=tfds:/data/prepared.
+--source takes what --config.data.source takes, but for mixtures and the embedded corpora. What is written are records
+in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the recordings with their measures, and a
+report: report.md, report.json, report.png. Training reads it with --config.data.source=tfds:/data/prepared.
 
 Where one machine is not enough, --beam has Apache Beam make the shards, by the options that follow it. All workers need
 this package and see both folders under the same paths:

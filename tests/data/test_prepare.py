@@ -403,7 +403,7 @@ class Crashing(Source):
 
 def test_a_decoder_that_crashes_is_told_with_its_recording(tmp_path):
     (tmp_path / "parts").mkdir()
-    plan = shards.Plan(tmp_path, 8, 4, RATE, RATE)
+    plan = shards.Plan(tmp_path, (("train", 8),), 4, RATE, RATE)
     with pytest.raises(workers.WorkerError, match=r"while it read recording 5 \(exit code -11\)"):
         list(workers.make_shards(Crashing(), plan, [0, 1], 1, lambda done: None))
     assert plan.is_made(0) and not plan.is_made(1)
@@ -462,12 +462,3 @@ def test_every_kind_of_source_is_prepared(tmp_path):
             np.testing.assert_allclose(after[i].waveform, before[i].waveform, atol=2.0**-15)
         missing = source.startswith("authors")
         assert result["captions"]["without_sound"] == result["unreadable"]["count"] == missing
-
-
-def test_public_data_sets_are_refused(tmp_path):
-    """Their own split, and parts of files, would be lost."""
-    put(tmp_path / "in", "wavs/LJ001-0001.wav", noise(1, 22050), 22050)
-    (tmp_path / "in/metadata.csv").write_text("LJ001-0001|Printing, in 1455|Printing, in fourteen fifty-five\n")
-    with pytest.raises(job.PrepareError, match="is a public data set"):
-        job.prepare(options(tmp_path / "in", tmp_path / "out"))
-    assert not (tmp_path / "out").exists()

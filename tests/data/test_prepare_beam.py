@@ -70,7 +70,7 @@ def test_what_goes_wrong_on_a_worker_is_one_line(folder, tmp_path):  # noqa: F81
     out = tmp_path / "out"
     (out / "parts/00001-of-00004.parquet").mkdir(parents=True)  # so that no file can have that name
     source = job.open_all(options(folder, out))
-    plan = shards.Plan(out, len(source), 5, 8000, 24000)
+    plan = shards.Plan(out, shards.splits_of(source), 5, 8000, 24000)
     (out / "prepare.json").write_text("{}")
     wanted = options(folder, out, beam=("--runner=FnApiRunner",))
     with pytest.raises(workers.WorkerError) as caught:
@@ -87,8 +87,8 @@ def worker(folder, tmp_path):  # noqa: F811
     source = job.open_all(wanted)
     (tmp_path / "parts").mkdir()
     (tmp_path / "prepare.json").write_text("{}")
-    plan = shards.Plan(tmp_path, len(source), 5, 8000, 24000)
-    return beam_pipeline.MakeShard(wanted, plan, source.listing_digest())
+    plan = shards.Plan(tmp_path, shards.splits_of(source), 5, 8000, 24000)
+    return beam_pipeline.MakeShard(wanted, plan, shards.digest_of(source))
 
 
 def test_a_worker_with_other_folders_is_refused(folder, worker):  # noqa: F811
@@ -103,7 +103,7 @@ def test_a_worker_with_other_folders_is_refused(folder, worker):  # noqa: F811
 
 def test_a_decoder_that_crashes_leaves_beams_process_alone(monkeypatch, worker):
     monkeypatch.setattr(beam_pipeline, "open_all", lambda options: Crashing())
-    worker._plan, worker._listing = worker._plan._replace(records=8, size=4), Crashing().listing_digest()
+    worker._plan, worker._listing = worker._plan._replace(splits=(("train", 8),), size=4), shards.digest_of(Crashing())
     worker.setup()
     worker.process(0)
     with pytest.raises(workers.WorkerError, match=r"while it read recording 5 \(exit code -11\).* \(on "):

@@ -29,7 +29,7 @@ from pyarrow import parquet
 
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare.options import Options
-from audioldm2_jax.data.prepare.shards import PARTS, Plan
+from audioldm2_jax.data.prepare.shards import PARTS, Plan, digest_of
 from audioldm2_jax.data.prepare.workers import CONTEXT, WorkerError
 from audioldm2_jax.runtime import children
 from audioldm2_jax.runtime.storage import local_path
@@ -72,9 +72,7 @@ def make_shards(
     options = dataclasses.replace(options, source=_absolute(options.source))
     log = plan.out / PARTS / LOG
     ours, theirs = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(
-        target=_run, args=(theirs, log, options, plan, source.listing_digest(), numbers), name="beam"
-    )
+    process = CONTEXT.Process(target=_run, args=(theirs, log, options, plan, digest_of(source), numbers), name="beam")
     process.start()
     theirs.close()
     try:

@@ -25,7 +25,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 from audioldm2_jax.data import prepared
 from audioldm2_jax.data.prepare import report
 from audioldm2_jax.data.prepare.options import Options, PrepareError, open_all
-from audioldm2_jax.data.prepare.shards import Plan
+from audioldm2_jax.data.prepare.shards import Plan, digest_of
 from audioldm2_jax.data.prepare.workers import CONTEXT, Worker, WorkerError
 from audioldm2_jax.runtime.text_files import shown
 
@@ -67,7 +67,7 @@ def made(options: Options, plan: Plan, listing: str, numbers: Sequence[int]) -> 
     Args:
         options: by which workers open the source; those of Beam.
         plan: what is made; its folder is the same on all workers.
-        listing: the digest of what the process that began has found in the source.
+        listing: `digest_of` the source that the process that began has opened.
         numbers: of the shards.
     """
     pipeline = apache_beam.Pipeline(options=pipeline_options(options.beam or ()))
@@ -115,7 +115,7 @@ class MakeShard(apache_beam.DoFn):
                     f"{shown(self._plan.out)} is not there: --out has to be the same folder on all workers"
                 )
             source = open_all(self._options)
-            if source.listing_digest() != self._listing:
+            if digest_of(source) != self._listing:
                 raise WorkerError(
                     f"{shown(self._options.source)} holds other recordings or texts there: --source has to be the same "
                     "on all workers, and not to change"

@@ -26,7 +26,7 @@ from audioldm2_jax.data import prepared
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare import beam, picture, records, report, workers
 from audioldm2_jax.data.prepare.options import Options, PrepareError, open_all
-from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, write_file
+from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, splits_of, write_file
 from audioldm2_jax.runtime.lock import FILE as LOCK
 from audioldm2_jax.runtime.lock import RunLock
 from audioldm2_jax.runtime.storage import local_path
@@ -89,9 +89,11 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
     Raises:
         PrepareError: the folder holds something else.
     """
+    given = source.given_splits()
     of_source = {
         "records": len(source),
         "texts": _digest(source.listing()),
+        "splits": None if given is None else _digest(given.tolist()),
         "sound": _digest(sorted(source.digests(len(source)).items())),
     }
     made_with = options.made_with(len(source))
@@ -108,7 +110,7 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
     (out / PARTS).mkdir(exist_ok=True)
     _remove_partial(out)
     max_samples = int(options.max_seconds * options.sampling_rate)
-    return Plan(out, len(source), made_with["shard_records"], options.sampling_rate, max_samples)
+    return Plan(out, splits_of(source), made_with["shard_records"], options.sampling_rate, max_samples)
 
 
 def _remove_partial(out: Path) -> None:
@@ -140,6 +142,8 @@ def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -
     differing = [f"{key} {begun.get(key)} → {value}" for key, value in made_with.items() if begun.get(key) != value]
     if differing:
         raise PrepareError(f"{out} was begun with other settings ({', '.join(differing)}): use those, or {anew}")
+    if before.get("splits") != of_source["splits"]:
+        raise PrepareError(f"the splits that are given have changed since {out} was begun: {anew}")
     if before.get("texts") != of_source["texts"]:
         raise PrepareError(f"names, lengths or captions in the source have changed since {out} was begun: {anew}")
     if before.get("sound") != of_source["sound"]:
@@ -179,19 +183,23 @@ def _shards(
 def _finish(plan: Plan, source: Source) -> None:
     """Writes the table, the report, and what TFDS knows the set by."""
     _remove_partial(plan.out)
-    path, lengths, reason = plan.out / prepared.TABLE, [], None
+    path, reason = plan.out / prepared.TABLE, None
+    splits: dict[str, list[tuple[int, int]]] = {}
     with renamed(path) as partial, parquet.ParquetWriter(partial, records.SCHEMA) as writer:
         for number in range(plan.count):
             rows = parquet.read_table(plan.part(number), schema=records.SCHEMA)
             writer.write_table(rows)
-            lengths.append(compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0)
+            made = compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0
+            splits.setdefault(plan.split_of(number), []).append((made, plan.shard(number).stat().st_size))
             reason = reason or next((text for text in rows["unreadable"].to_pylist() if text), None)
-    if not sum(lengths):
+    splits = {split: shards for split, shards in splits.items() if any(made for made, _ in shards)}
+    if not splits:
         raise PrepareError(f"none of the {plan.records} recordings can be read; the first: {reason}")
-    size = sum(plan.shard(number).stat().st_size for number in range(plan.count))
-    made = report.of_table(path, source, plan.sampling_rate) | {"shards": plan.count, "bytes": size}
-    write_file(plan.out / report.FILE, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
-    write_file(plan.out / report.TEXT, report.text(made).encode())
-    if drawn := picture.draw(made):
+    found = report.of_table(path, source, plan.sampling_rate)
+    found |= {"splits": {split: sum(made for made, _ in shards) for split, shards in splits.items()}}
+    found |= {"shards": plan.count, "bytes": sum(size for shards in splits.values() for _, size in shards)}
+    write_file(plan.out / report.FILE, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(plan.out / report.TEXT, report.text(found).encode())
+    if drawn := picture.draw(found):
         write_file(plan.out / report.PICTURE, drawn)
-    records.write_info(plan.out, lengths, size)
+    records.write_info(plan.out, splits)

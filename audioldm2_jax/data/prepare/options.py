@@ -9,9 +9,8 @@ from typing import Any
 from audioldm2_jax import recipes
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Source
-from audioldm2_jax.data.public.listed import Listed
 
-_VERSION = 1  # of how records are made: what another one began is not gone on with
+_VERSION = 2  # of how records are made: what another one began is not gone on with
 _FEWEST, _MOST, _SHARDS = 32, 1024, 64  # records a shard, and the number of shards that is aimed at between these
 _LONGEST = 3600.0  # seconds of a record, which is read as a whole and of which a worker holds one and a half
 
@@ -25,7 +24,7 @@ class Options:
     """What is to be prepared, and how.
 
     Attributes:
-        source: as `config.data.source`; no mixture, no embedded corpus, no public data set in its own layout.
+        source: as `config.data.source`; no mixture, no embedded corpus.
         out: the folder of the prepared set.
         sampling_rate: Hz, of the records.
         max_seconds: of a record; longer recordings are cut where they are silent.
@@ -92,15 +91,9 @@ def open_all(options: Options) -> Source:
     config.audio.sampling_rate = options.sampling_rate
     config.data.update(
         source=options.source,
-        heldout_share=1.0,  # the split "heldout" has all records
+        heldout_share=1.0,  # the split "heldout" has all records, of given splits, too
         absent="skip",  # which the report lists
         audio_feature=options.audio_feature,
         text_feature=options.text_feature,
     )
-    source = sources.open_source(config, "heldout")
-    if isinstance(source, Listed):
-        raise PrepareError(
-            f"--source={options.source} is a public data set, of whose split and parts of files a prepared set would "
-            "know nothing: train from it as it is"
-        )
-    return source
+    return sources.open_source(config, "heldout")
