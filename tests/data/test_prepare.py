@@ -418,6 +418,7 @@ def test_without_librosa_it_says_what_to_install(monkeypatch, folder, tmp_path):
 def test_without_beam_it_says_what_to_install(monkeypatch, folder, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "audioldm2_jax.data.prepare.beam_pipeline", raising=False)
+    monkeypatch.delattr("audioldm2_jax.data.prepare.beam_pipeline", raising=False)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[beam\]"'):
         job.prepare(options(folder, tmp_path / "out", beam=()))
     assert not (tmp_path / "out").exists()
