@@ -16,6 +16,11 @@ S3 = ["s3fs>=2024.6"]
 # What measures recordings.
 PREPARE = ["librosa>=0.10.2"]
 
+# What prepares recordings on several machines. It is not among what the tests need, as no release of it (2.77 is the
+# latest one that was tried) goes with protobuf 7, pyarrow 26 and Pillow 13: pip puts 6, 25 and 12 in their place, with
+# which everything else here works. Its grpcio is not 1.66 to 1.68.
+BEAM = [*PREPARE, "apache-beam>=2.60"]
+
 # What benchmarks/instruments.py and speech.py hear with. CREPE (torchcrepe) is left out: it wants torchaudio, which not
 # every PyTorch has.
 EVALUATE = [
@@ -79,6 +84,7 @@ setup(
         "s3": S3,
         "speech": SPEECH,
         "prepare": PREPARE,
+        "beam": BEAM,
         "evaluate": EVALUATE,  # what benchmarks/ judge a model with
         # The twins and the reference implementations that tests and benchmarks compare with.
         "test": [

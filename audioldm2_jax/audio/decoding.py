@@ -119,15 +119,21 @@ def decode(file: Stream, offset: int, count: int | None, sampling_rate: int) -> 
     """
     if offset >= file.frames:
         return np.zeros(0, np.float32), 0.0
-    most, preroll = _LONGEST * file.samplerate // sampling_rate, 0
-    if file.format == "MP3":
-        preroll = min(offset, _MP3_PREROLL)
-    elif file.format == "OGG":
-        preroll = offset - min(offset, max(file.frames - _OGG_LAST_PAGE, 0))
+    most, preroll = _LONGEST * file.samplerate // sampling_rate, _preroll(file, offset)
     found, peak = _decode_from(file, offset, preroll, count, most)
     if preroll and not len(found):  # damaged on the way
         found, peak = _decode_from(file, offset, 0, count, most)
     return found, peak
+
+
+def blocks(file: Stream, offset: int, count: int | None) -> Iterator[np.ndarray]:
+    """Yields at most `count` frames (None: all) from `offset`, in blocks [frames, channels] float32 that are not empty.
+
+    Args:
+        file: from `opened`.
+        offset, count: at the file's own rate.
+    """
+    yield from _blocks_from(file, offset, _preroll(file, offset), count)
 
 
 def to_mono(channels: np.ndarray) -> np.ndarray:
@@ -180,17 +186,33 @@ def _count(file: Stream, where: str) -> int:
     return frames
 
 
+def _preroll(file: Stream, offset: int) -> int:
+    """Frames before `offset` that have to be decoded for those from there on to be right."""
+    if file.format == "MP3":
+        return min(offset, _MP3_PREROLL)
+    if file.format == "OGG":
+        return offset - min(offset, max(file.frames - _OGG_LAST_PAGE, 0))
+    return 0
+
+
 def _decode_from(file: Stream, offset: int, preroll: int, count: int | None, most: int) -> tuple[np.ndarray, float]:
     """As `decode`, from `preroll` samples before `offset`, which are left out."""
-    if offset:
-        file.seek(offset - preroll)
     parts, read, peak = [], 0, 0.0
-    for block in file.blocks_of(None if count is None else preroll + count):
+    for block in _blocks_from(file, offset, preroll, count):
         read += len(block)
-        if read - preroll > most:
+        if read > most:
             raise ValueError(f"it is longer than the {_LONGEST:,} samples that are read at once")
-        block = block[max(preroll - (read - len(block)), 0) :]
-        if file.channels > 1 and len(block):
+        if file.channels > 1:
             peak = max(peak, float(np.abs(block).max()))
         parts.append(to_mono(block))
     return (np.concatenate(parts) if parts else np.zeros(0, np.float32)), peak
+
+
+def _blocks_from(file: Stream, offset: int, preroll: int, count: int | None) -> Iterator[np.ndarray]:
+    """As `blocks`, from `preroll` frames before `offset`, which are left out."""
+    if offset:
+        file.seek(offset - preroll)
+    for block in file.blocks_of(None if count is None else preroll + count):
+        left, preroll = block[preroll:], max(preroll - len(block), 0)
+        if len(left):
+            yield left

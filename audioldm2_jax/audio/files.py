@@ -114,20 +114,24 @@ class Original(NamedTuple):
         blocks: gives the samples from front to back, each time it is called, in blocks [frames, channels] float32 whose
             lengths depend on the number of channels alone. It raises `UnreadableAudio` where they are damaged, NaN or
             infinite, and where there are none.
+        whole: whether that is all of a file; a part at another rate is not these blocks resampled, but that stretch of
+            the whole file resampled.
     """
 
     rate: int
     channels: int
     encoding: str
     blocks: Callable[[], Iterator[np.ndarray]]
+    whole: bool = True
 
 
-def original(sound: str | os.PathLike | bytes, where: str = "") -> Original:
+def original(sound: str | os.PathLike | bytes, where: str = "", part: tuple[float, float] | None = None) -> Original:
     """Opens a sound file, or one in memory, to be read as it is.
 
     Args:
         sound: the path, or the content of the file.
         where: what messages call a file in memory.
+        part: the seconds at which a part begins and how many it has; None: the whole.
 
     Raises:
         UnreadableAudio: not there, or not a sound file.
@@ -138,12 +142,13 @@ def original(sound: str | os.PathLike | bytes, where: str = "") -> Original:
 
     def blocks() -> Iterator[np.ndarray]:
         with opened() as file:
-            yield from checked(file.blocks_of(), where or shown(sound))
+            offset, count = (0, None) if part is None else (round(seconds * file.samplerate) for seconds in part)
+            yield from checked(decoding.blocks(file, offset, count), where or shown(sound))
 
     with opened() as file:
         if file.samplerate < 1:
             raise UnreadableAudio(f"{where or shown(sound)} says that it has {file.samplerate} Hz: correct its header")
-        return Original(file.samplerate, file.channels, f"{file.format} {file.subtype}", blocks)
+        return Original(file.samplerate, file.channels, f"{file.format} {file.subtype}", blocks, part is None)
 
 
 def checked(blocks: Iterable[np.ndarray], where: str) -> Iterator[np.ndarray]:

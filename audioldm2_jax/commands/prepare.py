@@ -1,9 +1,13 @@
 """Recordings to a data set that is read fast: %(prog)s --source /your/recordings --out /data/prepared
 
---source takes what --config.data.source takes, but for mixtures, the embedded corpora and public data sets in their own
-layouts. What is written are records in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the
-recordings with their measures, and a report: report.md, report.json, report.png. Training reads it with
---config.data.source=tfds:/data/prepared.
+--source takes what --config.data.source takes, but for mixtures and the embedded corpora. What is written are records
+in ArrayRecord, which TensorFlow Datasets reads without TensorFlow, a table of the recordings with their measures, and a
+report: report.md, report.json, report.png. Training reads it with --config.data.source=tfds:/data/prepared.
+
+Where one machine is not enough, --beam has Apache Beam make the shards, by the options that follow it. All workers need
+this package and see both folders under the same paths:
+
+%(prog)s --source /your/recordings --out /data/prepared --beam --runner=FlinkRunner --flink_master=HOST:8081 …
 
 With --cache and the flags of training it makes the features that a recipe's stages train from instead, and trains
 nothing; on several hosts the same command runs on each, and each makes its share:
@@ -46,11 +50,15 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=int,
-        default=_cores(),
-        help="processes (one a core, %(default)s); 0: this one alone. What is made does not depend on it",
+        help=f"processes (one a core, {_cores()}); 0: this one alone. What is made does not depend on it",
     )
     parser.add_argument("--audio_feature", default="", help="the feature or column that holds the sound")
     parser.add_argument("--text_feature", default="", help="the feature or column that holds the captions")
+    parser.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        help="options of Apache Beam, which makes the shards in the place of --workers: all that follows it",
+    )
     return parser
 
 
@@ -60,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     if "--cache" in arguments:
         return train.main([one for one in arguments if one != "--cache"], caches_only=True)
     options = flags().parse_args(arguments)
+    if options.workers is None:
+        options.workers = _cores() if options.beam is None else 0
+    options.beam = None if options.beam is None else tuple(options.beam)
     error_log.escape_output()
     warnings_once.show_plainly()
 

@@ -14,6 +14,9 @@ import numpy as np
 from audioldm2_jax.audio.files import Original
 from audioldm2_jax.data.draw import Draw, permuted
 
+#: The splits that authors of data sets give; all but the first are held out.
+GIVEN_SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -64,6 +67,21 @@ class Source:
             UnreadableRecord: it cannot be opened.
         """
         raise NotImplementedError(f"{type(self).__name__} has no stored sound")
+
+    def part_of(self, index: int) -> tuple[str, float]:
+        """The recording of which a record is a part, or all, and the seconds at which it begins there.
+
+        Where nobody gives splits, all parts of a recording are in one, which its name decides.
+        """
+        return self.name_of(index), 0.0
+
+    def given_splits(self) -> np.ndarray | None:
+        """Which split whoever made the data says that each record is of: numbers of `GIVEN_SPLITS`, [records] uint8.
+
+        They ascend: records are in the order of their splits. None: nobody says, or what is held out is not here, or
+        nothing else.
+        """
+        return None
 
     def text(self, index: int) -> str | None:
         """The caption of a record alone; a source that has it at hand overrides this."""
@@ -186,6 +204,13 @@ class Derived(Source):
 
     def original(self, index: int) -> Original:
         return self.source.original(index)
+
+    def part_of(self, index: int) -> tuple[str, float]:
+        return self.source.part_of(index)
+
+    def given_splits(self) -> np.ndarray | None:
+        given = self.source.given_splits()
+        return None if given is None else given[: len(self)]
 
     def text(self, index: int) -> str | None:
         return self.source.text(index)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts
-from audioldm2_jax.data.example import Example, Source, UnreadableRecord
+from audioldm2_jax.data.example import GIVEN_SPLITS, Example, Source, UnreadableRecord
 from audioldm2_jax.data.index import Fingerprint, Made, open_table
 from audioldm2_jax.data.table import Finder, Row, Table, View, batches_of, is_recent, split_hash, stamp
 from audioldm2_jax.runtime import warnings_once
@@ -51,10 +51,12 @@ class Records(Source):
 
     Args:
         root: where they were found, for messages; names are relative to it.
-        table: of the records. The name decides the split.
+        table: of the records. The name decides the split; where splits are given, the column `split` has the number of
+            each in `GIVEN_SPLITS`.
         split: "train" or "heldout".
         sampling_rate: Hz, of the waveforms returned.
-        heldout_share: of the records, by hash of their names.
+        heldout_share: of the records, by hash of their names. Where splits are given it counts for nothing, but that 1
+            holds out all.
 
     Raises:
         ValueError: no record can be read, or all are held out.
@@ -64,6 +66,8 @@ class Records(Source):
     """What is counted in messages."""
     expected = ""
     """What would be read, for the message that there is none."""
+    _given = False
+    """Whether splits are given."""
 
     def __init__(self, root: Path, table: Table, split: str, sampling_rate: int, heldout_share: float) -> None:
         self._open(root, table, split, sampling_rate, heldout_share)
@@ -108,10 +112,16 @@ class Records(Source):
         self._places = View(self._rows, self._table.place)
         self._texts = View(self._rows, self._table.texts)
 
-    def _positions(self, hashes: np.ndarray) -> np.ndarray:
-        """The positions of the split, [records], by the column `split`; a source that is given its splits overrides
-        this."""
-        return split_positions(hashes, *self._split)
+    def _positions(self, splits: np.ndarray) -> np.ndarray:
+        """The positions of the split, [records], by the column `split`."""
+        split, heldout_share = self._split
+        if self._given and heldout_share < 1:
+            return np.flatnonzero((splits > 0) == (split == "heldout"))
+        return split_positions(splits, split, heldout_share)
+
+    def given_splits(self) -> np.ndarray | None:
+        """See `Source.given_splits`."""
+        return self._table.numbers("split")[self._rows].astype(np.uint8) if self._given else None
 
     def __getstate__(self) -> dict[str, Any]:
         rebuilt = ("_rows", "names", "_places", "_texts", "skipped")
@@ -193,7 +203,7 @@ class Records(Source):
         skipped = self.skipped
         own, other = {name: rest for name, *rest in self.listing()}, {name: rest for name, *rest in listing}
         different = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
-        self._split = None  # all that is listed
+        self._split, self._given = None, False  # all that is listed
         self._table = Table.of(Row(name, place, Texts(tuple(texts), said)) for name, place, texts, said in listing)
         self._choose()
         self.skipped = skipped  # on this host
@@ -346,6 +356,11 @@ def split_positions(hashes: np.ndarray, split: str, heldout_share: float) -> np.
         heldout = hashes == hashes.min()
     alone = hashes.min() == hashes.max()
     return np.flatnonzero(heldout if split == "heldout" or alone else ~heldout)
+
+
+def are_given(splits: Iterable[str | None]) -> bool:
+    """Whether what is said of records, each of `GIVEN_SPLITS` or None, holds out some of them and not all."""
+    return len({split in GIVEN_SPLITS[1:] for split in splits}) > 1
 
 
 def _in_parts(pool: ThreadPool, look: Callable[[str], T], names: Iterable[str]) -> Iterator[tuple[str, T]]:

@@ -5,7 +5,8 @@
     captions        list<string>
     transcription   string        null: nobody wrote it down
     reason          string        why the record is left out; null: it is not
-    split           uint64        decides the split: a hash of the name (`split_hash`), if a source has no other way
+    split           uint64        decides the split: a hash of the name (`split_hash`), or where splits are given, the
+                                  number of the record's
     digest          uint64        a hash of name, place and texts
     stamp           uint64        of the file it was read from, when it was looked at (`stamp`)
     beside          uint64        of the text files beside that one

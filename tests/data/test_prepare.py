@@ -355,6 +355,7 @@ def test_other_settings_and_other_data_are_refused(folder, made, tmp_path):
         ("{folder}", {"max_seconds": float("nan")}, "--max_seconds=nan"),
         ("{folder}", {"max_seconds": 0.5}, "--max_seconds=0.5: it has to be from 1 to 3600"),
         ("{folder}", {"workers": -1}, "--workers=-1"),
+        ("{folder}", {"workers": 2, "beam": ("--runner=FlinkRunner",)}, "--workers=2 and --beam"),
         ("{folder}", {"out": "{folder}/within"}, "lies in the source"),
         ("{folder}", {"out": "{folder}/metadata.jsonl"}, "lies in the source|is a file"),
         ("{folder}", {"out": "{used}"}, r"holds other files \(notes.txt\)"),
@@ -402,7 +403,7 @@ class Crashing(Source):
 
 def test_a_decoder_that_crashes_is_told_with_its_recording(tmp_path):
     (tmp_path / "parts").mkdir()
-    plan = shards.Plan(tmp_path, 8, 4, RATE, RATE)
+    plan = shards.Plan(tmp_path, (("train", 8),), 4, RATE, RATE)
     with pytest.raises(workers.WorkerError, match=r"while it read recording 5 \(exit code -11\)"):
         list(workers.make_shards(Crashing(), plan, [0, 1], 1, lambda done: None))
     assert plan.is_made(0) and not plan.is_made(1)
@@ -412,6 +413,15 @@ def test_without_librosa_it_says_what_to_install(monkeypatch, folder, tmp_path):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'audioldm2-jax\[prepare\]'"):
         job.prepare(options(folder, tmp_path / "out"))
+
+
+def test_without_beam_it_says_what_to_install(monkeypatch, folder, tmp_path):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "audioldm2_jax.data.prepare.beam_pipeline", raising=False)
+    monkeypatch.delattr("audioldm2_jax.data.prepare.beam_pipeline", raising=False)
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[beam\]"'):
+        job.prepare(options(folder, tmp_path / "out", beam=()))
+    assert not (tmp_path / "out").exists()
 
 
 # ── other sources ──
@@ -453,12 +463,3 @@ def test_every_kind_of_source_is_prepared(tmp_path):
             np.testing.assert_allclose(after[i].waveform, before[i].waveform, atol=2.0**-15)
         missing = source.startswith("authors")
         assert result["captions"]["without_sound"] == result["unreadable"]["count"] == missing
-
-
-def test_public_data_sets_are_refused(tmp_path):
-    """Their own split, and parts of files, would be lost."""
-    put(tmp_path / "in", "wavs/LJ001-0001.wav", noise(1, 22050), 22050)
-    (tmp_path / "in/metadata.csv").write_text("LJ001-0001|Printing, in 1455|Printing, in fourteen fifty-five\n")
-    with pytest.raises(job.PrepareError, match="is a public data set"):
-        job.prepare(options(tmp_path / "in", tmp_path / "out"))
-    assert not (tmp_path / "out").exists()

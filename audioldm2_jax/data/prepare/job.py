@@ -6,90 +6,33 @@ range alone: which process makes it, and when, changes no byte. While the work g
     OUT/prepare.json                    what is made of what; written first, and kept
     OUT/parts/00000-of-00004.parquet    the rows of a shard, written before the shard has its name
 
-so that what counts as made is whole. In the end the rows become one table, the report is written, and at the very last
-what TFDS knows the set by.
+so that what counts as made is whole. Processes of this machine make the shards (workers.py), or Apache Beam does
+(beam.py); this process alone decides what is to be made, and finishes. In the end the rows become one table, the report
+is written, and at the very last what TFDS knows the set by.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pyarrow import compute, parquet
 
-from audioldm2_jax import recipes
-from audioldm2_jax.data import prepared, sources
+from audioldm2_jax.data import prepared
 from audioldm2_jax.data.example import Source
-from audioldm2_jax.data.prepare import picture, records, report, workers
-from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, write_file
-from audioldm2_jax.data.public.listed import Listed
+from audioldm2_jax.data.prepare import beam, picture, records, report, workers
+from audioldm2_jax.data.prepare.options import Options, PrepareError, open_all
+from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, splits_of, write_file
 from audioldm2_jax.runtime.lock import FILE as LOCK
 from audioldm2_jax.runtime.lock import RunLock
 from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.runtime.text_files import read_json_object, shown
 
-_VERSION = 1  # of how records are made: what another one began is not gone on with
-_FEWEST, _MOST, _SHARDS = 32, 1024, 64  # records a shard, and the number of shards that is aimed at between these
-_LONGEST = 3600.0  # seconds of a record, which is read as a whole and of which a worker holds one and a half
 _PROBLEMS = 20  # that are told while the work goes on
-
-
-class PrepareError(ValueError):
-    """What keeps a source from being prepared; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is to be prepared, and how.
-
-    Attributes:
-        source: as `config.data.source`; no mixture, no embedded corpus, no public data set in its own layout.
-        out: the folder of the prepared set.
-        sampling_rate: Hz, of the records.
-        max_seconds: of a record; longer recordings are cut where they are silent.
-        shard_records: recordings a shard; 0: by their number.
-        workers: processes; 0: this one. What is made does not depend on it.
-        audio_feature, text_feature: as of `config.data`.
-
-    Raises:
-        PrepareError: a number is out of bounds.
-    """
-
-    source: str
-    out: str
-    sampling_rate: int = 16000
-    max_seconds: float = 600.0
-    shard_records: int = 0
-    workers: int = 0
-    audio_feature: str = ""
-    text_feature: str = ""
-
-    def __post_init__(self) -> None:
-        if not 1000 <= self.sampling_rate <= 192_000:
-            raise PrepareError(f"--sampling_rate={self.sampling_rate}: it has to be from 1000 to 192000 (Hz)")
-        if not 1 <= self.max_seconds <= _LONGEST:
-            raise PrepareError(f"--max_seconds={self.max_seconds:g}: it has to be from 1 to {_LONGEST:g}")
-        for name in ("shard_records", "workers"):
-            if getattr(self, name) < 0:
-                raise PrepareError(f"--{name}={getattr(self, name)}: it may not be negative")
-
-    def made_with(self, records: int) -> dict[str, Any]:
-        """What decides the records, of a source of so many."""
-        size = self.shard_records or min(max(math.ceil(records / _SHARDS), _FEWEST), _MOST)
-        return {
-            "version": _VERSION,
-            "sampling_rate": self.sampling_rate,
-            "max_seconds": float(self.max_seconds),
-            "shard_records": size,
-            "audio_feature": self.audio_feature,
-            "text_feature": self.text_feature,
-        }
 
 
 def prepare(
@@ -109,54 +52,23 @@ def prepare(
             others than those that the folder was begun with; a shard cannot be written. The message says what to do.
         LockedError: another process is at work in the folder.
         OSError: the folder cannot be written.
-        WorkerError: a worker process was killed.
+        ImportError: a package that is needed is not installed.
+        WorkerError: a worker process was killed, or the pipeline failed.
     """
     report.check_libraries()
+    if options.beam is not None:
+        beam.check(options.beam)  # what is wrong with them is told before the source is looked through
     source = open_all(options)
     out = _folder(options)
     with RunLock(out, say, advice="Wait for it, end it, or choose another --out"):
         plan = _begin(out, source, options)
         if not (out / prepared.INFO).exists():
-            _make(plan, source, options.workers, on_progress, say)
+            _make(plan, source, options, on_progress, say)
             _finish(plan, source)
         else:
             say(f"{shown(out)} is prepared already")
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return read_json_object(out / report.FILE)
-
-
-def open_all(options: Options) -> Source:
-    """Opens a source with all its records, those of both splits.
-
-    Raises:
-        ValueError: it cannot be opened, or there is nothing to prepare in it.
-    """
-    named = sources.names(options.source)
-    if len(named) > 1:
-        raise PrepareError(
-            f"--source={options.source} is a mixture: prepare each of its {len(named)} sources by itself, and mix the "
-            "results: --config.data.source='tfds:/FIRST,2;tfds:/SECOND,1'"
-        )
-    if options.source.strip().startswith("builtin:"):
-        raise PrepareError(
-            f"--source={options.source} is made while it is read, and there is nothing to prepare: train from it"
-        )
-    config = recipes.get("base")
-    config.audio.sampling_rate = options.sampling_rate
-    config.data.update(
-        source=options.source,
-        heldout_share=1.0,  # the split "heldout" has all records
-        absent="skip",  # which the report lists
-        audio_feature=options.audio_feature,
-        text_feature=options.text_feature,
-    )
-    source = sources.open_source(config, "heldout")
-    if isinstance(source, Listed):
-        raise PrepareError(
-            f"--source={options.source} is a public data set, of whose split and parts of files a prepared set would "
-            "know nothing: train from it as it is"
-        )
-    return source
 
 
 def _folder(options: Options) -> Path:
@@ -177,9 +89,11 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
     Raises:
         PrepareError: the folder holds something else.
     """
+    given = source.given_splits()
     of_source = {
         "records": len(source),
         "texts": _digest(source.listing()),
+        "splits": None if given is None else _digest(given.tolist()),
         "sound": _digest(sorted(source.digests(len(source)).items())),
     }
     made_with = options.made_with(len(source))
@@ -194,10 +108,15 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
             )
         write_file(path, (json.dumps({**made_with, "source": of_source}, indent=1) + "\n").encode())
     (out / PARTS).mkdir(exist_ok=True)
-    for left in (*out.glob(".*.partial"), *(out / PARTS).glob(".*.partial")):  # by a process that was killed
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    _remove_partial(out)
     max_samples = int(options.max_seconds * options.sampling_rate)
-    return Plan(out, len(source), made_with["shard_records"], options.sampling_rate, max_samples)
+    return Plan(out, splits_of(source), made_with["shard_records"], options.sampling_rate, max_samples)
+
+
+def _remove_partial(out: Path) -> None:
+    """Removes what processes that were killed have left."""
+    for left in (*out.glob(".*.partial"), *(out / PARTS).glob(".*.partial")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _digest(content: Any) -> str:
@@ -223,6 +142,8 @@ def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -
     differing = [f"{key} {begun.get(key)} → {value}" for key, value in made_with.items() if begun.get(key) != value]
     if differing:
         raise PrepareError(f"{out} was begun with other settings ({', '.join(differing)}): use those, or {anew}")
+    if before.get("splits") != of_source["splits"]:
+        raise PrepareError(f"the splits that are given have changed since {out} was begun: {anew}")
     if before.get("texts") != of_source["texts"]:
         raise PrepareError(f"names, lengths or captions in the source have changed since {out} was begun: {anew}")
     if before.get("sound") != of_source["sound"]:
@@ -232,19 +153,17 @@ def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -
 def _make(
     plan: Plan,
     source: Source,
-    processes: int,
+    options: Options,
     on_progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> None:
     """Makes the shards that are missing."""
-    missing = [number for number in range(plan.count) if not plan.is_made(number)]
+    missing = plan.missing()
     made = plan.records - sum(len(plan.range_of(number)) for number in missing)
     if made:
         say(f"{made} of {plan.records} recordings are there already")
     problems = 0
-    for found in workers.make_shards(
-        source, plan, missing, processes, lambda done: on_progress(made + done, plan.records)
-    ):
+    for found in _shards(source, plan, missing, options, lambda done: on_progress(made + done, plan.records)):
         for line in found[: max(_PROBLEMS - problems, 0)]:
             say(line)
         if problems < _PROBLEMS <= problems + len(found):
@@ -252,21 +171,35 @@ def _make(
         problems += len(found)
 
 
+def _shards(
+    source: Source, plan: Plan, missing: list[int], options: Options, told: Callable[[int], None]
+) -> Iterator[list[str]]:
+    """Makes shards, as `workers.make_shards`."""
+    if options.beam is None:
+        return workers.make_shards(source, plan, missing, options.workers, told)
+    return beam.make_shards(source, plan, missing, options, told)
+
+
 def _finish(plan: Plan, source: Source) -> None:
     """Writes the table, the report, and what TFDS knows the set by."""
-    path, lengths, reason = plan.out / prepared.TABLE, [], None
+    _remove_partial(plan.out)
+    path, reason = plan.out / prepared.TABLE, None
+    splits: dict[str, list[tuple[int, int]]] = {}
     with renamed(path) as partial, parquet.ParquetWriter(partial, records.SCHEMA) as writer:
         for number in range(plan.count):
             rows = parquet.read_table(plan.part(number), schema=records.SCHEMA)
             writer.write_table(rows)
-            lengths.append(compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0)
+            made = compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0
+            splits.setdefault(plan.split_of(number), []).append((made, plan.shard(number).stat().st_size))
             reason = reason or next((text for text in rows["unreadable"].to_pylist() if text), None)
-    if not sum(lengths):
+    splits = {split: shards for split, shards in splits.items() if any(made for made, _ in shards)}
+    if not splits:
         raise PrepareError(f"none of the {plan.records} recordings can be read; the first: {reason}")
-    size = sum(plan.shard(number).stat().st_size for number in range(plan.count))
-    made = report.of_table(path, source, plan.sampling_rate) | {"shards": plan.count, "bytes": size}
-    write_file(plan.out / report.FILE, (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode())
-    write_file(plan.out / report.TEXT, report.text(made).encode())
-    if drawn := picture.draw(made):
+    found = report.of_table(path, source, plan.sampling_rate)
+    found |= {"splits": {split: sum(made for made, _ in shards) for split, shards in splits.items()}}
+    found |= {"shards": plan.count, "bytes": sum(size for shards in splits.values() for _, size in shards)}
+    write_file(plan.out / report.FILE, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(plan.out / report.TEXT, report.text(found).encode())
+    if drawn := picture.draw(found):
         write_file(plan.out / report.PICTURE, drawn)
-    records.write_info(plan.out, lengths, size)
+    records.write_info(plan.out, splits)

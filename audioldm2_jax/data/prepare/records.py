@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,8 @@ from audioldm2_jax.data.captions import Texts
 
 _DESCRIPTION = (
     "Recordings as mono FLAC. Multiply the decoded samples by `scale`. A record is a recording, or the piece of "
-    "`recording` that begins `start` seconds in. recordings.parquet has the measures of the originals."
+    "`recording` that begins `start` seconds in. recordings.parquet has the measures of the originals. A split `train` "
+    "alone has all records, with none held out."
 )
 _SOFT = 2.0**-5  # peak below which 16 bits are spread over what there is
 
@@ -29,6 +29,8 @@ SCHEMA = pa.schema(
         "name": pa.binary(),  # names of files need not be UTF-8
         "captions": pa.list_(pa.string()),
         "transcription": pa.string(),
+        "recording": pa.binary(),  # of which it is a part, or all
+        "split": pa.string(),  # that is given; null: the recording's name decides
         "unreadable": pa.string(),  # why it is; such a row has no measures and no pieces
         "pieces": pa.list_(pa.int64()),  # samples of each of its records
         # The rest as audio/measures.py has it.
@@ -85,25 +87,32 @@ class RecordEncoder:
         self._serializer = tfds.core.example_serializer.ExampleSerializer(self._features.get_serialized_info())
 
     def records(
-        self, recording: str, texts: Texts, sounds: Sequence[tuple[bytes, float]], pieces: Sequence[int]
+        self,
+        name: str,
+        part_of: tuple[str, float],
+        texts: Texts,
+        sounds: Sequence[tuple[bytes, float]],
+        pieces: Sequence[int],
     ) -> Iterator[bytes]:
-        """Yields the records of a recording.
+        """Yields the records that a record of the source becomes.
 
         Args:
-            recording: its name.
+            name: of the latter.
+            part_of: the recording of which it is a part, and the seconds at which it begins there.
             texts: what is written about it. A piece of it has no transcription: what is said in it is not known.
             sounds: of each piece, as of `encode_sound`.
             pieces: samples of each.
         """
+        recording, begin = part_of
         start = 0
-        for name, (audio, scale), samples in zip(prepared.piece_names(recording, len(pieces)), sounds, pieces):
+        for piece, (audio, scale), samples in zip(prepared.piece_names(name, len(pieces)), sounds, pieces):
             record = {
                 "audio": audio,
                 "sampling_rate": self.sampling_rate,
                 "scale": scale,
-                "name": _bytes(name),
+                "name": _bytes(piece),
                 "recording": _bytes(recording),
-                "start": start / self.sampling_rate,
+                "start": begin + start / self.sampling_rate,
                 "captions": list(texts.captions),
                 "transcription": (texts.transcription if len(pieces) == 1 else None) or "",
             }
@@ -112,26 +121,28 @@ class RecordEncoder:
             start += samples
 
 
-def write_info(folder: Path, lengths: Sequence[int], size: int) -> None:
+def write_info(folder: Path, splits: Mapping[str, Sequence[tuple[int, int]]]) -> None:
     """Writes features.json and, once that is there, dataset_info.json.
 
     Args:
         folder: of the shards.
-        lengths: records of each shard.
-        size: bytes of all.
+        splits: (records, bytes) of the shards of each split.
     """
     identity = DatasetIdentity(prepared.SET, tfds.core.Version("1.0.0"), os.fspath(folder), prepared.MODULE)
     info = tfds.core.DatasetInfo(
         builder=identity, features=_features(), description=_DESCRIPTION, disable_shuffling=True
     )
     info.set_file_format("array_record")
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=prepared.SET, split=prepared.SPLIT, filetype_suffix="array_record"
-    )
-    split = tfds.core.SplitInfo(
-        name=prepared.SPLIT, shard_lengths=list(lengths), num_bytes=size, filename_template=template
-    )
-    info.set_splits(tfds.core.splits.SplitDict([split]))
+    found = []
+    for name, shards in splits.items():
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=prepared.SET, split=name, filetype_suffix="array_record"
+        )
+        lengths, sizes = zip(*shards)
+        found.append(
+            tfds.core.SplitInfo(name=name, shard_lengths=[*lengths], num_bytes=sum(sizes), filename_template=template)
+        )
+    info.set_splits(tfds.core.splits.SplitDict(found))
     partial = folder / ".info.partial"
     partial.mkdir(exist_ok=True)
     info.write_to_directory(partial)
@@ -140,10 +151,10 @@ def write_info(folder: Path, lengths: Sequence[int], size: int) -> None:
     partial.rmdir()
 
 
-def row(name: str, texts: Texts, measured: dict[str, Any], pieces: Sequence[int], unreadable: str | None) -> dict:
-    """A row of the table."""
-    written = {"name": _bytes(name), "captions": list(texts.captions), "transcription": texts.transcription}
-    return dict.fromkeys(SCHEMA.names) | written | measured | {"pieces": list(pieces), "unreadable": unreadable}
+def row(name: str, recording: str, split: str | None, texts: Texts) -> dict:
+    """A row of the table, of which measures and pieces, or why there are none, are not known yet."""
+    written = {"name": _bytes(name), "recording": _bytes(recording), "split": split, "pieces": []}
+    return dict.fromkeys(SCHEMA.names) | written | {"captions": [*texts.captions], "transcription": texts.transcription}
 
 
 def _bytes(name: str) -> bytes:

@@ -165,8 +165,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     """The report in a few lines, for a terminal."""
     captions, seconds = report["captions"], report["seconds"]
     cut = f", {report['cut']} of them cut" if report["cut"] else ""
+    given = f" ({_said(report['splits'])})" if len(report["splits"]) > 1 else ""
     lines = [
-        f"{duration(report['hours'])}: {report['recordings']} recordings{cut}, {report['records']} records of "
+        f"{duration(report['hours'])}: {report['recordings']} recordings{cut}, {report['records']} records{given} of "
         f"{report['sampling_rate']} Hz in {report['shards']} shards, {report['bytes'] / 2**20:.1f} MiB",
         f"seconds: {seconds['min']:g} to {seconds['max']:g}, half of them below {seconds['median']:g}",
         f"originals: {_said(report['rates'], ' Hz')}; channels {_said(report['channels'])}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from audioldm2_jax.audio.measures import Meter
 from audioldm2_jax.data import prepared
 from audioldm2_jax.data.cache import ShardWriter
 from audioldm2_jax.data.captions import Texts
-from audioldm2_jax.data.example import Source, UnreadableRecord
+from audioldm2_jax.data.example import GIVEN_SPLITS, Source, UnreadableRecord
 from audioldm2_jax.data.prepare import records
 from audioldm2_jax.runtime.text_files import shown
 
@@ -36,38 +38,81 @@ class Plan(NamedTuple):
 
     Attributes:
         out: the folder of the set.
-        records: of the source.
+        splits: as TFDS has them, with the records of the source that each has.
         size: records of the source that become a shard.
         sampling_rate: Hz.
         max_samples: of a piece.
     """
 
     out: Path
-    records: int
+    splits: tuple[tuple[str, int], ...]
     size: int
     sampling_rate: int
     max_samples: int
 
     @property
+    def records(self) -> int:
+        """The number of records of the source."""
+        return sum(length for _, length in self.splits)
+
+    @property
     def count(self) -> int:
         """The number of shards."""
-        return -(-self.records // self.size)
+        return sum(-(-length // self.size) for _, length in self.splits)
+
+    def _place(self, number: int) -> tuple[str, int, int, range]:
+        """The split of a shard, which one it is of how many there, and `range_of` it."""
+        first = 0
+        for split, length in self.splits:
+            if number < (shards := -(-length // self.size)):
+                begin = first + number * self.size
+                return split, number, shards, range(begin, min(begin + self.size, first + length))
+            number, first = number - shards, first + length
+        raise IndexError(f"there are {self.count} shards")
+
+    def split_of(self, number: int) -> str:
+        """The split that a shard is of."""
+        return self._place(number)[0]
+
+    def range_of(self, number: int) -> range:
+        """The records of the source that become a shard."""
+        return self._place(number)[3]
 
     def shard(self, number: int) -> Path:
         """The file of a shard."""
-        return self.out / prepared.shard_name(number, self.count)
+        return self.out / prepared.shard_name(*self._place(number)[:3])
 
     def part(self, number: int) -> Path:
         """The file of its rows."""
         return self.out / PARTS / f"{number:05d}-of-{self.count:05d}.parquet"
 
-    def range_of(self, number: int) -> range:
-        """The records of the source that become a shard."""
-        return range(number * self.size, min((number + 1) * self.size, self.records))
+    def missing(self) -> list[int]:
+        """The shards that are not made, in order; two folders are read for that, however many shards there are."""
+        there, rows = ({*os.listdir(folder)} for folder in (self.out, self.out / PARTS))
+        return [
+            number
+            for number in range(self.count)
+            if self.shard(number).name not in there or self.part(number).name not in rows
+        ]
 
     def is_made(self, number: int) -> bool:
         """Whether a shard is there, and with it its rows; both are whole then."""
         return self.shard(number).exists() and self.part(number).exists()
+
+
+def splits_of(source: Source) -> tuple[tuple[str, int], ...]:
+    """The splits of a prepared set as of `Plan`: those that the source is given, else "train" alone."""
+    given = source.given_splits()
+    if given is None:
+        return ((GIVEN_SPLITS[0], len(source)),)
+    counts = np.bincount(given, minlength=len(GIVEN_SPLITS))
+    return tuple((split, int(count)) for split, count in zip(GIVEN_SPLITS, counts) if count)
+
+
+def digest_of(source: Source) -> str:
+    """What tells what was found in a source from what another process has found: records, texts and given splits."""
+    given = source.given_splits()
+    return f"{source.listing_digest()} {'' if given is None else hashlib.sha256(given.tobytes()).hexdigest()}"
 
 
 class ShardMaker:
@@ -75,6 +120,7 @@ class ShardMaker:
 
     def __init__(self, source: Source, plan: Plan) -> None:
         self.source, self.plan = source, plan
+        self._given = source.given_splits()
         self._encoder = records.RecordEncoder(plan.sampling_rate)
 
     def make(self, number: int, begins: Callable[[int], None], done: Callable[[], None]) -> list[str]:
@@ -108,25 +154,38 @@ class ShardMaker:
     def _record(self, index: int) -> tuple[dict, Iterable[bytes]]:
         """The row of a record of the source, and the records that it becomes."""
         name, texts = self.source.name_of(index), Texts()
+        part_of = name, 0.0
+        split = None if self._given is None else GIVEN_SPLITS[self._given[index]]
         try:
             texts = Texts(self.source.captions(index), self.source.transcription(index))
-            original = self.source.original(index)
-            if original.rate not in _RATES:
-                raise files.UnreadableAudio(f"{shown(name)} says that it has {original.rate} Hz: correct its header")
-            meter = Meter(original.rate, original.channels, original.encoding)
-            mono = (meter.update(block) for block in original.blocks())
-            sounds, lengths = [], []
-            rate = self.plan.sampling_rate
-            for piece in pieces.cut(resampled(mono, original.rate, rate), self.plan.max_samples, rate):
-                sounds.append(records.encode_sound(piece, rate))
-                lengths.append(len(piece))
+            part_of = self.source.part_of(index)
+            measures, sounds, lengths = self._sounds(index, name)
         except (UnreadableRecord, files.UnreadableAudio) as error:
-            return records.row(name, texts, {}, (), str(error)), ()
+            reason = str(error)
         except _FAULTS as error:
             reason = f"{shown(name)} cannot be read: {' '.join(str(error).split()) or type(error).__name__}"
-            return records.row(name, texts, {}, (), reason), ()
-        row = records.row(name, texts, meter.result()._asdict(), lengths, None)
-        return row, self._encoder.records(name, texts, sounds, lengths)
+        else:
+            row = records.row(name, part_of[0], split, texts) | measures | {"pieces": lengths}
+            return row, self._encoder.records(name, part_of, texts, sounds, lengths)
+        return records.row(name, part_of[0], split, texts) | {"unreadable": reason}, ()
+
+    def _sounds(self, index: int, name: str) -> tuple[dict, list[tuple[bytes, float]], list[int]]:
+        """The measures of a record of the source, and the sound and the length of each piece of it."""
+        original, rate = self.source.original(index), self.plan.sampling_rate
+        if original.rate not in _RATES:
+            raise files.UnreadableAudio(f"{shown(name)} says that it has {original.rate} Hz: correct its header")
+        meter = Meter(original.rate, original.channels, original.encoding)
+        mono = (meter.update(block) for block in original.blocks())
+        if original.whole:
+            heard: Iterable[np.ndarray] = resampled(mono, original.rate, rate)
+        else:
+            deque(mono, maxlen=0)  # for its measures
+            heard = [self.source[index].waveform]  # seconds, where authors cut their recordings
+        sounds, lengths = [], []
+        for piece in pieces.cut(heard, self.plan.max_samples, rate):
+            sounds.append(records.encode_sound(piece, rate))
+            lengths.append(len(piece))
+        return meter.result()._asdict(), sounds, lengths
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:

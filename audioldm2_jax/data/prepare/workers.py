@@ -16,6 +16,8 @@ from audioldm2_jax.runtime import children
 from audioldm2_jax.runtime.text_files import shown
 
 _POLL = 0.5  # seconds between two looks at how far they are
+#: Not forked: the libraries that read and write have threads, which a forked process lacks.
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class WorkerError(RuntimeError):
@@ -41,18 +43,16 @@ def make_shards(
     if not workers:
         yield from _make_here(ShardMaker(source, plan), numbers, told)
         return
-    # Not forked: the libraries that read and write have threads, which a forked process lacks.
-    context = multiprocessing.get_context("spawn")
-    done, waiting = context.Value("q", 0), deque(numbers)
-    crew: dict[connection.Connection, _Worker] = {}
+    done, waiting = CONTEXT.Value("q", 0), deque(numbers)
+    crew: dict[connection.Connection, Worker] = {}
     try:
         for _ in range(min(workers, len(numbers))):
-            worker = _Worker(context, source, plan, done)
+            worker = Worker(source, plan, done)
             crew[worker.ours] = worker
             worker.ours.send(waiting.popleft())
         while crew:
             for ready in connection.wait([*crew], timeout=_POLL):
-                yield crew[ready].answer(source)
+                yield crew[ready].answer()
                 if waiting:
                     ready.send(waiting.popleft())
                 else:
@@ -77,27 +77,37 @@ def _make_here(maker: ShardMaker, numbers: Sequence[int], told: Callable[[int], 
         yield maker.make(number, lambda index: None, one_more)
 
 
-class _Worker:
-    """A process, and this end of the pipe to it."""
+class Worker:
+    """A process, and this end of the pipe to it, which takes the number of a shard; of the next one once it has
+    answered."""
 
-    def __init__(self, context: Any, source: Source, plan: Plan, done: Any) -> None:
-        self.ours, theirs = context.Pipe()
-        self._at = context.Value("q", -1, lock=False)  # the record that it reads
+    def __init__(self, source: Source, plan: Plan, done: Any) -> None:
+        """Args:
+        source, plan: as of `make_shards`.
+        done: a number of `CONTEXT`, with a lock, to which it adds the records that it has done.
+        """
+        self.ours, theirs = CONTEXT.Pipe()
+        self._source, self._done = source, done  # whose lock goes with its last holder on this side
+        self._at = CONTEXT.Value("q", -1, lock=False)  # the record that it reads
         arguments = theirs, source, plan, done, self._at
-        self.process = context.Process(target=_serve, args=arguments, name="prepare", daemon=True)
+        self.process = CONTEXT.Process(target=_serve, args=arguments, name="prepare", daemon=True)
         self.process.start()
         theirs.close()  # so that its end is noticed here
 
-    def answer(self, source: Source) -> list[str]:
-        """What it has to say of the shard that it was given; raises what went wrong there."""
+    def answer(self) -> list[str]:
+        """Waits for what it has to say of the shard that it was given.
+
+        Raises:
+            CacheError, OSError, WorkerError: as of `make_shards`.
+        """
         try:
             found = self.ours.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            at = f" while it read {shown(source.name_of(self._at.value))}" if self._at.value >= 0 else ""
+            at = f" while it read {shown(self._source.name_of(self._at.value))}" if self._at.value >= 0 else ""
             raise WorkerError(
                 f"a worker process ended by itself{at} (exit code {self.process.exitcode}): where memory ran out, take "
-                "fewer --workers; where that recording crashes the decoder, remove it. What was made stays"
+                "fewer workers; where that recording crashes the decoder, remove it. What was made stays"
             ) from None
         if isinstance(found, Exception):
             raise found

@@ -19,7 +19,7 @@ from audioldm2_jax.data.captions import Texts, captions_of
 from audioldm2_jax.data.csv_rows import rows_of
 from audioldm2_jax.data.public.json_objects import objects_of
 from audioldm2_jax.data.public.listed import Content, FolderTest, Item, Sounds, collect, merged
-from audioldm2_jax.data.public.youtube import held_out
+from audioldm2_jax.data.public.youtube import split_named
 from audioldm2_jax.data.records import SUFFIXES
 
 #: How the names of WavCaps' lists begin → the folder of their recordings, whose name may go on.
@@ -40,14 +40,14 @@ def wavcaps(root: Path, lists: list[str], sounds: Sounds) -> Content:
 def clotho(root: Path, lists: list[str], sounds: Sounds) -> Content:
     """Five captions each; what is not development is held out."""
 
-    def entries(file: Path, heldout: bool) -> Iterator[tuple[str, list[str], Item]]:
+    def entries(file: Path, split: str) -> Iterator[tuple[str, list[str], Item]]:
         for where, row in rows_of(file, ("file_name", "caption_1")):
             captions = captions_of([text for key, text in row.items() if key.startswith("caption_")], where)
-            yield where, [os.path.splitext(row["file_name"].strip())[0]], Item("", Texts(captions), heldout)
+            yield where, [os.path.splitext(row["file_name"].strip())[0]], Item("", Texts(captions), split)
 
     parts = {name: match[1].lower() for name in lists if (match := _CLOTHO.search(name))}
     near = {name: _among(_SPLITS, part) for name, part in parts.items()}
-    return merged(collect(sounds, entries(root / name, held_out(name)), near.get(name)) for name in lists)
+    return merged(collect(sounds, entries(root / name, split_named(name)), near.get(name)) for name in lists)
 
 
 def _among(parts: Sequence[str], own: str) -> FolderTest:

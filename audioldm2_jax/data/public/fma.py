@@ -18,6 +18,7 @@ from audioldm2_jax.runtime.text_files import shown
 
 _TOP, _GENRES, _TAGS = ("track", "genre_top"), ("track", "genres"), ("track", "tags")
 _SPLIT, _SUBSET = ("set", "split"), ("set", "subset")
+_SPLITS = {"training": "train", "validation": "validation", "test": "test"}
 _SIZES = ("small", "medium", "large", "full")  # each one holds those before it
 
 
@@ -47,8 +48,8 @@ def _tracks(file: Path, subsets: set[str]) -> Iterator[tuple[str, list[str], Ite
             raise ValueError(f"{where}: {fields[0]!r} is no number of a track")
         if values.get(_SUBSET, "") in subsets or not values.get(_SUBSET):
             labels = [values[_TOP], *_named(values[_GENRES], genres, where), *python_list(values.get(_TAGS, ""), where)]
-            heldout = values[_SPLIT] in ("validation", "test") if _SPLIT in values else None
-            yield where, [f"{int(fields[0]):06d}"], Item("", Texts(joined_labels(labels)), heldout)
+            split = _SPLITS.get(values[_SPLIT], "train") if _SPLIT in values else None
+            yield where, [f"{int(fields[0]):06d}"], Item("", Texts(joined_labels(labels)), split)
 
 
 def _columns(file: Path, headers: list[list[str]]) -> dict[tuple[str, str], int]:

@@ -18,11 +18,13 @@ import numpy as np
 
 from audioldm2_jax.audio import files
 from audioldm2_jax.data.captions import Texts
+from audioldm2_jax.data.example import GIVEN_SPLITS, UnreadableRecord
 from audioldm2_jax.data.records import (
     OTHER_SOUND,
     SUFFIXES,
     THREADS,
     Records,
+    are_given,
     file_digests,
     listing_of,
 )
@@ -38,14 +40,14 @@ class Item(NamedTuple):
     Attributes:
         file: the sound file, relative to the folder of the data set.
         texts: what is written about it.
-        heldout: whether the authors hold it out; None where they do not say.
+        split: of `GIVEN_SPLITS`, the one that the authors have it in; None where they do not say.
         span: where it begins and ends in the file, in seconds; None: it is the whole.
         cut: whether the file may hold the span alone, as people cut clips out of videos.
     """
 
     file: str
     texts: Texts
-    heldout: bool | None = None
+    split: str | None = None
     span: tuple[float, float] | None = None
     cut: bool = False
 
@@ -66,8 +68,9 @@ class Content(NamedTuple):
         known = self.items.get(name, item)
         captions = tuple(dict.fromkeys((*known.texts.captions, *item.texts.captions)))
         said = known.texts.transcription or item.texts.transcription
-        heldout = known.heldout or item.heldout  # what a list holds out is not trained on for another one's sake
-        self.items[name] = item._replace(texts=Texts(captions, said), heldout=heldout)
+        # What a list holds out is not trained on for another one's sake.
+        split = max(known.split, item.split, key=lambda one: GIVEN_SPLITS.index(one) if one else -1)
+        self.items[name] = item._replace(texts=Texts(captions, said), split=split)
 
 
 FolderTest = Callable[[str], bool | None]
@@ -126,9 +129,9 @@ class Sounds:
 class Listed(Records):
     """The records of one split of a public data set.
 
-    Where the lists hold out some of their recordings (a test set), these are the held-out split, and `heldout_share`
-    counts for nothing; else a recording's hash decides, all pieces of it alike. What the lists name and is not here is
-    kept in `skipped`, as is what cannot be read.
+    Where the lists hold out some of their recordings (a test set), these are the held-out split; else a recording's
+    hash decides, all pieces of it alike. What the lists name and is not here is kept in `skipped`, as is what cannot be
+    read.
 
     Args:
         name: what the data set is called in messages.
@@ -168,9 +171,10 @@ class Listed(Records):
                 found[key] = self._place(item, lengths[item.file])
             except files.UnreadableAudio as error:
                 skipped[key] = str(error)
-        self._given = len({items[key].heldout is True for key in found}) > 1
-        splits = {key: int(items[key].heldout is True) if self._given else split_hash(items[key].file) for key in found}
-        rows = [Row(key, place, items[key].texts, split=splits[key]) for key, place in found.items()]
+        self._given = are_given(items[key].split for key in found)
+        rows = [Row(key, place, items[key].texts, split=self._split_of(items[key])) for key, place in found.items()]
+        if self._given:
+            rows.sort(key=lambda row: row.split)
         rows += [Row(key, reason=reason) for key, reason in skipped.items()]
         super().__init__(root, Table.of(rows), split, sampling_rate, heldout_share)
         if unnamed := len(sounds) - len(lengths):
@@ -214,10 +218,25 @@ class Listed(Records):
             )
         return [item.file, first, last - first]
 
-    def _positions(self, hashes: np.ndarray) -> np.ndarray:
-        if self._given:
-            return np.flatnonzero(hashes == (self._split[0] == "heldout"))
-        return super()._positions(hashes)
+    def _split_of(self, item: Item) -> int:
+        """What the table's column has of an item."""
+        return GIVEN_SPLITS.index(item.split or GIVEN_SPLITS[0]) if self._given else split_hash(item.file)
+
+    def part_of(self, index: int) -> tuple[str, float]:
+        """See `Source.part_of`: the file."""
+        file, first, _ = self._places[index]
+        return file, first / self.sampling_rate
+
+    def original(self, index: int) -> files.Original:
+        """See `Source.original`."""
+        file, first, length = self._places[index]
+        path = self.root / file
+        try:
+            if not first and length == files.length(path, self.sampling_rate):
+                return files.original(path)
+            return files.original(path, part=(first / self.sampling_rate, length / self.sampling_rate))
+        except files.UnreadableAudio as error:
+            raise UnreadableRecord(str(error)) from error
 
     def _waveform(self, index: int, samples: int | None, position: float) -> np.ndarray:
         file, first, length = self._places[index]

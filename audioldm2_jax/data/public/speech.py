@@ -27,6 +27,8 @@ from audioldm2_jax.data.records import THREADS
 from audioldm2_jax.runtime.text_files import read_text, shown
 
 NORMALIZED, ORIGINAL, SPEAKERS = ".normalized.txt", ".original.txt", "speakers.tsv"
+#: How the names of LibriTTS' parts begin that are held out.
+_PARTS = {"dev-": "validation", "test-": "test"}
 _SOMEBODY = {"F": ("a woman speaks",), "M": ("a man speaks",)}
 _SOURCES = {
     "audiobook": ("someone speaks in an audiobook",),
@@ -74,9 +76,10 @@ def libritts(root: Path, lists: list[str], sounds: Sounds) -> Content:
         if said is None and original.is_file():
             said = transcription_of(read_text(original), shown(original))
         # The parts of the corpus are called dev-clean, test-other, train-clean-100: those are not the last folder.
-        heldout = any(part.startswith(("dev-", "test-")) for part in name.split("/"))
+        folders = name.split("/")
+        split = next((_PARTS[begin] for folder in folders for begin in _PARTS if folder.startswith(begin)), "train")
         texts = Texts(_SOMEBODY.get(genders.get(stem.partition("_")[0], ""), ()), said)
-        return shown(file), [stem], Item("", texts, heldout)
+        return shown(file), [stem], Item("", texts, split)
 
     with ThreadPool(THREADS) as pool:
         return collect(sounds, pool.imap(entry, lists, chunksize=64))
@@ -111,7 +114,8 @@ def _add_segments(content: Content, root: Path, folder: str, where: str, audio: 
             content.missing[sid] = f"{where}, {sid}: it lies from {span[0]} to {span[1]}, which is no piece of time"
             continue
         texts = _said(segment.get("text_tn"), heard, f"{where}, {sid}")
-        content.add(sid, Item(file, texts, bool({"{DEV}", "{TEST}"} & {*subsets}), (span[0], span[1])))
+        split = "test" if "{TEST}" in subsets else "validation" if "{DEV}" in subsets else "train"
+        content.add(sid, Item(file, texts, split, (span[0], span[1])))
 
 
 def _said(text: object, heard: tuple[str, ...], where: str) -> Texts:

@@ -27,23 +27,24 @@ from audioldm2_jax.runtime.text_files import shown
 
 _SECONDS = 10.0  # of AudioCaps' clips
 _TRUE = "true"
-_HELD_OUT = re.compile(r"(^|[^a-z])(val|valid|validation|test|eval|evaluation)([^a-z]|$)", re.IGNORECASE)
+_NAMED = re.compile(r"(^|[^a-z])(val|valid|validation|test|eval|evaluation)([^a-z]|$)", re.IGNORECASE)
 
 
 def audiocaps(root: Path, lists: list[str], sounds: Sounds) -> Content:
     """Captions as they are; val.csv and test.csv are held out."""
 
-    def entries(file: Path, heldout: bool) -> Iterator[tuple[str, list[str], Item]]:
+    def entries(file: Path, split: str) -> Iterator[tuple[str, list[str], Item]]:
         for where, row in rows_of(file, ("youtube_id", "start_time", "caption")):
             begin = number(row["start_time"], where, "start_time")
             span = begin, begin + _SECONDS
             stems = _stems(row["youtube_id"], span) + ([row["audiocap_id"]] if row.get("audiocap_id") else [])
-            yield where, stems, Item("", Texts(captions_of(row["caption"], where)), heldout, span, cut=True)
+            yield where, stems, Item("", Texts(captions_of(row["caption"], where)), split, span, cut=True)
 
-    def near(heldout: bool) -> FolderTest:
-        return lambda folder: held_out(folder) == heldout
+    def near(split: str) -> FolderTest:
+        return lambda folder: (split_named(folder) == "train") == (split == "train")
 
-    return merged(collect(sounds, entries(root / name, held_out(name)), near(held_out(name))) for name in lists)
+    splits = {name: split_named(name) for name in lists}
+    return merged(collect(sounds, entries(root / name, split), near(split)) for name, split in splits.items())
 
 
 def musiccaps(root: Path, lists: list[str], sounds: Sounds) -> Content:
@@ -54,8 +55,9 @@ def musiccaps(root: Path, lists: list[str], sounds: Sounds) -> Content:
             captions = captions_of(row["caption"], where)
             captions = captions or joined_labels(python_list(row.get("aspect_list", ""), where))
             span = number(row["start_s"], where, "start_s"), number(row["end_s"], where, "end_s")
-            heldout = row["is_audioset_eval"].strip().lower() == _TRUE if "is_audioset_eval" in row else None
-            yield where, _stems(row["ytid"], span), Item("", Texts(captions), heldout, span, cut=True)
+            tested = row["is_audioset_eval"].strip().lower() == _TRUE if "is_audioset_eval" in row else None
+            split = None if tested is None else "test" if tested else "train"
+            yield where, _stems(row["ytid"], span), Item("", Texts(captions), split, span, cut=True)
 
     return merged(collect(sounds, entries(root / name)) for name in lists)
 
@@ -74,23 +76,26 @@ def audioset(root: Path, lists: list[str], sounds: Sounds) -> Content:
         )
     classes = ClassNames.read(tables[0])
 
-    def entries(file: Path, heldout: bool) -> Iterator[tuple[str, list[str], Item]]:
+    def entries(file: Path, split: str) -> Iterator[tuple[str, list[str], Item]]:
         for where, fields in fields_of(file):
             if len(fields) != 4:
                 raise ValueError(f"{where}: {len(fields)} fields; a segment has four: id, start, end, labels")
             video, begin, end, labels = fields
             span = number(begin, where, "the start"), number(end, where, "the end")
             texts = Texts(classes.captions(labels.split(",")))
-            yield where, _stems(video, span), Item("", texts, heldout, span, cut=True)
+            yield where, _stems(video, span), Item("", texts, split, span, cut=True)
 
-    content = merged(collect(sounds, entries(root / name, held_out(name))) for name in lists)
+    content = merged(collect(sounds, entries(root / name, split_named(name))) for name in lists)
     classes.warn(root)
     return content
 
 
-def held_out(name: str) -> bool:
-    """Whether the name of a list, or of a folder, says that it is no training set."""
-    return _HELD_OUT.search(name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".csv")) is not None
+def split_named(name: str) -> str:
+    """The split of which a list, or a folder, is by its name."""
+    found = _NAMED.search(name.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".csv"))
+    if not found:
+        return "train"
+    return "validation" if found[2].lower().startswith("val") else "test"
 
 
 def _stems(video: str, span: tuple[float, float]) -> list[str]:
