@@ -75,5 +75,5 @@ def test_a_run_that_was_stopped_tells_of_both_processes(tmp_path):
     assert "% listening" in told and "% no process" in told
     found = goodput.lifetime(lines)
     assert sum(found.values()) <= time.time() - began
-    assert found["listening"] == pytest.approx(0.2, abs=0.1) and found["no process"] >= 0.3
+    assert 0.2 <= found["listening"] < 2 and found["no process"] >= 0.3
     assert found["compiling"] > 0 and found["saving"] > 0 and found["starting or restoring"] > 0
