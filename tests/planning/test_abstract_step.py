@@ -1,5 +1,7 @@
 """The step that is planned is the one that training runs: the same arguments, in the same places, the same program."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from smallest import Said, components, get_config
@@ -35,14 +37,14 @@ def trained(config, stage, monkeypatch, lowered):
     def watched(*arguments):
         jitted = compiled(*arguments)
 
-        def take(state, frozen, batch, variant):
+        def trace(state, frozen, batch, variant):
             seen["arguments"] = [described(tree) for tree in (state, frozen, batch)]
             if lowered:
                 seen["text"] = jitted.lower(state, frozen, batch, variant=variant).as_text()
             seen["variant"] = variant
             raise Reached
 
-        return take
+        return SimpleNamespace(trace=trace)  # which comes before the first step
 
     monkeypatch.setattr(step, "compiled", watched)
     run.prepare(config)
