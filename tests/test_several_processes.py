@@ -90,15 +90,17 @@ def test_a_slow_process_is_named_and_one_that_is_asked_is_profiled(tmp_path):
         job.wait_for(1, "tensorboard --logdir")
         assert job.codes(180) == [0, 0], job.said(0) + job.said(1)
     (named,) = (line for line in job.lines[0] if "keeps the others waiting" in line)
-    assert re.match(
-        r"audiomae: process 1 \(.+, pid \d+\) keeps the others waiting: 0\.[34]\d* s a step of its own, "
-        r"0\.(2[5-9]|3)\d* of them for data, where others take 0\.0\d+ \(median\)$",
+    said = re.fullmatch(
+        r"audiomae: process 1 \(.+, pid \d+\) keeps the others waiting: (\S+) s a step of its own, (\S+) of them for "
+        r"data, where others take (\S+) \(median\)",
         named,
-    ), named
+    )
+    own, data, others = map(float, said.groups())
+    assert own >= data > 0.24 and own > 2 * others
     rows = [json.loads(line) for line in (folder / "stages/audiomae/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row.get("slowest_host_seconds")]
     assert len(rows) >= 5 and all(row["slowest_host"] == 1 for row in rows)
-    assert all(row["slowest_host_seconds"] > 0.25 > row["median_host_seconds"] > 0.05 for row in rows)
+    assert all(row["slowest_host_seconds"] > max(0.24, row["median_host_seconds"]) for row in rows)
 
     first, last = map(int, re.search(r"process 1 .*: the profile of steps (\d+) to (\d+)", job.said(1)).groups())
     assert last == min(first + 9, 60) and "tensorboard" not in job.said(0)
