@@ -18,7 +18,7 @@ PREPARE = ["librosa>=0.10.2"]
 
 # What prepares recordings on several machines. It is not among what the tests need, as no release of it (2.77 is the
 # latest one that was tried) goes with protobuf 7, pyarrow 26 and Pillow 13: pip puts 6, 25 and 12 in their place, with
-# which everything else here works. Its grpcio is not 1.66 to 1.68.
+# which the tests of preparing pass. Its grpcio is not 1.66 to 1.68.
 BEAM = [*PREPARE, "apache-beam>=2.60"]
 
 # What benchmarks/instruments.py and speech.py hear with. CREPE (torchcrepe) is left out: it wants torchaudio, which not
