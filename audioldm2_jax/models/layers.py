@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from audioldm2_jax.models import tpu_attention
+
 # torch.nn.Linear and Conv2d draw weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -152,15 +154,24 @@ class Dense(nn.Module):
     window: tuple[int, ...] = ()
     kernel_init: Callable = torch_uniform
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
+        return self.products(x, 1)[0]
+
+    @nn.compact
+    def products(self, x: Array, parts: int) -> list[Array]:
+        """The features in so many equal parts, each a product of its own: [..., in] → parts × [..., features / parts].
+
+        On TPUs parts that were split off one product would be written and read once more, forward and backward.
+        """
         *leading, width = x.shape
         kernel = self.param("kernel", self.kernel_init, (*self.window, width, self.features))
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        y = x.reshape(-1, width) @ kernel.reshape(width, self.features)
+        x, kernels = x.reshape(-1, width), jnp.split(kernel.reshape(width, self.features), parts, axis=1)
+        made = [x @ kernel for kernel in kernels]
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y.reshape(*leading, self.features)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            made = [y + part for y, part in zip(made, jnp.split(bias, parts))]
+        return [y.reshape(*leading, -1) for y in made]
 
 
 def conv1x1(features: int, dtype: jnp.dtype, **options) -> Dense:
@@ -180,13 +191,16 @@ def attend(query: Array, key: Array, value: Array, bias: Array | None = None) ->
     query [batch, n, heads, dim]; key, value [batch, m, heads, dim]; bias [batch, m] → [batch, n, heads, dim].
 
     The same formula everywhere, by the platform that it is compiled for: on NVIDIA's in half precision by cuDNN, which
-    keeps the scores on the chip (Dao et al. 2022), where `_has_kernel` says that it can.
+    keeps the scores on the chip (Dao et al. 2022), where `_has_kernel` says that it can; on TPUs by kernels that do so,
+    where `tpu_attention.takes` them.
     """
     ways = {}
     if min(query.shape[1], key.shape[1]) > 2 * _QUERIES:
         ways["cpu"] = _attend_in_turns
     if bias is None and _has_kernel(query, key):
         ways["cuda"] = _attend_by_kernel
+    if tpu_attention.takes(query, key):
+        ways["tpu"] = tpu_attention.attend
     if not ways:
         return _attend(query, key, value, bias)
     return jax.lax.platform_dependent(query, key, value, bias, **ways, default=_attend)

@@ -39,8 +39,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Dense(2 * self.dim, self.dtype, name="proj")(x)
-        value, gate = jnp.split(x, 2, axis=-1)
+        value, gate = Dense(2 * self.dim, self.dtype, name="proj").products(x, 2)
         return value * gelu(gate)
 
 
@@ -103,10 +102,10 @@ class Transformer(nn.Module):
 
     def __call__(self, x: Array, cross_attention_kv: list[CrossAttentionKV]) -> Array:
         b, t, f, c = x.shape
-        h = self.proj_in(self.norm(x).reshape(b, t * f, c))
+        h = self.proj_in(self.norm(x.reshape(b, t * f, c)))
         for block, given in zip(self.transformer_blocks, cross_attention_kv):
             h = block(h, given)
-        return x + self.proj_out(h).reshape(x.shape)
+        return (x.reshape(b, t * f, c) + self.proj_out(h)).reshape(x.shape)
 
 
 class Level(nn.Module):

@@ -18,7 +18,7 @@ import jax
 from audioldm2_jax.planning import hlo, timeline
 from audioldm2_jax.planning.topology import Topology
 
-FORMAT = 1
+FORMAT = 2
 """Of the figures that are kept; another one has them made again."""
 _VERSIONS = ("jax", "jaxlib", "libtpu")
 _INTERVAL = 20.0  # seconds between two lines of progress

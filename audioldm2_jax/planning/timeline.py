@@ -198,7 +198,10 @@ class _Run:
         self.timeline.seconds += missing
 
     def begin_copy(self, one: Instruction) -> None:
-        moved = max(hlo.arrays(one.shape), default=0)
+        """A copy, or a part of one: ((source), destination, context), or ((target, part, …), target, context)."""
+        sizes = hlo.arrays(one.shape) or [0]
+        place = {"slice-start": -2, "dynamic-slice-start": -2, "dynamic-update-slice-start": 1}.get(one.opcode)
+        moved = max(sizes) if place is None or len(sizes) < 3 else sizes[place]
         self.begin(one.name, self.timeline.copies, Tally(1, moved, 0, moved / self.chip.bandwidth), "memory")
 
     def loop(self, one: Instruction) -> None:

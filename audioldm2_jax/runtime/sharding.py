@@ -5,8 +5,8 @@ Examples are split over both axes; parameters, averages and optimiser state over
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # A leaf below this many elements a device is not worth a gather of its own.
 SMALLEST_SHARD = 4096
+T = TypeVar("T")
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -165,3 +166,30 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         return place(x if len(rows) == len(x) else np.asarray(x)[rows], batch_sharding(mesh))
 
     return jax.tree.map(spread_rows, tree)
+
+
+def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+    """Returns a function that is traced knowing the mesh, so that `on_each_device` divides its examples."""
+
+    def on_mesh(*args: Any, **kwargs: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return on_mesh
+
+
+def knows_devices() -> bool:
+    """Returns whether `on_each_device` can be used here: in a function that knows the mesh, or where nothing is divided."""
+    return not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+
+
+def on_each_device(function: Callable[..., T], *arrays: jax.Array) -> T:
+    """Returns what `function` makes of the examples (the first axis) of each device by itself.
+
+    For kernels, which the compiler does not divide among devices as it does all else.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:  # 0: there is none
+        return function(*arrays)
+    examples = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)(*arrays)

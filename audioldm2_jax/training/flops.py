@@ -54,7 +54,7 @@ def count(traced: jax.stages.Traced, platform: str) -> float:
     """Returns the operations of a traced function (`jitted.trace(…)`): those of all devices and hosts together.
 
     Of branches the one with the most operations counts, of a loop whose end is not known beforehand one turn. Kernels
-    other than cuDNN's attention, and what `jax.shard_map` leaves to each device, are not known here.
+    other than attention's are not known here.
 
     Args:
         platform: of the devices, `device.platform`, by which `jax.lax.platform_dependent` chooses.
@@ -76,7 +76,7 @@ def _of(jaxpr: Any, wanted: Sequence[bool], platform: str) -> float:
 
 def _of_equation(equation: Any, used: Sequence[bool], platform: str) -> float:
     name, params = equation.primitive.name, equation.params
-    own = _COUNTED.get(name)
+    own = _COUNTED.get(params.get("name") if name == "jit" else name)
     inside = [] if own else _inside(params)
     if not (own or inside) or _RECOMPUTED in str(equation.source_info.name_stack):
         return 0
@@ -87,8 +87,14 @@ def _of_equation(equation: Any, used: Sequence[bool], platform: str) -> float:
         return max(_of(branch, used, platform) for branch in (inside if chosen is None else [inside[chosen]]))
     # What a loop carries is used by its next turn.
     same = name not in ("scan", "while") and all(len(inner.outvars) == len(used) for inner in inside)
-    turns = params["length"] if name == "scan" else 1
+    turns = {"scan": params.get("length"), "shard_map": _devices(params)}.get(name, 1)
     return turns * sum(_of(inner, used if same else [True] * len(inner.outvars), platform) for inner in inside)
+
+
+def _devices(params: dict[str, Any]) -> int:
+    """Returns how many devices do what is in a `jax.shard_map`, each of them on a part of its own."""
+    mesh = params.get("mesh")
+    return mesh.size if mesh is not None else 1
 
 
 def _inside(params: dict[str, Any]) -> list[Any]:
@@ -121,7 +127,7 @@ def _of_convolution(equation: Any) -> float:
 
 
 def _of_attention(products: int) -> Callable[[Any], int]:
-    """Of cuDNN's kernel, which is given query [batch, n, heads, dim], key [batch, m, heads, dim] and so on.
+    """Of a kernel that is given query [batch, n, heads, dim], key [batch, m, heads, dim] and so on.
 
     Args:
         products: of matrices; backward those of the formula, not the scores, which it computes again.
@@ -139,4 +145,6 @@ _COUNTED = {
     "conv_general_dilated": _of_convolution,
     "dot_product_attention_fwd_wrapper": _of_attention(2),
     "dot_product_attention_bwd_wrapper": _of_attention(4),
+    "tpu_attention_forward": _of_attention(2),
+    "tpu_attention_backward": _of_attention(4),
 }

@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from audioldm2_jax.rngs import Rngs, of_step
+from audioldm2_jax.runtime import sharding
 from audioldm2_jax.stages.base import Objective, Stage
 from audioldm2_jax.training import optim
 from audioldm2_jax.training.state import Optimizers, State
@@ -35,7 +36,7 @@ def compiled(stage: Stage, optimizers: Optimizers, on_mesh: State, mesh: Mesh) -
         on_mesh: the sharding of every array of the state.
     """
     return jax.jit(
-        partial(step, stage, optimizers, stage.key),
+        sharding.within(mesh, partial(step, stage, optimizers, stage.key)),
         static_argnames="variant",
         donate_argnums=0,
         out_shardings=(on_mesh, NamedSharding(mesh, PartitionSpec())),

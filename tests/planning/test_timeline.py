@@ -44,6 +44,21 @@ def test_a_collective_that_computation_hides_costs_nothing():
     assert alone.collectives["collective-permute", "ICI"].exposed == pytest.approx(1e-3, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("start", "wanted"),
+    [
+        ("(f32[256]{0}, f32[1024]{0}, u32[]) copy-start(%a)", 4096),
+        ("((f32[1024]{0}), f32[256]{0}, s32[]) slice-start(%a), slice={[0:256]}", 1024),
+        ("((f32[1024]{0}, s32[]), f32[256]{0}, s32[]) dynamic-slice-start(%a, %i)", 1024),
+        ("((f32[1024]{0}, f32[256]{0}, s32[]), f32[1024]{0}, s32[]) dynamic-update-slice-start(%a, %x, %i)", 1024),
+    ],
+)
+def test_of_a_part_only_its_bytes_are_copied(start, wanted):
+    kind = start.split(") ")[-1].split("-start")[0]
+    made = run(f"%s = {start}", f"%d = f32[256]{{0}} {kind}-done(%s)")
+    assert made.copies.bytes == wanted and made.copies.count == 1
+
+
 def test_two_collectives_share_their_links():
     array = "f32[11250000]{0}"
     lines = [

@@ -116,7 +116,7 @@ def test_branches():
 
 
 def test_a_kernel_counts_as_its_formula(monkeypatch):
-    """cuDNN's attention, traced as on a machine that has it: as many operations as elsewhere, forward and backward."""
+    """cuDNN's attention, traced as on a machine that has it, and that of TPUs: as many as elsewhere, either way."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
@@ -131,7 +131,8 @@ def test_a_kernel_counts_as_its_formula(monkeypatch):
     for function, products in ((loss, 2), (jax.value_and_grad(loss, (0, 1, 2)), 6)):
         traced = jax.jit(function).trace(query, key, key)
         assert "dot_product_attention_fwd" in str(traced.jaxpr)
-        assert [flops.count(traced, platform) for platform in ("gpu", "tpu")] == [products * wanted] * 2
+        assert [flops.count(traced, platform) for platform in ("gpu", "tpu", "cpu")] == [products * wanted] * 3
+        assert "tpu_attention_forward" in str(traced.jaxpr)
 
 
 class Twofold(Line):
