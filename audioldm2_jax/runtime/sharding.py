@@ -6,6 +6,7 @@ Examples are split over both axes; parameters, averages and optimiser state over
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -91,15 +92,14 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
     On a mesh without the axis `fsdp` all leaves are whole.
     """
     size = mesh.shape.get("fsdp", 1)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _state_spec(leaf.shape, size)), tree)
 
-    def place(leaf: Any) -> NamedSharding:
-        if not is_shared(leaf.shape, size):
-            return NamedSharding(mesh, PartitionSpec())
-        axes = [axis for axis, extent in enumerate(leaf.shape) if extent % size == 0]
-        widest = max(axes, key=lambda axis: leaf.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * widest, "fsdp"))
 
-    return jax.tree.map(place, tree)
+def _state_spec(shape: Sequence[int], size: int) -> PartitionSpec:
+    if not is_shared(shape, size):
+        return PartitionSpec()
+    axes = [axis for axis, extent in enumerate(shape) if extent % size == 0]
+    return PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), "fsdp")
 
 
 def is_shared(shape: Sequence[int], size: int) -> bool:
@@ -176,6 +176,30 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
             return function(*args, **kwargs)
 
     return on_mesh
+
+
+def gathered(tree: Any) -> Any:
+    """Returns a tree that is laid out as by `state_sharding` whole on every device, to compute with.
+
+    Its gradients are laid out as the tree is: summed over the devices and shared out in one exchange. Left to itself, the
+    compiler goes on computing with parts here and there, and exchanges activations between the layers. In a function
+    that does not know a mesh (`within`), or on a mesh without the axis `fsdp`, the tree stays as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
+        return tree
+    return jax.tree.map(lambda leaf: _gathered(leaf, _state_spec(leaf.shape, mesh.shape["fsdp"])), tree)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec())
+
+
+_gathered.defvjp(
+    lambda leaf, spec: (_gathered(leaf, spec), None),
+    lambda spec, _, grad: (jax.lax.with_sharding_constraint(grad, spec),),
+)
 
 
 def knows_devices() -> bool:

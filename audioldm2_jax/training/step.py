@@ -55,7 +55,7 @@ def step(
     """
     count, hparams = state["step"], stage.hparams
     size = jax.tree.leaves(batch)[0].shape[0]
-    batch = stage.weigh(batch)
+    batch, frozen = stage.weigh(batch), sharding.gathered(frozen)
     rngs = of_step(key, count, size)
     params, model_state, opt = state["params"], state["model_state"], dict(state["opt"])
     objectives = stage.objectives(variant)
@@ -104,7 +104,8 @@ def gradient(stage: Stage, objective: Objective, params, model_state, frozen, ba
         outputs, pull = shared or _forward(stage, params, model_state, frozen, batch, rngs, variant)
 
         def loss(own, outputs):
-            return objective.loss({**params, **own}, outputs, model_state, frozen, batch, rngs)
+            whole = sharding.gathered({**params, **own})
+            return objective.loss(whole, outputs, model_state, frozen, batch, rngs)
 
         own = {group: params[group] for group in objective.groups}
         reached = [group for group in objective.groups if group in stage.forward_groups]
@@ -156,4 +157,8 @@ def _where(condition: jax.Array, first: Any, second: Any) -> Any:
 def _forward(stage: Stage, params, model_state, frozen, batch, rngs, variant):
     """Returns the stage's shared outputs and their pull-back to `forward_groups`."""
     own = {group: params[group] for group in stage.forward_groups}
-    return jax.vjp(lambda own: stage.forward({**params, **own}, model_state, frozen, batch, rngs, variant), own)
+
+    def forward(own):
+        return stage.forward(sharding.gathered({**params, **own}), model_state, frozen, batch, rngs, variant)
+
+    return jax.vjp(forward, own)

@@ -172,6 +172,50 @@ def test_two_processes_train_as_one(tmp_path):
     assert sorted(path.name for path in (together / "stages/vae/checkpoints").iterdir()) == ["2", "4"]
 
 
+ON_FOUR_DEVICES = """
+import json, re
+import jax, jax.numpy as jnp
+from audioldm2_jax.runtime import sharding
+
+mesh = sharding.make_mesh({"data": 1, "fsdp": 4})
+weights = {"a": jnp.ones((64, 1024)), "b": jnp.ones((1024, 256)), "c": jnp.ones((256,))}
+places = sharding.state_sharding(weights, mesh)
+x = jax.device_put(jnp.arange(16 * 64.0).reshape(16, 64) / 1024, sharding.batch_sharding(mesh))
+
+def loss(gathered, w, x):
+    w = gathered(w)
+    y = jnp.tanh(x @ w["a"])
+    return (jnp.tanh(y @ w["b"] + w["c"])[:, ::-1] ** 2).mean()
+
+found = {}
+for name, gathered in (("ours", sharding.gathered), ("left to itself", lambda tree: tree)):
+    function = sharding.within(mesh, jax.value_and_grad(lambda *given: loss(gathered, *given)))
+    compiled = jax.jit(function).lower(jax.device_put(weights, places), x).compile()
+    value, grads = compiled(jax.device_put(weights, places), x)
+    found[name] = {
+        "value": float(value), "grads": {key: float(grad.sum()) for key, grad in grads.items()},
+        "placed": all(grad.sharding == places[key] for key, grad in grads.items()),
+        "exchanges": sorted(set(re.findall(r"= \\S+ (all-to-all|collective-permute)", compiled.as_text()))),
+    }
+
+seen = []
+parts = jax.jit(sharding.within(mesh, lambda x: sharding.on_each_device(lambda x: seen.append(x.shape) or 2 * x, x)))
+doubled = parts(x)
+found["parts"] = [seen, doubled.sharding == x.sharding, bool((doubled == 2 * x).all())]
+found["without"] = [sharding.knows_devices(), sharding.gathered(weights) is weights]
+print(json.dumps(found))
+"""
+
+
+def test_weights_are_gathered_and_gradients_shared_out():
+    found = json.loads(finish(run("-c", ON_FOUR_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=4")))
+    ours, theirs = found["ours"], found["left to itself"]
+    assert ours["value"] == pytest.approx(theirs["value"]) and ours["grads"] == pytest.approx(theirs["grads"])
+    assert ours["placed"] and not ours["exchanges"]
+    assert found["parts"] == [[[4, 64]], True, True]  # a quarter of the examples each
+    assert found["without"] == [False, True]  # no mesh is known: nothing to divide by, nothing to gather
+
+
 def test_mesh_that_does_not_fit():
     config = get_config()
     config.mesh.update(data=3, fsdp=5)
