@@ -53,7 +53,7 @@ def _normalise(x: Array, scale: Array, bias: Array, num_groups: int | None, epsi
 
 
 def _normalise_gradient(num_groups: int | None, epsilon: float, saved: tuple, grad: Array) -> tuple[Array, ...]:
-    x, mean, inverse, scale = saved
+    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)
     normal = (x.astype(jnp.float32) - mean) * inverse
     scaled = grad * scale
     inward = scaled - _average(scaled, num_groups) - normal * _average(scaled * normal, num_groups)

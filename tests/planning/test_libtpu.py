@@ -75,6 +75,31 @@ except ValueError as error:
     assert "its first axis has to be a multiple of 2" in error
 
 
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_compiler_takes_the_kernels_of_attention(name):
+    """On every device the kernels of its own examples, forward and backward, and nothing is exchanged for them."""
+    code = """
+import sys
+import jax.numpy as jnp
+from audioldm2_jax.models.layers import attend
+from audioldm2_jax.planning import hlo, timeline, topology
+from audioldm2_jax.runtime import sharding
+where = topology.parse(sys.argv[1])
+mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, topology.devices(where))
+def of(tokens):
+    return jax.ShapeDtypeStruct((8, tokens, 8, 32), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+for keys in (1024, 8):
+    gradient = jax.grad(lambda *given: attend(*given).astype(jnp.float32).sum(), (0, 1, 2))
+    compiled = jax.jit(sharding.within(mesh, gradient)).lower(of(1024), of(keys), of(keys)).compile()
+    made = timeline.run(hlo.parse(compiled.as_text()), where)
+    (kernel,) = made.kernels.values()
+    # Scores are of 128 lanes, three times; weighted sums of 32, four times; 8 keys fill 16 rows.
+    assert kernel.count == 2 and kernel.flops == 2 * 2 * 1024 * max(keys, 16) * 256 * (3 * 4 + 4), kernel
+    assert not made.collectives and not made.notes, (made.collectives, made.notes)
+"""
+    python(code, name)
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path):
     """The whole of it, on a stage that compiles in a minute or two; the second time nothing is compiled."""
