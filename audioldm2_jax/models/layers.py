@@ -99,8 +99,37 @@ class GroupNorm(nn.Module):
 
 
 def gelu(x: Array) -> Array:
-    """x · Φ(x) by erf (Hendrycks & Gimpel 2016); the erfc of jax.nn.gelu takes XLA:CPU three times as long."""
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+    """x · Φ(x), Φ the normal distribution (Hendrycks & Gimpel 2016).
+
+    In float32 by erf; the erfc of jax.nn.gelu takes XLA:CPU three times as long. In half precision by a formula for Φ
+    that is exact to 1e-7 and shares its exponential with the gradient: XLA's erf is some thirty operations, of which a
+    TPU does so few at a time that they took longer than the products of the layer.
+    """
+    return _gelu_of_half(x) if x.dtype in (jnp.bfloat16, jnp.float16) else x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+
+
+@jax.custom_vjp
+def _gelu_of_half(x: Array) -> Array:
+    wide = x.astype(jnp.float32)
+    return (wide * _normal(wide)[0]).astype(x.dtype)
+
+
+def _gelu_gradient(x: Array, grad: Array) -> tuple[Array]:
+    wide = x.astype(jnp.float32)
+    below, density = _normal(wide)
+    return ((grad.astype(jnp.float32) * (below + wide * density)).astype(x.dtype),)
+
+
+_gelu_of_half.defvjp(lambda x: (_gelu_of_half(x), x), _gelu_gradient)
+
+
+def _normal(x: Array) -> tuple[Array, Array]:
+    """The normal distribution below x and its density at x (Abramowitz & Stegun 1964, formula 7.1.26)."""
+    exponential = jnp.exp(-0.5 * x * x)
+    t = 1 / (1 + 0.3275911 * 0.5**0.5 * jnp.abs(x))
+    tail = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 0.5 * tail * exponential
+    return jnp.where(x < 0, tail, 1 - tail), exponential * (2 * jnp.pi) ** -0.5
 
 
 def conv3x3(features: int, dtype: jnp.dtype, *, kernel_init: Callable = torch_uniform, **options) -> nn.Conv:

@@ -87,7 +87,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """Returns a sharding for every leaf: its largest axis that `fsdp` divides; small leaves are whole.
+    """Returns a sharding for every leaf: its first axis that `fsdp` divides; small leaves are whole.
 
     On a mesh without the axis `fsdp` all leaves are whole.
     """
@@ -98,8 +98,8 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
 def _state_spec(shape: Sequence[int], size: int) -> PartitionSpec:
     if not is_shared(shape, size):
         return PartitionSpec()
-    axes = [axis for axis, extent in enumerate(shape) if extent % size == 0]
-    return PartitionSpec(*[None] * max(axes, key=lambda axis: shape[axis]), "fsdp")
+    first = next(axis for axis, extent in enumerate(shape) if extent % size == 0)
+    return PartitionSpec(*[None] * first, "fsdp")
 
 
 def is_shared(shape: Sequence[int], size: int) -> bool:

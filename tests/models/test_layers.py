@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from audioldm2_jax.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend, conv3x3
+from audioldm2_jax.models.layers import Dense, GroupNorm, LayerNorm, Upsample, attend, conv3x3, gelu
 
 # float32: sums of some hundred terms in another order.
 TOLERANCE = 2e-5
@@ -72,6 +72,20 @@ def test_many_queries_in_turns_change_neither_values_nor_gradients() -> None:
 
     got, wanted = (jax.value_and_grad(partial(loss, way), range(4))(query, key, value, bias) for way in (True, False))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE), got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_gelu_in_half_precision_is_rounded_and_nothing_else(dtype: jnp.dtype) -> None:
+    """Values and gradients within the rounding of their type of PyTorch's in double precision, far out, too."""
+    torch = pytest.importorskip("torch")
+    x = jnp.linspace(-12, 12, 4801).astype(dtype)
+    exact = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    wanted = torch.nn.functional.gelu(exact)
+    wanted.sum().backward()
+    rounding = float(jnp.finfo(dtype).eps)
+    for got, theirs in ((gelu(x), wanted.detach()), (jax.vmap(jax.grad(gelu))(x), exact.grad)):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(np.asarray(got, np.float64), theirs.numpy(), rtol=rounding, atol=2e-6)
 
 
 KERNELS = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
