@@ -32,14 +32,14 @@ _NEVER = -1e30  # the bias of keys that fill up a register
 
 
 def takes(query: Array, key: Array) -> bool:
-    """Whether the kernels attend from query [batch, n, heads, dim] to key [batch, m, heads, dim]."""
+    """Whether the kernels attend from query [batch, n, heads, dim] to key [batch, m, heads, dim], and well."""
     n, heads, dim = query.shape[1:]
     return (
         query.dtype == jnp.bfloat16
         and LANES % dim == 0
         and dim % _ROWS == 0
         and heads * dim % LANES == 0
-        and n % LANES == 0
+        and -n % LANES <= n // 2  # of queries that fill up the lanes
         and max(n, key.shape[1]) <= _MOST
         and sharding.knows_devices()
     )
@@ -56,16 +56,16 @@ def attend(query: Array, key: Array, value: Array, bias: Array | None = None) ->
 
 
 def _attend(query: Array, key: Array, value: Array, bias: Array | None) -> tuple[Array, tuple]:
-    given = _flat(query), *_whole_registers(key, value, bias)
+    given = *map(_flat, (query, key, value)), _bias(key, bias)
     mixed, totals = sharding.on_each_device(partial(tpu_attention_forward, dim=query.shape[-1]), *given)
     return mixed.reshape(query.shape), (query, key, value, bias, mixed, totals)
 
 
 def _gradient(saved: tuple, grad: Array) -> tuple[Array, Array, Array, Array | None]:
     query, key, value, bias, mixed, totals = saved
-    given = _flat(query), *_whole_registers(key, value, bias), mixed, totals, _flat(grad)
+    given = *map(_flat, (query, key, value)), _bias(key, bias), mixed, totals, _flat(grad)
     grads = sharding.on_each_device(partial(tpu_attention_backward, dim=query.shape[-1]), *given)
-    grads = (one[:, : x.shape[1]].reshape(x.shape) for one, x in zip(grads, (query, key, value)))
+    grads = (one.reshape(x.shape) for one, x in zip(grads, (query, key, value)))
     return *grads, None if bias is None else jnp.zeros_like(bias)
 
 
@@ -76,13 +76,9 @@ def _flat(x: Array) -> Array:
     return x.reshape(*x.shape[:2], -1)
 
 
-def _whole_registers(key: Array, value: Array, bias: Array | None) -> tuple[Array, Array, Array]:
-    """Keys and values [batch, m, channels] and a bias [batch, m, 1], of so many that they fill registers."""
-    batch, m = key.shape[:2]
-    missing = -m % _ROWS
-    bias = jnp.zeros((batch, m), jnp.float32) if bias is None else bias.astype(jnp.float32)
-    bias = jnp.pad(bias, ((0, 0), (0, missing)), constant_values=_NEVER)[..., None]
-    return *(jnp.pad(_flat(x), ((0, 0), (0, missing), (0, 0))) for x in (key, value)), bias
+def _bias(key: Array, bias: Array | None) -> Array:
+    """A bias for each key: [batch, m, 1]."""
+    return (jnp.zeros(key.shape[:2], jnp.float32) if bias is None else bias.astype(jnp.float32))[..., None]
 
 
 @partial(jax.jit, static_argnames="dim")
@@ -91,11 +87,14 @@ def tpu_attention_forward(query: Array, key: Array, value: Array, bias: Array, *
 
     query [batch, n, channels]; key, value [batch, m, channels]; bias [batch, m, 1]; dim: channels of a head → the
     result [batch, n, channels], and the logarithm of the sum of each query's exponentials, [batch, channels / 128,
-    128 / dim, n].
+    128 / dim, n with those that fill up the lanes].
     """
-    batch, n, channels = query.shape
-    totals = jax.ShapeDtypeStruct((batch, channels // LANES, LANES // dim, n), jnp.float32)
-    return _call(_forward, [query, key, value, bias], [query, totals], [], dim, scores=1, sums=1)
+    n = query.shape[1]
+    query, *keys = _filled([query], LANES) + _filled([key, value], _ROWS) + _filled([bias], _ROWS, _NEVER)
+    batch, wide, channels = query.shape
+    totals = jax.ShapeDtypeStruct((batch, channels // LANES, LANES // dim, wide), jnp.float32)
+    mixed, totals = _call(_forward, [query, *keys], [query, totals], [], dim, scores=1, sums=1)
+    return mixed[:, :n], totals
 
 
 @partial(jax.jit, static_argnames="dim")
@@ -103,9 +102,18 @@ def tpu_attention_backward(
     query: Array, key: Array, value: Array, bias: Array, mixed: Array, totals: Array, grad: Array, *, dim: int
 ) -> tuple[Array, Array, Array]:
     """The gradients of query, key and value; `mixed` and `totals` came of the forward pass, `grad` is mixed's."""
+    n, m = query.shape[1], key.shape[1]
+    query, mixed, grad = _filled([query, mixed, grad], LANES)
+    key, value, bias = _filled([key, value], _ROWS) + _filled([bias], _ROWS, _NEVER)
     scratch = [pltpu.VMEM((LANES, key.shape[1]), jnp.float32)] * 2
     given = [query, key, value, bias, mixed, totals, grad]
-    return _call(_backward, given, [query, key, value], scratch, dim, scores=2, sums=3)
+    of_query, of_key, of_value = _call(_backward, given, [query, key, value], scratch, dim, scores=2, sums=3)
+    return of_query[:, :n], of_key[:, :m], of_value[:, :m]
+
+
+def _filled(arrays: list[Array], unit: int, value: float = 0.0) -> list[Array]:
+    """Arrays [batch, tokens, ...] with so many more tokens that `unit` divides their number."""
+    return [jnp.pad(x, ((0, 0), (0, -x.shape[1] % unit), (0, 0)), constant_values=value) for x in arrays]
 
 
 def _call(

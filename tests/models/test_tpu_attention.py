@@ -36,7 +36,8 @@ def interpreted(*given: jax.Array, bias: jax.Array | None = None) -> tuple[jax.A
         (128, 640, 2, 64, True),  # keys in several tiles
         (1024, 128, 4, 32, False),  # queries in several blocks
         (384, 21, 1, 128, True),  # keys that do not fill registers
-        (128, 8, 4, 32, False),
+        (200, 8, 4, 32, True),  # and queries that do not fill its lanes
+        (513, 513, 2, 64, False),
     ],
 )
 def test_values_and_gradients_are_those_of_the_formula(n: int, m: int, heads: int, dim: int, masked: bool) -> None:
@@ -80,7 +81,9 @@ def test_in_half_precision_it_is_as_near_as_the_formula() -> None:
         ((2, 1024, 8, 32), 1024, jnp.bfloat16, True),
         ((2, 256, 12, 32), 8, jnp.bfloat16, True),
         ((2, 1024, 8, 32), 1024, jnp.float32, False),
-        ((2, 64, 20, 32), 64, jnp.bfloat16, False),  # fewer queries than a register has lanes
+        ((2, 513, 12, 64), 513, jnp.bfloat16, True),
+        ((2, 64, 20, 32), 64, jnp.bfloat16, False),  # half of a register's lanes would be empty
+        ((2, 129, 12, 64), 129, jnp.bfloat16, False),
         ((2, 1024, 9, 32), 1024, jnp.bfloat16, False),
         ((2, 1024, 8, 48), 1024, jnp.bfloat16, False),
         ((2, 8192, 8, 32), 8192, jnp.bfloat16, False),

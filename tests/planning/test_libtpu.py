@@ -88,13 +88,14 @@ where = topology.parse(sys.argv[1])
 mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, topology.devices(where))
 def of(tokens):
     return jax.ShapeDtypeStruct((8, tokens, 8, 32), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
-for keys in (1024, 8):
+for queries, keys in ((1024, 1024), (1024, 8), (513, 513)):
     gradient = jax.grad(lambda *given: attend(*given).astype(jnp.float32).sum(), (0, 1, 2))
-    compiled = jax.jit(sharding.within(mesh, gradient)).lower(of(1024), of(keys), of(keys)).compile()
+    compiled = jax.jit(sharding.within(mesh, gradient)).lower(of(queries), of(keys), of(keys)).compile()
     made = timeline.run(hlo.parse(compiled.as_text()), where)
     (kernel,) = made.kernels.values()
-    # Scores are of 128 lanes, three times; weighted sums of 32, four times; 8 keys fill 16 rows.
-    assert kernel.count == 2 and kernel.flops == 2 * 2 * 1024 * max(keys, 16) * 256 * (3 * 4 + 4), kernel
+    # Scores are of 128 lanes, three times; weighted sums of 32, four times; queries fill 128 lanes, keys 16 rows.
+    scores = -(-queries // 128) * 128 * -(-keys // 16) * 16
+    assert kernel.count == 2 and kernel.flops == 2 * 2 * scores * 256 * (3 * 4 + 4), kernel
     assert not made.collectives and not made.notes, (made.collectives, made.notes)
 """
     python(code, name)

@@ -122,12 +122,12 @@ def test_a_kernel_counts_as_its_formula(monkeypatch):
     monkeypatch.setattr(cudnn, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: SimpleNamespace(platform_version="cuda 13000"))
-    query, key = (jax.ShapeDtypeStruct((2, length, 4, 32), jnp.bfloat16) for length in (256, 128))
+    query, key = (jax.ShapeDtypeStruct((2, length, 4, 32), jnp.bfloat16) for length in (250, 72))
 
     def loss(*given):
         return attend(*given).astype(jnp.float32).sum()
 
-    wanted = 2 * 2 * 256 * 128 * 4 * 32
+    wanted = 2 * 2 * 250 * 72 * 4 * 32
     for function, products in ((loss, 2), (jax.value_and_grad(loss, (0, 1, 2)), 6)):
         traced = jax.jit(function).trace(query, key, key)
         assert "dot_product_attention_fwd" in str(traced.jaxpr)
