@@ -26,8 +26,7 @@ from audioldm2_jax.runtime import sharding
 LANES = 128
 _ROWS = 16  # of bfloat16 in a register
 _QUERIES, _KEYS = 512, 512  # at most, of a tile of scores
-_MOST = 4096  # tokens; what a program holds of them still lies on the chip
-_MEMORY = 64 * 2**20  # bytes of it that a program may take
+_MEMORY = {2048: 16 * 2**20, 4096: 32 * 2**20}  # bytes there, by tokens; the more, the fewer activations stay
 _NEVER = -1e30  # the bias of keys that fill up a register
 
 
@@ -40,7 +39,7 @@ def takes(query: Array, key: Array) -> bool:
         and dim % _ROWS == 0
         and heads * dim % LANES == 0
         and -n % LANES <= n // 2  # of queries that fill up the lanes
-        and max(n, key.shape[1]) <= _MOST
+        and max(n, key.shape[1]) <= max(_MEMORY)
         and sharding.knows_devices()
     )
 
@@ -128,6 +127,7 @@ def _call(
         scores, sums: how many products of matrices make scores, and how many sum over keys or queries.
     """
     (batch, n, channels), m = given[0].shape, given[1].shape[1]
+    memory = next(size for tokens, size in sorted(_MEMORY.items()) if max(n, m) <= tokens)
     return tuple(
         pl.pallas_call(
             partial(kernel, dim=dim),
@@ -137,7 +137,7 @@ def _call(
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in made],
             scratch_shapes=scratch,
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_MEMORY
+                dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=memory
             ),
             # What the chip's units do: a product that makes scores goes over all lanes, idle or not.
             cost_estimate=pl.CostEstimate(

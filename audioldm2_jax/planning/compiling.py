@@ -17,6 +17,7 @@ import jax
 
 from audioldm2_jax.planning import hlo, timeline
 from audioldm2_jax.planning.topology import Topology
+from audioldm2_jax.training import step
 
 FORMAT = 2
 """Of the figures that are kept; another one has them made again."""
@@ -99,7 +100,7 @@ def with_progress(work: Callable[[], T], what: str, say: Callable[[str], None]) 
 def _digest(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """Returns a digest of all that decides the figures."""
     versions = [importlib.metadata.version(name) for name in _VERSIONS]
-    known = repr((FORMAT, topology, versions, timeline.ASSUMED))
+    known = repr((FORMAT, topology, versions, timeline.ASSUMED, step.COMPILER_OPTIONS))
     return hashlib.sha256(known.encode() + lowered.as_text().encode()).hexdigest()[:32]
 
 
