@@ -53,7 +53,7 @@ def _normalise(x: Array, scale: Array, bias: Array, num_groups: int | None, epsi
 
 
 def _normalise_gradient(num_groups: int | None, epsilon: float, saved: tuple, grad: Array) -> tuple[Array, ...]:
-    x, mean, inverse, scale = jax.lax.optimization_barrier(saved)
+    x, mean, inverse, scale = saved
     normal = (x.astype(jnp.float32) - mean) * inverse
     scaled = grad * scale
     inward = scaled - _average(scaled, num_groups) - normal * _average(scaled * normal, num_groups)
@@ -187,20 +187,31 @@ class Dense(nn.Module):
         return self.products(x, 1)[0]
 
     @nn.compact
-    def products(self, x: Array, parts: int) -> list[Array]:
-        """The features in so many equal parts, each a product of its own: [..., in] → parts × [..., features / parts].
+    def products(self, x: Array, parts: int) -> tuple[Array, ...]:
+        """The features in so many equal parts: [..., in] → parts × [..., features / parts].
 
-        On TPUs parts that were split off one product would be written and read once more, forward and backward.
+        On accelerators each is a product of its own, since parts that are split off one product are written and read
+        once more, forward and backward.
         """
         *leading, width = x.shape
         kernel = self.param("kernel", self.kernel_init, (*self.window, width, self.features))
         x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        x, kernels = x.reshape(-1, width), jnp.split(kernel.reshape(width, self.features), parts, axis=1)
-        made = [x @ kernel for kernel in kernels]
+        given = [x.reshape(-1, width), kernel.reshape(width, self.features)]
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-            made = [y + part for y, part in zip(made, jnp.split(bias, parts))]
-        return [y.reshape(*leading, -1) for y in made]
+            given.append(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
+
+        def linear(x: Array, kernel: Array, *bias: Array) -> Array:
+            return (x @ kernel + bias[0] if bias else x @ kernel).reshape(*leading, -1)
+
+        def at_once(*given: Array) -> tuple[Array, ...]:
+            return tuple(jnp.split(linear(*given), parts, axis=-1))
+
+        def one_by_one(x: Array, *weights: Array) -> tuple[Array, ...]:
+            return tuple(linear(x, *part) for part in zip(*(jnp.split(each, parts, axis=-1) for each in weights)))
+
+        if parts == 1:
+            return (linear(*given),)
+        return jax.lax.platform_dependent(*given, cpu=at_once, default=one_by_one)
 
 
 def conv1x1(features: int, dtype: jnp.dtype, **options) -> Dense:

@@ -102,10 +102,10 @@ class Transformer(nn.Module):
 
     def __call__(self, x: Array, cross_attention_kv: list[CrossAttentionKV]) -> Array:
         b, t, f, c = x.shape
-        h = self.proj_in(self.norm(x.reshape(b, t * f, c)))
+        h = self.proj_in(self.norm(x).reshape(b, t * f, c))
         for block, given in zip(self.transformer_blocks, cross_attention_kv):
             h = block(h, given)
-        return (x.reshape(b, t * f, c) + self.proj_out(h)).reshape(x.shape)
+        return x + self.proj_out(h).reshape(x.shape)
 
 
 class Level(nn.Module):
