@@ -136,9 +136,7 @@ def _call(
             out_specs=[*map(_part, made)],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in made],
             scratch_shapes=scratch,
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=memory
-            ),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=memory),
             # What the chip's units do: a product that makes scores goes over all lanes, idle or not.
             cost_estimate=pl.CostEstimate(
                 flops=2 * batch * n * m * channels * (scores * LANES // dim + sums),

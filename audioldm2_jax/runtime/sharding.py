@@ -181,9 +181,9 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
 def gathered(tree: Any) -> Any:
     """Returns a tree that is laid out as by `state_sharding` whole on every device, to compute with.
 
-    Its gradients are laid out as the tree is: summed over the devices and shared out in one exchange. Left to itself, the
-    compiler goes on computing with parts here and there, and exchanges activations between the layers. In a function
-    that does not know a mesh (`within`), or on a mesh without the axis `fsdp`, the tree stays as it is.
+    Its gradients are laid out as the tree is: summed over the devices and shared out in one exchange. Left to itself,
+    the compiler goes on computing with parts here and there, and exchanges activations between the layers. In a
+    function that does not know a mesh (`within`), or on a mesh without the axis `fsdp`, the tree stays as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("fsdp", 1) == 1:
@@ -203,7 +203,7 @@ _gathered.defvjp(
 
 
 def knows_devices() -> bool:
-    """Returns whether `on_each_device` can be used here: in a function that knows the mesh, or where nothing is divided."""
+    """Returns whether `on_each_device` can be used here: the mesh is known, or there is one device alone."""
     return not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
 
 
