@@ -102,8 +102,8 @@ def gelu(x: Array) -> Array:
     """x · Φ(x), Φ the normal distribution (Hendrycks & Gimpel 2016).
 
     In float32 by erf; the erfc of jax.nn.gelu takes XLA:CPU three times as long. In half precision by a formula for Φ
-    that is exact to 1e-7 and shares its exponential with the gradient: XLA's erf is some thirty operations, of which a
-    TPU does so few at a time that they took longer than the products of the layer.
+    that is exact to 3e-7 and has the density for the gradient at hand: by the TPU compiler's estimate a transformer of
+    the UNet takes a twentieth less time with it than with XLA's erf.
     """
     return _gelu_of_half(x) if x.dtype in (jnp.bfloat16, jnp.float16) else x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
 

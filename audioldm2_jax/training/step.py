@@ -26,7 +26,7 @@ from audioldm2_jax.training.state import Optimizers, State
 #: The metrics that say of a step whether an update was skipped, 1 or 0, and how many records could not be read.
 SKIPPED, REPLACED = "skipped_updates", "replaced_records"
 # By platform. TPUs: products are not cut up to exchange weights piece by piece meanwhile, which made the base model's
-# take a quarter longer; the weights of a layer are there in good time anyway.
+# take a fifth longer; the weights of a layer are there in good time anyway.
 COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}}
 
 
