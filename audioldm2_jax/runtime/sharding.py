@@ -175,6 +175,7 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return function(*args, **kwargs)
 
+    on_mesh.__name__ = getattr(function, "func", function).__name__  # which profiles show
     return on_mesh
 
 
