@@ -201,7 +201,7 @@ class Dense(nn.Module):
             given.append(self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
 
         def linear(x: Array, kernel: Array, *bias: Array) -> Array:
-            return (x @ kernel + bias[0] if bias else x @ kernel).reshape(*leading, -1)
+            return (x @ kernel + bias[0] if bias else x @ kernel).reshape(*leading, kernel.shape[-1])
 
         def at_once(*given: Array) -> tuple[Array, ...]:
             return tuple(jnp.split(linear(*given), parts, axis=-1))
