@@ -25,7 +25,7 @@ import time
 
 from audioldm2_jax.commands import train
 from audioldm2_jax.invocation import command_line
-from audioldm2_jax.runtime import error_log, warnings_once
+from audioldm2_jax.runtime import error_log, storage, warnings_once
 
 
 def flags() -> argparse.ArgumentParser:
@@ -37,7 +37,11 @@ def flags() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--source", required=True, help="a folder of recordings, or whatever else holds data")
-    parser.add_argument("--out", required=True, help="the folder of the data set, which is new or empty")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="the folder of the data set, which is new or empty, or its address on gs:// or s3://",
+    )
     parser.add_argument("--sampling_rate", type=int, default=16000, help="Hz of the records (%(default)s)")
     parser.add_argument(
         "--max_seconds",
@@ -117,6 +121,8 @@ class _Speed:
 
 
 def _full(path: str) -> str:
+    if storage.scheme_of(path):
+        return path.strip().rstrip("/")
     return os.path.abspath(os.path.expanduser(path))
 
 

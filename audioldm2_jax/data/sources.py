@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +17,10 @@ from audioldm2_jax.data.builtin.speech import SpeechCorpus
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.layouts import open_path
 from audioldm2_jax.data.mixture import Mixture
-from audioldm2_jax.data.prepared import Prepared, is_prepared
-from audioldm2_jax.runtime.storage import StorageError, local_path
+from audioldm2_jax.data.prepared import INFO, STATE, Prepared, is_prepared
+from audioldm2_jax.runtime import object_folders, object_store
+from audioldm2_jax.runtime.object_store import normalized
+from audioldm2_jax.runtime.storage import StorageError, local_path, scheme_of
 
 BUILTIN: dict[str, type[Corpus]] = {corpus.NAME: corpus for corpus in (MusicCorpus, SpeechCorpus, EffectsCorpus)}
 _KINDS = """data.source is one of
@@ -34,6 +37,7 @@ _KINDS = """data.source is one of
                          AudioCaps, MusicCaps, AudioSet, WavCaps, Clotho, FMA, LJSpeech, LibriTTS or GigaSpeech as
                          their authors publish them (docs/data.md)
   /FILE                one such file
+  gs://… s3://…        any of these but the first three in a bucket, also as tfds:gs://…, of which a copy is made here
 or several of these with their weights: builtin:music,2;/FOLDER,1"""
 
 
@@ -78,6 +82,19 @@ def _prepared(place: str) -> Path | None:
     return folder if is_prepared(folder) else None
 
 
+@functools.cache
+def _fetched(place: str) -> Path:
+    """The copy, on this machine, of what is at an address; it is made, or brought up to date.
+
+    Raises:
+        ValueError: there is nothing, or a set that is not finished; the store does not answer.
+    """
+    address = normalized(place, "--config.data.source")
+    if object_store.stat(f"{address}/{STATE}") and not object_store.stat(f"{address}/{INFO}"):
+        raise ValueError(f"{address} is not finished: the same command that began to prepare it goes on with it")
+    return object_folders.cached(address)
+
+
 def _open(config: ConfigDict, split: str, source: str) -> Source:
     data, rate = config.data, config.audio.sampling_rate
     named = source.strip()
@@ -86,6 +103,8 @@ def _open(config: ConfigDict, split: str, source: str) -> Source:
         if name not in BUILTIN:
             raise ValueError(f"no embedded corpus {name!r}; there is builtin:{', builtin:'.join(BUILTIN)}")
         return BUILTIN[name](rate, config.audio.seconds, config.seed, split, examples=data.examples)
+    if scheme_of(address := name if scheme == "tfds" else named):
+        source = named = name = str(_fetched(address))
     if folder := _prepared(name if scheme == "tfds" else named):
         return Prepared(folder, split, rate, data.heldout_share)
     if scheme == "tfds":

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(//?)")
 
 
-#: Object stores that hold run folders and model folders (runtime/object_store.py).
+#: Object stores that hold run folders, model folders and data (runtime/object_store.py).
 _STORES = ("gs", "s3")
 
 
@@ -55,7 +55,7 @@ def local_path(text: str, what: str) -> Path:
         raise StorageError(
             f"{what}={text.strip()}: {url[0]} is not served, only paths of this machine; mount the storage "
             "(gcsfuse, mount-s3, rclone …) and name the folder where it is mounted, or copy what is there (run folders "
-            "may be on gs://, model folders on gs:// and s3://)"
+            "may be on gs://, model folders and data on gs:// and s3://)"
         )
     if url:
         rest = text.strip()[url.end() :]

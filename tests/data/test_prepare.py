@@ -359,7 +359,8 @@ def test_other_settings_and_other_data_are_refused(folder, made, tmp_path):
         ("{folder}", {"out": "{folder}/within"}, "lies in the source"),
         ("{folder}", {"out": "{folder}/metadata.jsonl"}, "lies in the source|is a file"),
         ("{folder}", {"out": "{used}"}, r"holds other files \(notes.txt\)"),
-        ("{folder}", {"out": "s3://bucket/x"}, "s3:// is not served"),
+        ("{folder}", {"out": "hdfs://node/x"}, "hdfs:// is not served"),
+        ("{folder}", {"out": "s3://bucket"}, "--out=s3://bucket: an address has the form s3://BUCKET/NAME"),
     ],
 )
 def test_what_cannot_be_prepared_is_refused(folder, tmp_path, source, others, message):

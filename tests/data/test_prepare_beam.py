@@ -1,5 +1,6 @@
 """Prepared sets made by Apache Beam: the same as those that processes of this machine make."""
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -103,13 +104,14 @@ def test_a_worker_with_other_folders_is_refused(folder, worker):  # noqa: F811
 
 def test_a_decoder_that_crashes_leaves_beams_process_alone(monkeypatch, worker):
     monkeypatch.setattr(beam_pipeline, "open_all", lambda options: Crashing())
-    worker._plan, worker._listing = worker._plan._replace(splits=(("train", 8),), size=4), shards.digest_of(Crashing())
+    worker._plan = dataclasses.replace(worker._plan, splits=(("train", 8),), size=4)
+    worker._listing = shards.digest_of(Crashing())
     worker.setup()
     worker.process(0)
     with pytest.raises(workers.WorkerError, match=r"while it read recording 5 \(exit code -11\).* \(on "):
         worker.process(1)
     worker.teardown()
-    assert worker._plan.missing() == [1]
+    assert worker._plan.missing(shards.names_in(worker._plan.out)) == [1]
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from pyarrow import parquet
 
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare.options import Options
-from audioldm2_jax.data.prepare.shards import PARTS, Plan, digest_of
+from audioldm2_jax.data.prepare.shards import PARTS, Plan, digest_of, names_in
 from audioldm2_jax.data.prepare.workers import CONTEXT, WorkerError
 from audioldm2_jax.runtime import children
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 from audioldm2_jax.runtime.text_files import shown
 
 LOG = "beam.log"
@@ -68,7 +68,7 @@ def make_shards(
     """
     if not numbers:
         return
-    plan = plan._replace(out=plan.out.absolute())  # workers are in other folders
+    plan = dataclasses.replace(plan, out=plan.out.absolute())  # workers are in other folders
     options = dataclasses.replace(options, source=_absolute(options.source))
     log = plan.out / PARTS / LOG
     ours, theirs = CONTEXT.Pipe(duplex=False)
@@ -102,7 +102,10 @@ def _beam_pipeline() -> Any:
 
 def _absolute(source: str) -> str:
     scheme = "tfds:" if source.strip().startswith("tfds:") else ""
-    path = local_path(source.strip().removeprefix(scheme), "--source")
+    named = source.strip().removeprefix(scheme)
+    if scheme_of(named):
+        return source
+    path = local_path(named, "--source")
     return f"{scheme}{path.absolute()}" if path.exists() else source
 
 
@@ -126,7 +129,7 @@ def _watched(
             )
         else:
             time.sleep(_POLL)
-        made = waiting.difference(plan.missing())
+        made = waiting.difference(plan.missing(names_in(plan.out)))
         waiting -= made
         for number in sorted(made):
             rows = parquet.read_table(plan.part(number), columns=["unreadable"])

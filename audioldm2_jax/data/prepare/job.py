@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from pyarrow import compute, parquet
 
 from audioldm2_jax.data import prepared
 from audioldm2_jax.data.example import Source
-from audioldm2_jax.data.prepare import beam, picture, records, report, workers
+from audioldm2_jax.data.prepare import beam, picture, places, records, report, workers
 from audioldm2_jax.data.prepare.options import Options, PrepareError, open_all
+from audioldm2_jax.data.prepare.places import Place
 from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, splits_of, write_file
-from audioldm2_jax.runtime.lock import FILE as LOCK
 from audioldm2_jax.runtime.lock import RunLock
-from audioldm2_jax.runtime.storage import local_path
+from audioldm2_jax.runtime.object_folders import local_copy
+from audioldm2_jax.runtime.object_store import normalized
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 from audioldm2_jax.runtime.text_files import read_json_object, shown
 
 _PROBLEMS = 20  # that are told while the work goes on
@@ -59,36 +62,40 @@ def prepare(
     if options.beam is not None:
         beam.check(options.beam)  # what is wrong with them is told before the source is looked through
     source = open_all(options)
-    out = _folder(options)
-    with RunLock(out, say, advice="Wait for it, end it, or choose another --out"):
-        plan = _begin(out, source, options)
-        if not (out / prepared.INFO).exists():
-            _make(plan, source, options, on_progress, say)
-            _finish(plan, source)
+    place = places.Address(normalized(options.out, "--out")) if scheme_of(options.out) else _folder(options)
+    with RunLock(place.locked, say, advice="Wait for it, end it, or choose another --out"), closing(place):
+        place.take_up()
+        plan = _begin(place, source, options)
+        if not (place.folder / prepared.INFO).exists():
+            _make(plan, place, source, options, on_progress, say)
+            _finish(plan, place, source)
         else:
-            say(f"{shown(out)} is prepared already")
-        shutil.rmtree(out / PARTS, ignore_errors=True)
-        return read_json_object(out / report.FILE)
+            say(f"{place} is prepared already")
+        found = read_json_object(place.folder / report.FILE)
+        place.forget()
+        return found
 
 
-def _folder(options: Options) -> Path:
+def _folder(options: Options) -> places.Folder:
     """The folder of the set, which exists from here on."""
     out = local_path(options.out, "--out")
-    source = local_path(options.source.strip().removeprefix("tfds:"), "--source")
+    # Of an address it is the copy that was made when the source was opened.
+    source = local_copy(options.source.strip().removeprefix("tfds:"), "--source")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise PrepareError(f"--out={shown(out)} lies in the source {shown(source)}: choose a folder outside of it")
     if out.exists() and not out.is_dir():
         raise PrepareError(f"--out={shown(out)} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
-    return out
+    return places.Folder(out)
 
 
-def _begin(out: Path, source: Source, options: Options) -> Plan:
-    """Begins the work in a folder, or takes it up.
+def _begin(place: Place, source: Source, options: Options) -> Plan:
+    """Begins the work, or takes it up.
 
     Raises:
-        PrepareError: the folder holds something else.
+        PrepareError: the place holds something else.
     """
+    out = place.folder
     given = source.given_splits()
     of_source = {
         "records": len(source),
@@ -99,14 +106,14 @@ def _begin(out: Path, source: Source, options: Options) -> Plan:
     made_with = options.made_with(len(source))
     path = out / prepared.STATE
     if path.exists():
-        _compare(path, made_with, of_source)
+        _compare(place, made_with, of_source)
     else:
-        there = sorted(file.name for file in out.iterdir() if not file.name.startswith(".") and file.name != LOCK)
-        if there:
+        if there := place.there():
             raise PrepareError(
-                f"--out={shown(out)} holds other files ({shown(there[0])}): choose a new or an empty folder"
+                f"--out={place} holds other files ({shown(min(there))}): choose a new or an empty folder"
             )
         write_file(path, (json.dumps({**made_with, "source": of_source}, indent=1) + "\n").encode())
+        place.keep([prepared.STATE])
     (out / PARTS).mkdir(exist_ok=True)
     _remove_partial(out)
     max_samples = int(options.max_seconds * options.sampling_rate)
@@ -126,13 +133,13 @@ def _digest(content: Any) -> str:
     return found.hexdigest()
 
 
-def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -> None:
+def _compare(place: Place, made_with: dict[str, Any], of_source: dict[str, Any]) -> None:
     """Refuses to go on with what was begun otherwise.
 
     Raises:
         PrepareError: saying what differs.
     """
-    out, begun = shown(path.parent), read_json_object(path)
+    out, begun = str(place), read_json_object(place.folder / prepared.STATE)
     before, anew = begun.get("source", {}), "choose another --out, or remove that folder to begin anew"
     count = before.get("records")
     if count != of_source["records"]:
@@ -152,18 +159,20 @@ def _compare(path: Path, made_with: dict[str, Any], of_source: dict[str, Any]) -
 
 def _make(
     plan: Plan,
+    place: Place,
     source: Source,
     options: Options,
     on_progress: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> None:
     """Makes the shards that are missing."""
-    missing = plan.missing()
+    missing = plan.missing(place.there())
     made = plan.records - sum(len(plan.range_of(number)) for number in missing)
     if made:
         say(f"{made} of {plan.records} recordings are there already")
     problems = 0
     for found in _shards(source, plan, missing, options, lambda done: on_progress(made + done, plan.records)):
+        place.keep_shards(plan)
         for line in found[: max(_PROBLEMS - problems, 0)]:
             say(line)
         if problems < _PROBLEMS <= problems + len(found):
@@ -180,17 +189,17 @@ def _shards(
     return beam.make_shards(source, plan, missing, options, told)
 
 
-def _finish(plan: Plan, source: Source) -> None:
+def _finish(plan: Plan, place: Place, source: Source) -> None:
     """Writes the table, the report, and what TFDS knows the set by."""
     _remove_partial(plan.out)
-    path, reason = plan.out / prepared.TABLE, None
+    path, reason, sizes = plan.out / prepared.TABLE, None, place.sizes()
     splits: dict[str, list[tuple[int, int]]] = {}
     with renamed(path) as partial, parquet.ParquetWriter(partial, records.SCHEMA) as writer:
         for number in range(plan.count):
             rows = parquet.read_table(plan.part(number), schema=records.SCHEMA)
             writer.write_table(rows)
             made = compute.sum(compute.list_value_length(rows["pieces"])).as_py() or 0
-            splits.setdefault(plan.split_of(number), []).append((made, plan.shard(number).stat().st_size))
+            splits.setdefault(plan.split_of(number), []).append((made, sizes[plan.shard(number).name]))
             reason = reason or next((text for text in rows["unreadable"].to_pylist() if text), None)
     splits = {split: shards for split, shards in splits.items() if any(made for made, _ in shards)}
     if not splits:
@@ -203,3 +212,5 @@ def _finish(plan: Plan, source: Source) -> None:
     if drawn := picture.draw(found):
         write_file(plan.out / report.PICTURE, drawn)
     records.write_info(plan.out, splits)
+    written = sorted(path.name for path in plan.out.iterdir() if path.is_file() and not path.name.startswith("."))
+    place.keep([*(name for name in written if name != prepared.INFO), prepared.INFO])

@@ -9,6 +9,7 @@ from typing import Any
 from audioldm2_jax import recipes
 from audioldm2_jax.data import sources
 from audioldm2_jax.data.example import Source
+from audioldm2_jax.runtime.storage import scheme_of
 
 _VERSION = 2  # of how records are made: what another one began is not gone on with
 _FEWEST, _MOST, _SHARDS = 32, 1024, 64  # records a shard, and the number of shards that is aimed at between these
@@ -25,7 +26,7 @@ class Options:
 
     Attributes:
         source: as `config.data.source`; no mixture, no embedded corpus.
-        out: the folder of the prepared set.
+        out: the folder of the prepared set, or its address in an object store.
         sampling_rate: Hz, of the records.
         max_seconds: of a record; longer recordings are cut where they are silent.
         shard_records: recordings a shard; 0: by their number.
@@ -55,6 +56,11 @@ class Options:
         for name in ("shard_records", "workers"):
             if getattr(self, name) < 0:
                 raise PrepareError(f"--{name}={getattr(self, name)}: it may not be negative")
+        if self.beam is not None and scheme_of(self.out):
+            raise PrepareError(
+                f"--out={self.out.strip()} and --beam: Beam's workers write to a folder that they and this machine "
+                "share; prepare there, and copy what was made (gsutil rsync, aws s3 sync)"
+            )
         if self.workers and self.beam is not None:
             raise PrepareError(f"--workers={self.workers} and --beam: by Beam, its options say how many there are")
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import io
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,8 @@ _RATES = range(1000, 1_000_000)  # Hz that a file's header may claim: below, a s
 _FAULTS = (ValueError, RuntimeError, ArithmeticError, MemoryError)
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Plan:
     """What is made of a source, and where.
 
     Attributes:
@@ -86,18 +88,31 @@ class Plan(NamedTuple):
         """The file of its rows."""
         return self.out / PARTS / f"{number:05d}-of-{self.count:05d}.parquet"
 
-    def missing(self) -> list[int]:
-        """The shards that are not made, in order; two folders are read for that, however many shards there are."""
-        there, rows = ({*os.listdir(folder)} for folder in (self.out, self.out / PARTS))
+    def rows_of(self, shard: str) -> str:
+        """The name, below the folder of the set, of the rows of the shard of this name."""
+        return f"{PARTS}/{self.part(self._numbers[shard]).name}"
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {self.shard(number).name: number for number in range(self.count)}
+
+    def missing(self, there: Collection[str]) -> list[int]:
+        """The shards that are not made, in order, where the set has what is `there`, by its names."""
         return [
             number
             for number in range(self.count)
-            if self.shard(number).name not in there or self.part(number).name not in rows
+            if self.shard(number).name not in there or f"{PARTS}/{self.part(number).name}" not in there
         ]
 
     def is_made(self, number: int) -> bool:
         """Whether a shard is there, and with it its rows; both are whole then."""
         return self.shard(number).exists() and self.part(number).exists()
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of what lies in the folder of a set; two folders are read for that, however many shards there are."""
+    rows = {f"{PARTS}/{name}" for name in os.listdir(folder / PARTS)} if (folder / PARTS).is_dir() else {*()}
+    return rows | {name for name in os.listdir(folder) if name != PARTS and not name.startswith(".")}
 
 
 def splits_of(source: Source) -> tuple[tuple[str, int], ...]:
