@@ -13,8 +13,8 @@ from audioldm2_jax.data.prepared import Prepared
 from audioldm2_jax.data.public.listed import Listed
 from audioldm2_jax.data.sources import open_source
 
-from .test_public_captions import RATE, audiocaps, audioset, config, fma, record, write
-from .test_public_speech import gigaspeech
+from .test_public_captions import RATE, audiocaps, audioset, config, fma, musiccaps, record, wavcaps, write
+from .test_public_speech import gigaspeech, ljspeech
 
 
 def clotho(folder):
@@ -54,6 +54,9 @@ SETS = {
     clotho: {"train": 3, "validation": 2, "test": 1},
     fma: {"train": 1, "test": 1},
     libritts: {"train": 3, "validation": 2, "test": 1},
+    musiccaps: {"train": 1, "test": 1},
+    wavcaps: {"train": 4},
+    ljspeech: {"train": 2},
     gigaspeech: {"train": 4, "validation": 1},
     by_hash: {"train": 48},
 }

@@ -113,15 +113,19 @@ def test_one_list_alone_is_split_by_hash(tmp_path):
     assert len(train) + len(heldout) == 40 and 3 < len(heldout) < 25 and not train.keys() & heldout.keys()
 
 
-def test_musiccaps(tmp_path):
+def musiccaps(folder):
     write(
-        tmp_path / "musiccaps-public.csv",
+        folder / "musiccaps-public.csv",
         "ytid,start_s,end_s,audioset_positive_labels,aspect_list,caption,author_id,is_balanced_subset,is_audioset_eval\n"
         '-0Gj8-vB1q4,30,40,"/m/0140xf","[\'low quality\', \'ballad\']","A ballad, sung.",4,False,True\n'
         "-0SdAVK79lg,30,40,\"/m/0155w\",\"['guitar song', 'piano']\",,0,False,False\n",
     )
-    record(tmp_path / "wav/-0Gj8-vB1q4.wav")
-    record(tmp_path / "wav/-0SdAVK79lg.wav")
+    record(folder / "wav/-0Gj8-vB1q4.wav")
+    record(folder / "wav/-0SdAVK79lg.wav")
+
+
+def test_musiccaps(tmp_path):
+    musiccaps(tmp_path)
     assert both(tmp_path) == [
         {"wav/-0SdAVK79lg.wav@30": ("guitar song, piano",)},
         {"wav/-0Gj8-vB1q4.wav@30": ("A ballad, sung.",)},
@@ -162,23 +166,28 @@ def test_audioset(tmp_path, caplog):
         open_source(config(tmp_path), "train")
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_wavcaps(tmp_path, caplog, whole):
-    """The numbers of its parts are not each other's."""
+def wavcaps(folder, whole=True):
+    """As the whole data set is published, or the records of its parts alone."""
 
     def listed(name, *records):
         data = {"num_captions_per_audio": 1, "data": records} if whole else records
-        write(tmp_path / "json_files" / name, json.dumps(data))
+        write(folder / "json_files" / name, json.dumps(data))
 
     listed("SoundBible/sb_final.json", {"id": "2219", "caption": "An airplane is landing.", "duration": 14.1})
     listed("FreeSound/fsd_final.json", {"id": "2219", "caption": "A bell."}, {"id": "3.5", "caption": "Waves."})
     listed("AudioSet_SL/as_final.json", {"id": "Yb0RFKhbpFJA.wav", "caption": "A truck."})
     listed("BBC_Sound_Effects/bbc_final.json", {"id": "2219", "caption": "Not here."})
-    write(tmp_path / "json_files/blacklist/blacklist_exclude_all_ac.json", '{"FreeSound": ["3.5"]}')
-    record(tmp_path / "mnt/waveforms/SoundBible_flac/2219.flac", 1)
-    record(tmp_path / "mnt/waveforms/FreeSound_flac/2219.flac", 1)
-    record(tmp_path / "mnt/waveforms/FreeSound_flac/3.5.flac", 1)
-    record(tmp_path / "mnt/waveforms/AudioSet_SL_flac/Yb0RFKhbpFJA.flac", 1)
+    write(folder / "json_files/blacklist/blacklist_exclude_all_ac.json", '{"FreeSound": ["3.5"]}')
+    record(folder / "mnt/waveforms/SoundBible_flac/2219.flac", 1)
+    record(folder / "mnt/waveforms/FreeSound_flac/2219.flac", 1)
+    record(folder / "mnt/waveforms/FreeSound_flac/3.5.flac", 1)
+    record(folder / "mnt/waveforms/AudioSet_SL_flac/Yb0RFKhbpFJA.flac", 1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_wavcaps(tmp_path, whole):
+    """The numbers of its parts are not each other's."""
+    wavcaps(tmp_path, whole)
     train, heldout = both(tmp_path)
     assert train | heldout == {
         "mnt/waveforms/SoundBible_flac/2219.flac": ("An airplane is landing.",),

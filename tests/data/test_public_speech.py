@@ -15,16 +15,20 @@ def everything(source, share=0.3):
     return [{n: (split.captions(i), split.transcription(i)) for i, n in enumerate(split.names)} for split in splits]
 
 
-def test_ljspeech(tmp_path):
+def ljspeech(folder):
     write(
-        tmp_path / "LJSpeech-1.1/metadata.csv",
+        folder / "LJSpeech-1.1/metadata.csv",
         'LJ001-0001|"Printing," he said in 1455|"Printing," he said in fourteen fifty-five\n'
         "LJ001-0002|in being comparatively modern.|\n"
         "LJ001-0003|gone|gone\n",
     )
     for i in (1, 2):
-        record(tmp_path / f"LJSpeech-1.1/wavs/LJ001-000{i}.wav", 1)
-    write(tmp_path / "LJSpeech-1.1/README", "")
+        record(folder / f"LJSpeech-1.1/wavs/LJ001-000{i}.wav", 1)
+    write(folder / "LJSpeech-1.1/README", "")
+
+
+def test_ljspeech(tmp_path):
+    ljspeech(tmp_path)
     train, heldout = everything(tmp_path)
     assert train | heldout == {
         "LJSpeech-1.1/wavs/LJ001-0001.wav": (("a woman speaks",), '"Printing," he said in fourteen fifty-five'),
