@@ -243,8 +243,8 @@ class Feature:
     def anew(self) -> str:
         """What to do about files that do not fit."""
         return (
-            f"To have it made again: rm -r {self.folder} (if no other run reads it), and the same command; or choose "
-            "another folder with --config.data.cache=FOLDER"
+            f"To have it made again, delete {self.folder} (if no other run reads it) and run the same command; or "
+            "choose another folder with --config.data.cache=FOLDER"
         )
 
     def _digest(self, text: str | None) -> bytes:

@@ -58,7 +58,7 @@ def build(config: ConfigDict, name: str, mesh_of: Callable[[Stage], Mesh]) -> Ab
         name: of the stage.
         mesh_of: gives its mesh, whose devices need not be here.
     """
-    cached = feature_cache.folder(config, name) is not None
+    cached = feature_cache.place_of(config, name) is not None
     components = {part: _component(config, part) for part in STAGES[name].needs(config)}
     available = _encoders(config)
     empty = encoders.empty_text(available)

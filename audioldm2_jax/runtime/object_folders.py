@@ -55,7 +55,7 @@ def fetch(address: str, folder: Path, wanted: Callable[[str], bool] = lambda nam
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
         with contextlib.suppress(OSError):  # it has files
             path.rmdir()
-    _fetch_files(address, folder, entries)
+    add(address, folder, entries)
     return entries
 
 
@@ -70,12 +70,11 @@ def upload(source: Path, address: str) -> None:
     """
     there = object_store.listing(address)
     if source.is_file():
-        if not _same(source, there.get("")):
-            object_store.upload(address, {"": source})
-            _take_times({"": source}, address)
+        if not is_same(source, there.get("")):
+            upload_files(address, {"": source})
         return
     files = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*")) if path.is_file()}
-    changed = {name: path for name, path in files.items() if not _same(path, there.get(name))}
+    changed = {name: path for name, path in files.items() if not is_same(path, there.get(name))}
     gone = there.keys() - files.keys() - {"", UPLOADING}
     if not changed and not gone and UPLOADING not in there:
         return
@@ -115,19 +114,24 @@ def cached(address: str, part: str = "") -> Path:
             if UPLOADING in there
             else f"there is nothing at {address}"
         )
-    scheme, _, rest = address.partition("://")
-    target = cache_folder() / "objects" / scheme / rest
-    with _alone(target):
+    target = copy_of(address)
+    with alone(target):
         if entries.keys() == {""}:
             if target.is_dir():
                 shutil.rmtree(target)
-            _fetch_files(address, target.parent, entries, target.name)
+            add(address, target.parent, entries, target.name)
             return target
         for path in [path for path in target.rglob("*") if path.is_file()]:
             if path.relative_to(target).as_posix() not in there:
                 path.unlink()
-        _fetch_files(address, target, {name: entry for name, entry in entries.items() if name})
+        add(address, target, {name: entry for name, entry in entries.items() if name})
     return target
+
+
+def copy_of(address: str) -> Path:
+    """Returns where the copy of what is at a normalized address lies, made or not."""
+    scheme, _, rest = address.partition("://")
+    return cache_folder() / "objects" / scheme / rest
 
 
 def local_copy(text: str, what: str) -> Path:
@@ -147,11 +151,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audioldm2_jax"
 
 
-def _fetch_files(address: str, folder: Path, entries: Mapping[str, Entry], own_name: str = "") -> None:
-    """Fetches those of the objects that are not here yet, each through a temporary name."""
+def add(address: str, folder: Path, entries: Mapping[str, Entry], own_name: str = "") -> None:
+    """Fetches those of the objects that are not here yet, each through a temporary name.
+
+    Args:
+      address: of the folder in the store.
+      folder: here.
+      entries: the objects below the address that are wanted.
+      own_name: the name here of the object that has the address itself.
+
+    Raises:
+      StoreError: as of `object_store.download`.
+      OSError: a file cannot be written.
+    """
     targets = {name: folder / (name or own_name) for name in entries}
     for name, path in targets.items():
-        if _same(path, entries[name]):
+        if is_same(path, entries[name]):
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}{_PARTIAL}")
@@ -163,11 +178,24 @@ def _fetch_files(address: str, folder: Path, entries: Mapping[str, Entry], own_n
         os.replace(partial, path)
 
 
-def _same(path: Path, entry: Entry | None) -> bool:
+def is_same(path: Path, entry: Entry | None) -> bool:
+    """Returns whether a file here is the object, as far as size and time tell; None: there is no object."""
     if entry is None or not path.is_file():
         return False
     status = path.stat()
     return status.st_size == entry.size and status.st_mtime_ns == entry.modified
+
+
+def upload_files(address: str, files: Mapping[str, Path]) -> None:
+    """Copies files to objects below an address, by their names; each then has the time of its object.
+
+    Raises:
+      StoreError: as of `object_store.upload`.
+      OSError: a file cannot be read.
+    """
+    if files:
+        object_store.upload(address, files)
+        _take_times(files, address)
 
 
 def _take_times(files: Mapping[str, Path], address: str) -> None:
@@ -179,8 +207,8 @@ def _take_times(files: Mapping[str, Path], address: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Waits until no other process of this machine works on the copy."""
+def alone(target: Path) -> Iterator[None]:
+    """Waits until no other process of this machine works on the copy `target`."""
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / hashlib.sha256(str(target).encode()).hexdigest()[:16]).open("w") as file:

@@ -15,7 +15,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +31,9 @@ from audioldm2_jax.data.encoders import Encoder
 from audioldm2_jax.data.example import Example, Source
 from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.runtime import hosts
-from audioldm2_jax.runtime.storage import local_path
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage, run_folder
+from audioldm2_jax.training.cache_places import Place, place
 from audioldm2_jax.training.feature_maker import FeatureMaker
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress
@@ -57,8 +57,8 @@ class FeatureCache(NamedTuple):
     heldout: list[dict[str, np.ndarray]]
 
 
-def folder(config: ConfigDict, name: str) -> Path | None:
-    """Returns the folder of the cache that stage `name` trains from, None where it trains from sound.
+def place_of(config: ConfigDict, name: str) -> Place | None:
+    """Returns the place of the cache that stage `name` trains from, None where it trains from sound.
 
     "auto" is a folder of the run, where the source makes clips of the recipe's own length (the embedded corpus) and the
     recipe's stages draw more of them than the cache would hold, and "off" for a run in an object store. How many crops
@@ -68,7 +68,7 @@ def folder(config: ConfigDict, name: str) -> Path | None:
     if asked == "off" or not stage.reads_features(config):
         return None
     if asked != "auto":
-        return local_path(asked, "--config.data.cache")
+        return place(asked, "--config.data.cache")
     drawn = sum(
         config.train[other].steps * config.train[other].batch_size
         for other in STAGES
@@ -77,7 +77,7 @@ def folder(config: ConfigDict, name: str) -> Path | None:
     records = config.data.examples * len(sources.names(config.data.source))
     held = min(config.data.cache_records or records, records)
     pays = _embedded(config) and drawn > held
-    return run_folder.path(config) / "cache" if pays and not run_folder.is_remote(config) else None
+    return Place(run_folder.path(config) / "cache") if pays and not run_folder.is_remote(config) else None
 
 
 def _embedded(config: ConfigDict) -> bool:
@@ -108,7 +108,7 @@ def open_cache(
         Stopped: asked to stop; what was made stays.
         OSError: it cannot be written.
     """
-    root = folder(config, name)
+    root = place_of(config, name)
     if root is None:
         return None
     wanted = [features.get(feature) for feature in dict.fromkeys(STAGES[name].reads_features(config))]
@@ -136,17 +136,17 @@ class _Part(NamedTuple):
         name: as `data.source` has it.
         whole: the source.
         source: what of it is cached.
-        folder: of its features.
+        place: of its features.
     """
 
     number: int
     name: str
     whole: Source
     source: Source
-    folder: Path
+    place: Place
 
 
-def _parts(config: ConfigDict, root: Path, whole: Source, kept: Source) -> list[_Part]:
+def _parts(config: ConfigDict, root: Place, whole: Source, kept: Source) -> list[_Part]:
     """Returns the sources of the data; of several, each has a folder of its own, which is called as the source."""
     named = [name for name, _ in sources.names(config.data.source)]
     if not isinstance(kept, Mixture):
@@ -185,7 +185,8 @@ def _open_features(
         entries = records if feature.of_text else records * crops
         of_sound = {"recordings": digests} if digests and not feature.of_text else {}
         everything = {**made_from, "source": of_data | of_sound, "records": records, "crops": crops}
-        opened.append(cache.open_feature(part.folder / feature.name, fields, entries, feature.of_text, everything))
+        described = fields, entries, feature.of_text, everything
+        opened.append((part.place / feature.name).open(lambda folder: cache.open_feature(folder, *described)))  # noqa: B023
     return opened
 
 
@@ -225,11 +226,14 @@ def _complete(work: _Work, should_stop: Callable[[], int]) -> None:
     # Of small sources, each of one shard, every host makes some.
     begin = (jax.process_index() - work.part.number) % jax.process_count()
     shards = range(begin, len(work.opened[0].shards), jax.process_count())
+    work.keep(range(len(work.opened[0].shards)))  # which a run that was killed had not brought there
     # Stages at work side by side begin at different places and meet.
     offset = [*STAGES].index(work.name) * len(shards) // len(STAGES)
     stop = max(hosts.gather(work.make([*shards[offset:], *shards[:offset]], should_stop), "cache", _DAY))
     if stop:
         raise Stopped(f"{work.name}: stopped while features were cached; what was made stays", stop)
+    for feature in work.opened:
+        (work.part.place / feature.folder.name).catch_up()
     end = time.monotonic() + _LATE
     while missing := [path for feature in work.opened for path in feature.shards if not path.exists()]:
         if time.monotonic() > end:
@@ -263,7 +267,7 @@ class _Work:
         if not total:
             return 0
         what = ", ".join(feature.name for feature in self.wanted)
-        self.progress.say(f"{self.name}: caching {what} of {total} clips in {self.opened[0].folder.parent}")
+        self.progress.say(f"{self.name}: caching {what} of {total} clips in {self.part.place}")
         begin = last = time.monotonic()
         done = 0
         for shard in shards:
@@ -286,10 +290,16 @@ class _Work:
                     if (now := time.monotonic()) - last > _INTERVAL:
                         left, last = (now - begin) / done * (total - done), now
                         self.progress.say(f"{self.name}: cached {done} of {total} clips, {left / 60:.1f} minutes left")
+            self.keep([shard])
         size = sum(path.stat().st_size for feature in self.opened for path in feature.shards if path.exists())
         minutes = (time.monotonic() - begin) / 60
         self.progress.say(f"{self.name}: cached {what} in {minutes:.1f} minutes, {size / 1e6:.0f} MB")
         return 0
+
+    def keep(self, shards: Iterable[int]) -> None:
+        """Brings shards that are here to where the cache lies."""
+        for feature in self.opened:
+            (self.part.place / feature.folder.name).keep(feature.shards[shard] for shard in shards)
 
     def _missing(self, shard: int) -> bool:
         return not all(feature.shards[shard].exists() for feature in self.opened)

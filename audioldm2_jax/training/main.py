@@ -98,9 +98,9 @@ def _run(config: ConfigDict, screen: Progress, caches_only: bool) -> int:
         try:
             if caches_only:
                 with side_by_side.stop_flag() as stopped:
-                    folders = run.make_caches(config, screen, stopped)
-                for folder in folders:
-                    screen.say(f"{folder} is whole. Train from it with --config.data.cache={folder}")
+                    places = run.make_caches(config, screen, stopped)
+                for place in places:
+                    screen.say(f"{place} is whole. Train from it with --config.data.cache={place}")
                 return 0
             waits = side_by_side.train_all(config, screen)
         except Stopped as stop:

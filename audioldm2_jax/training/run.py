@@ -40,6 +40,7 @@ from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, mesh_choice, run_folder, stage_settings
+from audioldm2_jax.training.cache_places import Place
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.stage_data import StageData
@@ -204,9 +205,10 @@ def _check_cache(config: ConfigDict, name: str) -> None:
     Raises:
         RunError, StorageError: it cannot.
     """
-    folder = feature_cache.folder(config, name)
-    if folder is None:
+    place = feature_cache.place_of(config, name)
+    if place is None:
         return
+    folder = place.folder
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         fault = "not writable" if there.is_dir() else "no folder"
@@ -331,7 +333,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     return trained.data_wait
 
 
-def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[Path]:
+def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[Place]:
     """Makes what is missing of the caches that the chosen stages train from, and trains nothing. Called by all hosts.
 
     Each host makes its share of the shards; what is there stays, so that the same call goes on after an interruption.
@@ -340,24 +342,24 @@ def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[]
         config: a recipe, resolved; read are `stages`, and the networks from the run folder or `init_from`.
 
     Returns:
-        the folders, without those of stages that train from sound.
+        their places, without those of stages that train from sound.
 
     Raises:
         RunError: none of the stages reads a cache, or one lacks a network; the message says what to do.
         CacheError, Stopped, OSError: see `feature_cache.open_cache`.
     """
-    folders = {name: folder for name in plan(config) if (folder := feature_cache.folder(config, name))}
-    if not folders:
+    places = {name: place for name in plan(config) if (place := feature_cache.place_of(config, name))}
+    if not places:
         raise RunError(
             f"--config.stages={config.stages} with --config.data.cache={config.data.cache}: no stage trains from a "
             "cache; name its folder with --config.data.cache=FOLDER, and of the stages "
             f"{', '.join(name for name, stage in STAGES.items() if stage.reads_features(config))}"
         )
     prepare(config, progress.say)
-    for name in folders:
+    for name in places:
         components, tokenizers = _load(config, name)
         StageData(config, name, components, tokenizers, progress, should_stop)
-    return list(dict.fromkeys(folders.values()))
+    return list(dict.fromkeys(places.values()))
 
 
 def _load(config: ConfigDict, name: str) -> tuple[dict[str, model_folder.Component], text.Tokenizers | None]:

@@ -93,7 +93,7 @@ def _cache(config: ConfigDict, name: str) -> dict[str, Any]:
     """Returns whether stage `name` trains from a cache, wherever it lies, and its settings; {} where it never does."""
     if not STAGES[name].reads_features(config):
         return {}
-    if feature_cache.folder(config, name) is None:
+    if feature_cache.place_of(config, name) is None:
         return {"data.cache": "off"}
     return {"data.cache": "on", **{f"data.{key}": config.data[key] for key in ("cache_records", "cache_crops")}}
 

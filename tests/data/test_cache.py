@@ -143,12 +143,14 @@ def test_entries_in_the_place_of_others_are_told(tmp_path):
     kept, swapped = first.read_bytes(), second.read_bytes()
     first.write_bytes(swapped)
     found = feature("one", network="a")
-    with pytest.raises(cache.CacheError, match=r"one is mixed up: in the place of its entry 0 is another one. .*rm -r"):
+    with pytest.raises(
+        cache.CacheError, match=r"one is mixed up: in the place of its entry 0 is another one. .*delete"
+    ):
         found.read(0, None)
     first.write_bytes(other.shards[0].read_bytes())
     for entry in (0, 3):
         with pytest.raises(
-            cache.CacheError, match=rf"in the place of its entry {entry} is one of another cache. .*rm -r"
+            cache.CacheError, match=rf"in the place of its entry {entry} is one of another cache. .*delete"
         ):
             feature("one", network="a").read(entry, None)
     first.write_bytes(kept)
@@ -158,5 +160,5 @@ def test_entries_in_the_place_of_others_are_told(tmp_path):
 def test_a_cache_of_an_earlier_version_is_told(cached, tmp_path):
     path = tmp_path / "text" / cache.FILE
     path.write_text(path.read_text().replace('"version": 3', '"version": 2'))
-    with pytest.raises(cache.CacheError, match=r"text is of something else: version: 2 → 3. To .*rm -r"):
+    with pytest.raises(cache.CacheError, match=r"text is of something else: version: 2 → 3. To .*delete"):
         cache.open_feature(path.parent, cached.features[1].fields, 3, True, {})

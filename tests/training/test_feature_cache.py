@@ -119,8 +119,8 @@ def losses(config, name):
     ],
 )
 def test_training_from_the_cache_is_training_from_sound(config, without_captions, tmp_path, name, train_t5, mixed):
-    """The same examples, one that cannot be read among them, one with a caption of several, and guidance dropout of
-    half of the captions; the same loss on held-out data. Mixed, most of the sound has no caption."""
+    """The same examples, of diffusion one that cannot be read among them, one with a caption of several, and guidance
+    dropout of half of the captions; the same loss on held-out data. Mixed, most of the sound has no caption."""
     if mixed:
         config.data.source = f"{config.data.source},0.3;{without_captions},0.7"
     config.train[name].update(guidance_dropout=0.5, steps=3, heldout_every=3, heldout_clips=3)
@@ -138,7 +138,8 @@ def test_training_from_the_cache_is_training_from_sound(config, without_captions
     for one, other in zip(cached, sound):
         for key in one:
             np.testing.assert_allclose(one[key], other[key], rtol=2e-5, err_msg=key)
-    assert mixed or any(line.get("replaced_records") for line in sound)  # mixed, three steps draw others
+    if name == "diffusion":  # the others learn from records with a caption, which the broken one lacks
+        assert any(line.get("replaced_records") for line in sound)
 
 
 def test_a_stopped_cache_goes_on_and_a_finished_one_is_read(config, tmp_path, monkeypatch):
@@ -230,7 +231,7 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
     opened(config)
     where = str(tmp_path / "cache")
     config.data.cache_crops = 3
-    with pytest.raises(cache.CacheError, match=rf"loa_2 is of something else: crops: 1 → 3.*rm -r {where}/loa_2"):
+    with pytest.raises(cache.CacheError, match=rf"loa_2 is of something else: crops: 1 → 3.*delete {where}/loa_2"):
         opened(config)
     config.data.cache_crops = 1
     words = Path(config.run_dir) / "tokenizer/tokenizer.json"
@@ -240,7 +241,7 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
     first, second = [*vocabulary][-2:]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     words.write_text(json.dumps(content))
-    with pytest.raises(cache.CacheError, match=rf"clap is of something else: tokenizer: .*rm -r {where}/clap"):
+    with pytest.raises(cache.CacheError, match=rf"clap is of something else: tokenizer: .*delete {where}/clap"):
         opened(config)
     words.write_text(before)
     other = tmp_path / "parts"
@@ -250,7 +251,7 @@ def test_what_was_made_from_something_else_is_refused(config, parts, tmp_path):
     shutil.rmtree(other / "text_encoder")
     model_folder.write_component(other, "text_encoder", component.config, variables)
     config.init_from.text_encoder = str(other)
-    with pytest.raises(cache.CacheError, match=rf"clap is of something else: text_encoder: .*rm -r {where}/clap"):
+    with pytest.raises(cache.CacheError, match=rf"clap is of something else: text_encoder: .*delete {where}/clap"):
         opened(config)
 
 
@@ -264,12 +265,12 @@ def test_a_replaced_recording_is_told_and_a_copy_is_the_same(config, recordings,
     assert not said.lines
     other = np.random.default_rng(1).standard_normal(SAMPLES).astype(np.float32)
     write(copy / names[2], 0.1 * other, 16000)
-    told = rf"loa_2 is of something else: source.recordings.{names[2]}: \w+ → \w+. To .*rm -r {where}/loa_2"
+    told = rf"loa_2 is of something else: source.recordings.{names[2]}: \w+ → \w+. To .*delete {where}/loa_2"
     with pytest.raises(cache.CacheError, match=told):
         opened(config)
     for name in names:
         write(copy / name, 0.2 * other, 16000)
-    told = rf"{names[4]}: \w+ → \w+; … and 1 more. To .*rm -r {where}/loa_2"
+    told = rf"{names[4]}: \w+ → \w+; … and 1 more. To .*delete {where}/loa_2"
     with pytest.raises(cache.CacheError, match=told):
         opened(config)
     shutil.rmtree(where / "loa_2")
@@ -293,13 +294,13 @@ def test_new_captions_and_damage_are_told(config, recordings, tmp_path):
         found[0]
     (shard,) = (tmp_path / "cache/clap").glob("*.array_record")
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(cache.CacheError, match=r"clap is damaged.*rm -r"):
+    with pytest.raises(cache.CacheError, match=r"clap is damaged.*delete"):
         opened(config).source[0]
     (tmp_path / "cache/clap/cache.json").write_text("{")
     with pytest.raises(cache.CacheError, match=r"cache.json is damaged"):
         opened(config)
     (tmp_path / "cache/clap/cache.json").unlink()  # as who reads half of that may do
-    with pytest.raises(cache.CacheError, match=r"clap has lost its cache.json.*rm -r .*--config.data.cache=FOLDER"):
+    with pytest.raises(cache.CacheError, match=r"clap has lost its cache.json.*delete .*--config.data.cache=FOLDER"):
         opened(config)
 
 
@@ -337,7 +338,11 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 def test_where_a_cache_pays():
     config = get_config()
     config.run_dir = "/runs/one"
-    folder = feature_cache.folder
+
+    def folder(config, name):
+        place = feature_cache.place_of(config, name)
+        return place and place.folder
+
     assert config.data.cache == "auto" and folder(config, "diffusion") is None  # it would hold more than is drawn
     config.train.diffusion.steps = 100
     assert folder(config, "diffusion") == folder(config, "joint") == Path("/runs/one/cache")
