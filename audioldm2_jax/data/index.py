@@ -23,9 +23,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from audioldm2_jax.data.table import Table
+from audioldm2_jax.runtime.storage import OWN_FOLDER
 from audioldm2_jax.runtime.text_files import shown
 
-FOLDER = ".audioldm2_jax"
 _VERSION = 1  # of the columns and of what they mean
 _WEEK = 7 * 24 * 3600.0
 
@@ -63,7 +63,7 @@ def open_table(root: Path, kind: str, fingerprint: Fingerprint, make: Callable[[
         make: given the latest table of that kind, or None, returns what is `about` the new one, and its batches.
     """
     name = f"{kind}-{_VERSION}-"
-    folders = root / FOLDER, _elsewhere(root)
+    folders = root / OWN_FOLDER, _elsewhere(root)
     for folder in folders if fingerprint.settled else ():
         if table := _read(folder / f"{name}{fingerprint}.arrow"):
             return table

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from audioldm2_jax.runtime import object_store
 from audioldm2_jax.runtime.object_store import Entry, StoreError
-from audioldm2_jax.runtime.storage import local_path, scheme_of
+from audioldm2_jax.runtime.storage import OWN_FOLDER, local_path, scheme_of
 
 UPLOADING = ".uploading"
 _PARTIAL = ".partial"  # behind the name of a file that is being fetched
@@ -122,16 +122,17 @@ def cached(address: str, part: str = "") -> Path:
             add(address, target.parent, entries, target.name)
             return target
         for path in [path for path in target.rglob("*") if path.is_file()]:
-            if path.relative_to(target).as_posix() not in there:
+            name = path.relative_to(target)
+            if name.as_posix() not in there and OWN_FOLDER not in name.parts:
                 path.unlink()
         add(address, target, {name: entry for name, entry in entries.items() if name})
     return target
 
 
-def copy_of(address: str) -> Path:
-    """Returns where the copy of what is at a normalized address lies, made or not."""
+def copy_of(address: str, kind: str = "objects") -> Path:
+    """Returns where the copy of what is at a normalized address lies, made or not; copies of another kind lie apart."""
     scheme, _, rest = address.partition("://")
-    return cache_folder() / "objects" / scheme / rest
+    return cache_folder() / kind / scheme / rest
 
 
 def local_copy(text: str, what: str) -> Path:

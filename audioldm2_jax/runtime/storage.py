@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 # With one slash, too, as RFC 8089 and Java write it. One letter is a drive of Windows.
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(//?)")
-
-
+#: A folder of this name, wherever it lies, holds what this package keeps beside a person's files.
+OWN_FOLDER = ".audioldm2_jax"
 #: Object stores that hold run folders, model folders and data (runtime/object_store.py).
 _STORES = ("gs", "s3")
 

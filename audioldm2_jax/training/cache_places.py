@@ -87,4 +87,4 @@ def place(text: str, what: str) -> Place:
     if not scheme_of(text):
         return Place(local_path(text, what))
     address = object_store.normalized(text, what)
-    return Place(object_folders.copy_of(address), address)
+    return Place(object_folders.copy_of(address, "caches"), address)

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from audioldm2_jax.audio import files
-from audioldm2_jax.data import index
 from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.folder import Folder
 from audioldm2_jax.data.table import Row, Table
 from audioldm2_jax.data.webdataset import WebDataset
+from audioldm2_jax.runtime.storage import OWN_FOLDER
 
 RATE = 8000
 OLD = time.time() - 1000
@@ -72,7 +72,7 @@ def test_a_second_opening_reads_no_file(folder, opened):
     source = Folder(folder, "train", 16000, 0.3)  # another rate and share, the same index
     assert opening(folder) == first and opened == []
     assert "broken.wav" in source.skipped and len(source[0].waveform) == 1600
-    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [index.FOLDER]
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [OWN_FOLDER]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_moved_copy_has_the_index_with_it(folder, opened, tmp_path_factory):
 def test_where_the_folder_cannot_be_written(folder, opened, monkeypatch, tmp_path_factory, caplog):
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    (folder / index.FOLDER).write_text("not a folder")
+    (folder / OWN_FOLDER).write_text("not a folder")
     before = opening(folder)
     opened.clear()
     assert opening(folder) == before and opened == []
@@ -149,7 +149,7 @@ def test_where_the_folder_cannot_be_written(folder, opened, monkeypatch, tmp_pat
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1])
 def test_a_damaged_index_is_made_again(folder, keep):
     before = opening(folder)
-    (path,) = (folder / index.FOLDER).iterdir()
+    (path,) = (folder / OWN_FOLDER).iterdir()
     content = path.read_bytes()
     path.write_bytes(content[: round(keep * len(content)) if isinstance(keep, float) else keep])
     assert opening(folder) == before
@@ -163,12 +163,12 @@ def test_threads_that_open_at_once_see_the_same(folder):
     for thread in threads:
         thread.join()
     assert len(found) == 8 and all(each == found[0] and each for each in found)
-    assert not [path for path in (folder / index.FOLDER).iterdir() if path.suffix != ".arrow"]
+    assert not [path for path in (folder / OWN_FOLDER).iterdir() if path.suffix != ".arrow"]
 
 
 def test_old_indices_go_when_a_new_one_is_made(folder):
     opening(folder)
-    (first,) = (folder / index.FOLDER).iterdir()
+    (first,) = (folder / OWN_FOLDER).iterdir()
     put(folder / "e.wav")
     opening(folder)
     assert first.exists()  # a worker of a run that goes on may open it

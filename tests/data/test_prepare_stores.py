@@ -7,7 +7,7 @@ import pytest
 from object_stores import STALL
 from processes import children
 
-from audioldm2_jax.data import prepared
+from audioldm2_jax.data import prepared, sources
 from audioldm2_jax.data.prepare import job, places
 from audioldm2_jax.data.prepare.options import PrepareError
 from audioldm2_jax.runtime import object_folders, object_store
@@ -73,6 +73,11 @@ def test_recordings_in_a_bucket_are_prepared(google, folder, made, tmp_path):  #
     address = "gs://bucket/recordings"
     object_store.upload(address, {path.relative_to(folder).as_posix(): path for path in paths})
     job.prepare(options(address, tmp_path / "out"))
+    kept = [*object_folders.copy_of(address).rglob("*.arrow")]
+    sources._fetched.cache_clear()
+    object_folders.cached.cache_clear()
+    opened(address)  # as another process does
+    assert kept and all(path.exists() for path in kept)
     there, here = opened(tmp_path / "out"), opened(made[0])
     assert len(there) >= len(here) - 1
     for name in {*there.names} & {*here.names}:

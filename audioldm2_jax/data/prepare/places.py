@@ -98,8 +98,7 @@ class Address:
 
     def __init__(self, address: str):
         self._address = address
-        scheme, _, rest = address.partition("://")
-        self.locked = object_folders.cache_folder() / "prepare" / scheme / rest
+        self.locked = object_folders.copy_of(address, "prepare")
         self.folder = self.locked / "set"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="upload")
