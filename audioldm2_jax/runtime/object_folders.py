@@ -16,7 +16,10 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 
 from audioldm2_jax.runtime import object_store
@@ -25,6 +28,8 @@ from audioldm2_jax.runtime.storage import OWN_FOLDER, local_path, scheme_of
 
 UPLOADING = ".uploading"
 _PARTIAL = ".partial"  # behind the name of a file that is being fetched
+_AT_ONCE = 16  # files that are fetched
+_SAID_EVERY = 30.0  # seconds
 
 
 def whole(entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -130,9 +135,14 @@ def cached(address: str, part: str = "") -> Path:
 
 
 def copy_of(address: str, kind: str = "objects") -> Path:
-    """Returns where the copy of what is at a normalized address lies, made or not; copies of another kind lie apart."""
+    """Returns where the copy of what is at a normalized address lies, made or not; copies of another kind lie apart.
+
+    No copy lies within another, as one address may within another: what is copied of the outer one would be deleted
+    as nothing of the inner one's.
+    """
     scheme, _, rest = address.partition("://")
-    return cache_folder() / kind / scheme / rest
+    digest = hashlib.sha256(rest.encode()).hexdigest()[:16]
+    return cache_folder() / kind / scheme / digest / PurePosixPath(rest).name
 
 
 def local_copy(text: str, what: str) -> Path:
@@ -153,7 +163,7 @@ def cache_folder() -> Path:
 
 
 def add(address: str, folder: Path, entries: Mapping[str, Entry], own_name: str = "") -> None:
-    """Fetches those of the objects that are not here yet, each through a temporary name.
+    """Fetches those of the objects that are not here yet, several at once, each through a temporary name.
 
     Args:
       address: of the folder in the store.
@@ -165,18 +175,45 @@ def add(address: str, folder: Path, entries: Mapping[str, Entry], own_name: str 
       StoreError: as of `object_store.download`.
       OSError: a file cannot be written.
     """
-    targets = {name: folder / (name or own_name) for name in entries}
-    for name, path in targets.items():
-        if is_same(path, entries[name]):
-            continue
+    missing = {name: path for name in entries if not is_same(path := folder / (name or own_name), entries[name])}
+
+    def fetch_one(name: str) -> int:
+        """Fetches one; returns its bytes."""
+        path, entry = missing[name], entries[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}{_PARTIAL}")
         object_store.download(address, {name: partial})
-        if partial.stat().st_size != entries[name].size:
+        if partial.stat().st_size != entry.size:
             partial.unlink()
             raise StoreError(f"{address}/{name} changed while it was read: run the same command again")
-        os.utime(partial, ns=(entries[name].modified,) * 2)
+        os.utime(partial, ns=(entry.modified,) * 2)
         os.replace(partial, path)
+        return entry.size
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        asked = [pool.submit(fetch_one, name) for name in missing]
+        try:
+            _follow(address, asked, sum(entries[name].size for name in missing))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _follow(address: str, asked: Sequence[Future[int]], total: int) -> None:
+    """Waits for what is fetched, and says how far it is where that takes long.
+
+    Raises:
+      StoreError, OSError: one was not fetched.
+    """
+    fetched, said = 0, time.monotonic()
+    for count, one in enumerate(as_completed(asked), 1):
+        fetched += one.result()
+        if time.monotonic() - said > _SAID_EVERY:
+            said = time.monotonic()
+            line = (
+                f"{address}: {count} of {len(asked)} objects are here, {fetched / 2**30:.2f} of {total / 2**30:.2f} GiB"
+            )
+            print(line, file=sys.stderr, flush=True)
 
 
 def is_same(path: Path, entry: Entry | None) -> bool:

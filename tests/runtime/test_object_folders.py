@@ -102,6 +102,42 @@ def test_a_copy_stays_as_it_is_in_a_process_and_follows_in_the_next(google, mode
     assert sum("alt=media" in path for _, path in google.proxy.seen) <= 1
 
 
+def test_a_copy_stays_as_it_is_when_another_is_made_of_a_part_of_it(google, model):
+    address = "gs://bucket/folders/outer"
+    upload(model, address)
+    outer = cached(address)
+    object_store.write(f"{address}/unet/weights", b"v")
+    object_store.delete(address, ["unet/config.json"])
+    inner = cached(f"{address}/unet")
+    assert texts(inner) == {"weights": "v"} and texts(outer) == FILES
+
+
+def test_a_long_copy_says_how_far_it_is(google, model, monkeypatch, capsys):
+    monkeypatch.setattr(object_folders, "_SAID_EVERY", -1.0)
+    address = "gs://bucket/folders/long"
+    upload(model, address)
+    cached(address)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" GiB")[0] for line in lines if "objects are here" in line] == [
+        f"{address}: {count} of 4 objects are here, 0.00 of 0.00" for count in (1, 2, 3, 4)
+    ]
+
+
+def test_a_copy_ends_at_the_first_object_that_cannot_be_had(google, tmp_path, monkeypatch):
+    address, asked = "gs://bucket/folders/many", []
+    entries = {f"{number}": Entry(1, 0, "", "") for number in range(200)}
+
+    def refuse(address, files):
+        asked.extend(files)
+        time.sleep(0.1)  # as a request does
+        raise StoreError("no permission")
+
+    monkeypatch.setattr(object_store, "download", refuse)
+    with pytest.raises(StoreError, match="no permission"):
+        object_folders.add(address, tmp_path, entries)
+    assert len(asked) < 100 and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_of_a_model_one_network_is_fetched_with_every_config(google, model):
     upload(model, "gs://bucket/folders/part")
     found = cached("gs://bucket/folders/part", "vae")
