@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -50,7 +51,7 @@ def main(folder: str, data: str, fsdp: str, steps: str, stop: str, *stages: str)
 
 def write(trained: loop.Trained, folder: Path, name: str) -> None:
     """Writes the parameters, and which share of each a device has."""
-    whole = hosts.to_first(trained.params)
+    whole = hosts.give_first(trained.params, partial(jax.tree.map, np.asarray))
     leaves = jax.tree_util.tree_leaves_with_path(trained.params)
     shares = {jax.tree_util.keystr(path): leaf.addressable_shards[0].data.size / leaf.size for path, leaf in leaves}
     if hosts.is_first():

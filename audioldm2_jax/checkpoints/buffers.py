@@ -1,7 +1,7 @@
 """What PyTorch's classes hold beside the weights that our networks use: buffers, and parts that nobody calls.
 
 What came along with the weights is kept and written back. These functions make what did not, from the written
-config.json and the weights' tensors, so that PyTorch misses nothing.
+config.json and the weights' names and shapes, so that PyTorch misses nothing.
 """
 
 import math

@@ -41,7 +41,7 @@ from audioldm2_jax.checkpoints.atomic_folder import (
     read_json,
     write_json,
 )
-from audioldm2_jax.checkpoints.parameter_names import to_flax, to_torch
+from audioldm2_jax.checkpoints.parameter_names import to_flax, torch_views
 from audioldm2_jax.checkpoints.tensors import read_tensors, write_tensors
 from audioldm2_jax.components import NOT_IN_CONFIG, ComponentSpec, spec_of
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -137,7 +137,8 @@ def write_component(
       name: a key of `SPECS`.
       config: the network's fields and whatever else its config.json should say (`scaling_factor` of the VAE,
         `sample_size` of the UNet, `max_new_tokens` of the language model).
-      variables: the network's collections.
+      variables: the network's collections; their leaves are read once each, in the tree's order, while they are
+        written.
       unused: tensors to be written back, by their PyTorch names, save those that the component's class does
         not have; PyTorch's buffers are made where missing.
 
@@ -152,9 +153,9 @@ def write_component(
         if not any(re.search(pattern, key) for pattern in spec.dropped)
     }
     config = _written_config(spec, config, unused)
-    tensors = to_torch(variables, spec.names)
+    tensors = torch_views(variables, spec.names)
     buffers = spec.buffers(config_json.merge(spec.defaults, config), tensors)
-    tensors |= {key: np.array(value, order="C") for key, value in (buffers | unused).items()}
+    tensors |= {key: np.asarray(value) for key, value in (buffers | unused).items()}
     with new_folder(Path(folder) / name) as target:
         write_json(target / "config.json", config)
         write_tensors(tensors, target / spec.weights_file)

@@ -158,25 +158,45 @@ def to_flax(tensors: Mapping[str, np.ndarray], target: Any, names: Names) -> tup
     return jax.tree_util.tree_unflatten(structure, values), rest
 
 
+class TorchView:
+    """A Flax leaf in PyTorch's layout, read when NumPy asks for it: `shape`, `dtype`, and `numpy.asarray` of it."""
+
+    def __init__(self, leaf: Any, axes: tuple[int, ...]):
+        self._leaf, self._axes = leaf, axes
+        self.shape = tuple(leaf.shape[axis] for axis in axes)
+        self.dtype = np.dtype(leaf.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(np.transpose(np.asarray(self._leaf), self._axes), dtype, order="C")
+
+
+def torch_views(variables: Any, names: Names) -> dict[str, TorchView]:
+    """Arranges Flax variables as a PyTorch state dict that is not read yet, in the order of the tree's leaves.
+
+    variables: {"params": ..., "batch_stats": ...}, of arrays or of what becomes one by `numpy.asarray`.
+    Raises ValueError if two leaves have one name.
+    """
+    views, problems = {}, []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
+        path = tuple(str(part.key) for part in path)
+        key = torch_key(path, names)
+        if key in views:
+            problems.append(f"duplicate: {key}, again from {'/'.join(path)}")
+        views[key] = TorchView(leaf, _torch_axes(path, len(leaf.shape), key, names))
+    _fail("These variables have no PyTorch form", problems)
+    return views
+
+
 def to_torch(variables: Any, names: Names, unused: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Arranges Flax variables as a PyTorch state dict: the inverse of `to_flax`.
 
     variables: {"params": ..., "batch_stats": ...}; unused: what `to_flax` handed back, written as it is.
     Returns PyTorch names to contiguous NumPy arrays. Raises ValueError if two leaves have one name.
     """
-    tensors, problems = {}, []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        path = tuple(str(part.key) for part in path)
-        key = torch_key(path, names)
-        if key in tensors:
-            problems.append(f"duplicate: {key}, again from {'/'.join(path)}")
-        axes = _torch_axes(path, np.ndim(leaf), key, names)
-        tensors[key] = np.array(np.transpose(leaf, axes), order="C")
+    tensors = {key: np.asarray(view) for key, view in torch_views(variables, names).items()}
     unused = unused or {}
-    problems += [
-        f"duplicate: the unused tensor {key} is a parameter of the network" for key in unused if key in tensors
-    ]
-    _fail("These variables have no PyTorch form", problems)
+    twice = [f"duplicate: the unused tensor {key} is a parameter of the network" for key in unused if key in tensors]
+    _fail("These variables have no PyTorch form", twice)
     return tensors | {key: np.asarray(value) for key, value in unused.items()}
 
 

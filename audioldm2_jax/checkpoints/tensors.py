@@ -6,14 +6,16 @@ one is float32 by custom) and in both formats. `choose` says which are read, and
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # with it NumPy knows bfloat16, which safetensors asks it for
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from audioldm2_jax.checkpoints.atomic_folder import FolderError, read_json
 from audioldm2_jax.checkpoints.torch_pickle import read_pickle
@@ -25,6 +27,8 @@ _WEIGHTS = re.compile(
     r"(\.index(\.(?P<index_variant>\w+))?\.json)?"
 )
 _STORED = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+# From the last to the first they stand in a file.
+_KINDS = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
 
 
 def choose(names: Iterable[str], variant: str | None, where: object) -> str:
@@ -113,16 +117,42 @@ def agree(first: np.ndarray | None, second: np.ndarray | None) -> bool:
     return coarse > 1e-6 and np.allclose(first, second, rtol=2 * coarse, atol=1e-7)
 
 
-def write_tensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Writes one safetensors file.
+def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
+    """Writes one safetensors file, a tensor at a time, so that no more than one need be in memory.
+
+    The file is that of `safetensors.numpy.save_file`, byte by byte (huggingface/safetensors, README.md, Format).
+
+    Args:
+      tensors: what has `shape` and `dtype` and becomes an array by `numpy.asarray`, by their names; they are read once
+        each, in their order.
+      path: of the file.
 
     Raises:
       OSError: for want of space, say.
     """
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors says that the disk is full
-        raise OSError(str(error)) from error
+    kinds = {key: _kind(tensor.dtype) for key, tensor in tensors.items()}
+    places, end = {}, 0
+    for key in sorted(tensors, key=lambda key: (-_KINDS.index(kinds[key]), key)):
+        begin, end = end, end + math.prod(tensors[key].shape) * np.dtype(tensors[key].dtype).itemsize
+        places[key] = {"dtype": kinds[key], "shape": list(tensors[key].shape), "data_offsets": [begin, end]}
+    header = json.dumps({"__metadata__": {"format": "pt"}} | places, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for key, tensor in tensors.items():
+            file.seek(8 + len(header) + places[key]["data_offsets"][0])
+            value = np.asarray(tensor)
+            if value.dtype.byteorder == ">":
+                value = value.astype(value.dtype.newbyteorder("<"))
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+
+
+def _kind(dtype: Any) -> str:
+    """Returns the name that safetensors has for a dtype."""
+    dtype = np.dtype(dtype)
+    if dtype == ml_dtypes.bfloat16:
+        return "BF16"
+    return "BOOL" if dtype.kind == "b" else f"{dtype.kind.upper()}{8 * dtype.itemsize}"
 
 
 def _read_shards(index: Path) -> dict[str, np.ndarray]:

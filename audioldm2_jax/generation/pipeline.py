@@ -183,9 +183,8 @@ class AudioLDM2:
         if missing:
             raise FolderError(f"{source} no longer has {', '.join(missing)}, so {path} cannot be written.")
         for name, part in self.components.items():
-            variables = hosts.to_first(part.variables)
-            if hosts.is_first():
-                model_folder.write_component(path, name, part.config, variables, part.unused)
+            write = partial(model_folder.write_component, path, name, part.config, unused=part.unused)
+            hosts.give_first(part.variables, write)
         if not hosts.is_first():
             return
         model_folder.write_scheduler(path, self.schedule, self.scheduler_class)

@@ -13,6 +13,7 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,15 +129,38 @@ def to_host(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def to_first(tree: Any) -> Any:
-    """Returns the tree as NumPy arrays on process 0 and None on the others; called by all.
+def give_first(tree: Any, use: Callable[[Any], Any]) -> Any:
+    """Calls `use` on process 0 with the tree, and returns what that returns, None on the others; called by all.
 
-    A leaf that lies on several hosts is gathered, one at a time, so that no device and no other host ever has more than
-    one whole leaf.
+    What `use` gets is the tree of what becomes an array by `numpy.asarray`: each leaf once, in the tree's order. A leaf
+    that lies on several hosts is gathered then, so that no device and no host ever has more than one whole leaf.
+
+    Raises:
+        RuntimeError: `use` did not read the leaves in that order, or not all of them.
     """
     leaves, structure = jax.tree.flatten(tree)
-    mine = [_whole(leaf) for leaf in leaves]
-    return jax.tree.unflatten(structure, mine) if is_first() else None
+    if not is_first():
+        for leaf in leaves:
+            _whole(leaf)
+        return None
+    turn = itertools.count()
+    made = use(jax.tree.unflatten(structure, [_Leaf(leaf, number, turn) for number, leaf in enumerate(leaves)]))
+    if (read := next(turn)) != len(leaves):
+        raise RuntimeError(f"{read} of {len(leaves)} leaves were read")
+    return made
+
+
+class _Leaf:
+    """A leaf that is gathered when it is read."""
+
+    def __init__(self, leaf: Any, number: int, turn: Iterator[int]):
+        self._leaf, self._number, self._turn = leaf, number, turn
+        self.shape, self.dtype = np.shape(leaf), np.dtype(leaf.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if (wanted := next(self._turn)) != self._number:
+            raise RuntimeError(f"leaf {self._number} is read where leaf {wanted} is next")
+        return np.asarray(_whole(self._leaf), dtype)
 
 
 def _whole(leaf: Any) -> np.ndarray | None:

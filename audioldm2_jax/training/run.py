@@ -429,18 +429,16 @@ def publish(config: ConfigDict) -> Path | None:
 def _write_result(where: Path, components: dict[str, model_folder.Component]) -> None:
     """Writes a stage's result: all components, and what they were made from; or nothing. Called by all hosts.
 
-    Process 0 writes. Weights that lie on several hosts come to it one by one, so that only its memory ever holds a
-    whole component.
+    Process 0 writes. Weights that lie on several hosts come to it one by one, while they are written.
     """
-    partial = where / "result.partial"
+    unfinished = where / "result.partial"
     if hosts.is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
     for name, part in components.items():
-        variables = hosts.to_first(part.variables)
-        if hosts.is_first():
-            model_folder.write_component(partial, name, part.config, variables, part.unused)
+        write = partial(model_folder.write_component, unfinished, name, part.config, unused=part.unused)
+        hosts.give_first(part.variables, write)
     if hosts.is_first():
         if (where / lineage.FILE).exists():
-            shutil.copy(where / lineage.FILE, partial)
-        os.replace(partial, where / "result")
+            shutil.copy(where / lineage.FILE, unfinished)
+        os.replace(unfinished, where / "result")

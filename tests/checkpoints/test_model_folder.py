@@ -24,7 +24,7 @@ from tiny_folder import (
 )
 
 from audioldm2_jax import recipes
-from audioldm2_jax.checkpoints import model_folder, model_index, tensors
+from audioldm2_jax.checkpoints import model_folder, model_index
 from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.checkpoints.parameter_names import NAMES, to_torch
 from audioldm2_jax.components import SPECS, spec_of
@@ -403,14 +403,22 @@ def test_missing_things(copy):
         model_index.read(copy)
 
 
-def test_nothing_is_left_when_writing_fails(model, tmp_path, monkeypatch):
+def test_nothing_is_left_when_writing_fails(model, tmp_path):
     part = model_folder.read_component(model, "vocoder")
     model_folder.copy_component(model, tmp_path, "vocoder")
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    class Last:
+        """After all others were written the disk is full."""
 
-    monkeypatch.setattr(tensors, "save_file", full)
+        shape, dtype = (8,), np.dtype("float32")
+
+        def __array__(self, dtype=None, copy=None):
+            raise OSError(28, "No space left on device")
+
+    leaves, structure = jax.tree.flatten(part.variables)
+    last = max(number for number, leaf in enumerate(leaves) if leaf.ndim == 1)
+    leaves[last] = Last()
+    part = part._replace(variables=jax.tree.unflatten(structure, leaves))
     with pytest.raises(FolderError, match=r"vocoder cannot be written.*No space left.*Free some space"):
         model_folder.write_component(tmp_path, "vocoder", part.config, part.variables)
     assert [path.name for path in tmp_path.iterdir()] == ["vocoder"]

@@ -2,15 +2,19 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2ProjectionModel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel
 
 from audioldm2_jax.checkpoints.atomic_folder import FolderError
-from audioldm2_jax.checkpoints.tensors import choose, read_tensors
+from audioldm2_jax.checkpoints.tensors import choose, read_tensors, write_tensors
 
 TENSORS = {
     "a.weight": torch.arange(6.0).reshape(2, 3) / 3,
@@ -170,3 +174,37 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FolderError, match=r"pytorch_model\.bin is cut short"):
         read_tensors(tmp_path)
+
+
+SHAPES = st.lists(st.integers(0, 3), max_size=3).map(tuple)
+DTYPES = st.sampled_from(["f4", "f2", "f8", "i8", "i4", "i2", "i1", "u1", "?", ">f4", ml_dtypes.bfloat16]).map(np.dtype)
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), st.tuples(SHAPES, DTYPES), max_size=6))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_file_is_that_of_safetensors_byte_by_byte(tmp_path, wanted):
+    random = np.random.default_rng(0)
+    tensors = {name: random.integers(0, 100, shape).astype(dtype) for name, (shape, dtype) in wanted.items()}
+    write_tensors(tensors, tmp_path / "ours")
+    # It writes the bytes of a big-endian array as they are.
+    native = {name: value.astype(value.dtype.newbyteorder("=")) for name, value in tensors.items()}
+    safetensors.numpy.save_file(native, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_tensor_is_read_when_it_is_written_and_once(tmp_path):
+    class Read:
+        shape, dtype = (1 << 18,), np.dtype("f4")
+
+        def __init__(self, number):
+            self.number = number
+
+        def __array__(self, dtype=None, copy=None):
+            sizes.append((self.number, (tmp_path / "file").stat().st_size >> 20))
+            return np.full(self.shape, self.number, self.dtype)
+
+    sizes = []
+    write_tensors({"c": Read(0), "b": Read(1), "a": Read(2)}, tmp_path / "file")
+    assert [number for number, _ in sizes] == [0, 1, 2] and sizes[-1][1] == 3  # "c" stands last in the file
+    read = safetensors.numpy.load_file(tmp_path / "file")
+    assert {name: value[0] for name, value in read.items()} == {"a": 2, "b": 1, "c": 0}
