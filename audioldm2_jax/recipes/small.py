@@ -13,8 +13,7 @@ def recipe() -> ConfigDict:
     config.audio.seconds = 5.12
     config.audio.fbank.frames = 512
     config.audio.clap.update(seconds=5.0, hop_length=960)
-    config.audio.mel.compression = 0.0  # as the model of docs/small.md was trained
-    config.data.cache_records = 8192
+    config.data.cache_records = 4096
     models = config.models
     models.audiomae.update(img_size=(512, 128), embed_dim=192, num_heads=6)
     models.language_model.update(n_embd=192, n_layer=6, n_head=6)
@@ -25,13 +24,13 @@ def recipe() -> ConfigDict:
         attention_head_dim=(1, 2, 2),
     )
     models.vocoder.update(
-        upsample_initial_channel=192, resblock_kernel_sizes=(3, 7), resblock_dilation_sizes=((1, 3),) * 2
+        upsample_initial_channel=256, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3),)
     )
     train = config.train
-    train.audiomae.steps, train.clap.steps, train.language_model.steps, train.joint.steps = 1500, 600, 2000, 600
-    train.vae.update(steps=800, crop_frames=128, kl_weight=500.0, discriminator_start=800)
-    train.vocoder.update(steps=20_000, discriminator_start=20_000)
-    train.diffusion.steps = 1500
+    train.audiomae.steps, train.clap.steps, train.language_model.steps = 1200, 600, 2000
+    train.vae.update(steps=800, crop_frames=128, discriminator_start=800)
+    train.vocoder.update(steps=14_000, discriminator_start=14_000)
+    train.diffusion.steps, train.joint.steps = 1700, 1400
     for stage in train.values():
-        stage.heldout_every = max(stage.steps // 8, 300)
+        stage.heldout_every = max(stage.steps // 4, 300)
     return config
