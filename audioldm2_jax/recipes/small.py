@@ -23,9 +23,7 @@ def recipe() -> ConfigDict:
         cross_attention_dim=((192,), (192,), (None, 192, 128)),
         attention_head_dim=(1, 2, 2),
     )
-    models.vocoder.update(
-        upsample_initial_channel=256, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3),)
-    )
+    models.vocoder.update(upsample_initial_channel=256, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1, 3),))
     train = config.train
     train.audiomae.steps, train.clap.steps, train.language_model.steps = 1200, 600, 2000
     train.vae.update(steps=800, crop_frames=128, discriminator_start=800)

@@ -34,6 +34,8 @@ def show_plainly() -> None:
         root.addHandler(logging.StreamHandler(sys.stderr))
     for handler in root.handlers:
         handler.setFormatter(_Plain())
+    # TFDS tells at INFO what it opens, which absl's app.run turns on.
+    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class _Plain(logging.Formatter):

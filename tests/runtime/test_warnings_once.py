@@ -5,6 +5,7 @@ import sys
 
 CHILD = """
 import multiprocessing
+from absl import logging
 from audioldm2_jax.runtime import warnings_once
 
 def child(given):
@@ -14,7 +15,9 @@ def child(given):
     warnings_once.warn("%s has %d faults", "b", 3)
 
 if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)  # as app.run does
     warnings_once.show_plainly()
+    logging.info("loading, which nobody asked for")
     for _ in range(3):
         warnings_once.warn("%s has %d faults", "a", 2)
     process = multiprocessing.get_context("spawn").Process(target=child, args=(warnings_once.given(),))
