@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from audioldm2_jax import recipes
 from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.runtime.object_store import normalized
-from audioldm2_jax.runtime.storage import StorageError, local_path, scheme_of
+from audioldm2_jax.runtime.storage import local_path, scheme_of
 
 FBANK_RATE = 100
 """Frames of AudioMAE's input a second."""
@@ -66,13 +66,8 @@ def run_place(typed: str) -> str:
     """Returns `config.run_dir` as it is meant: a path of this machine, or an address.
 
     Raises:
-        StorageError: it is neither, or an address where no run can be.
+        StorageError: it is neither.
     """
-    if scheme_of(typed) == "s3":
-        raise StorageError(
-            f"--config.run_dir={typed.strip()}: a run folder is a path of this machine or on gs://, since Orbax writes "
-            "checkpoints to no other store; models are read from s3://, and written there by convert --to"
-        )
     return normalized(typed, "--config.run_dir") if scheme_of(typed) else str(local_path(typed, "--config.run_dir"))
 
 

@@ -28,9 +28,9 @@ from absl import app, flags
 
 from audioldm2_jax.data.captions import Texts
 from audioldm2_jax.data.folder import Folder
-from audioldm2_jax.data.index import FOLDER
 from audioldm2_jax.data.records import Records
 from audioldm2_jax.data.table import Row, Table, batches_of
+from audioldm2_jax.runtime.storage import OWN_FOLDER
 
 _RECORDS = flags.DEFINE_integer("records", 100_000, "How many.")
 _DATA = flags.DEFINE_string("folder", "", "Where they are written.")
@@ -49,7 +49,7 @@ def _files(folder: Path) -> None:
     if not (folder / "metadata.jsonl").exists():
         _write_recordings(folder, _RECORDS.value)
         time.sleep(3)  # or the index would not trust times of modification that are as young as itself
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    shutil.rmtree(folder / OWN_FOLDER, ignore_errors=True)
     _apart("open", folder, "without an index")
     _apart("open", folder, "with its index")
     first = next(folder.glob("*/*.wav"))

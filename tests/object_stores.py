@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Proxy:
     def __init__(self, port: int, to: int):
         self.url, self.seen = f"http://127.0.0.1:{port}", []
         self.rule: Rule = lambda method, path: None
-        self.condition: Callable[[str, str], bool] = lambda method, path: True
+        self.condition: Callable[[str, str, Mapping[str, str]], bool] = lambda method, path, headers: True
         self.released = threading.Event()  # of those that stall
         outer = self
 
@@ -49,7 +49,7 @@ class Proxy:
                 outer.seen.append((self.command, self.path))
                 name = re.search(rb'"name": ?"([^"]*)"', body[:1000])  # gs:// has it in the body of small uploads
                 what = outer.rule(self.command, f"{self.path} {name[1].decode() if name else ''}")
-                if what is None and not outer.condition(self.command, self.path):
+                if what is None and not outer.condition(self.command, self.path, self.headers):
                     what = 412
                 if what in (STALL, CUT):
                     if what == STALL:
@@ -158,7 +158,7 @@ class GoogleStore(Store):
         urllib.request.urlopen(request, timeout=10).close()
         self.proxy.condition = self._is_met
 
-    def _is_met(self, method: str, path: str) -> bool:
+    def _is_met(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
         """The condition `ifGenerationMatch`, of which the server knows the value 0 alone."""
         parsed = urllib.parse.urlsplit(path)
         query = dict(urllib.parse.parse_qsl(parsed.query))
@@ -189,3 +189,17 @@ class AmazonStore(Store):
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         urllib.request.urlopen(urllib.request.Request(f"{self.proxy.url}/bucket", method="PUT"), timeout=10).close()
+        self.proxy.condition = self._is_met
+
+    def _is_met(self, method: str, path: str, headers: Mapping[str, str]) -> bool:
+        """The condition `If-Match`, which the server knows for writing, and does not look at for deleting."""
+        wanted = headers.get("If-Match")
+        if method != "DELETE" or not wanted:
+            return True
+        signed = {"Authorization": headers["Authorization"]}
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=signed, method="HEAD")
+        try:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                return answer.headers["ETag"].strip('"') == wanted.strip('"')
+        except urllib.error.HTTPError:
+            return False

@@ -23,8 +23,9 @@ def toy(run_dir, *settings, environments=None, **variables):
 
 def steps(run_dir):
     """The steps of the finished checkpoints."""
-    names = object_store.listing(f"{run_dir}/stages/audiomae/checkpoints")
-    return sorted(int(name.split("/")[0]) for name in names if re.fullmatch(r"\d+/commit_success.txt", name))
+    last = "commit_success.txt" if run_dir.startswith("gs:") else "_CHECKPOINT_METADATA"
+    names = object_folders.whole(object_store.listing(f"{run_dir}/stages/audiomae/checkpoints"))
+    return sorted(int(name.split("/")[0]) for name in names if re.fullmatch(rf"\d+/{last}", name))
 
 
 def metrics(run_dir):
@@ -39,32 +40,34 @@ def wait(condition, job, timeout=300):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_killed_in_the_middle_of_a_save(google, count):
-    """The next start goes on from the save before it, and what is half there is gone."""
-    run_dir = f"gs://bucket/killed-{count}"
+@pytest.mark.parametrize("scheme, count", [("gs", 1), ("gs", 2), ("s3", 1)])
+def test_killed_in_the_middle_of_a_save(request, tmp_path, scheme, count):
+    """The next start, as of another machine, goes on from the save before it, and what is half there is gone."""
+    store = request.getfixturevalue({"gs": "google", "s3": "amazon"}[scheme])
+    run_dir = f"{scheme}://bucket/killed-{count}"
+    last = {"gs": ("POST", "40/commit_success.txt"), "s3": ("DELETE", "40/.uploading")}[scheme]
     held = []
 
     def hold(method, path):
         """Stops the second save before its last object."""
-        if method == "POST" and path.endswith("checkpoints/40/commit_success.txt"):
+        if method == last[0] and path.strip().endswith(f"checkpoints/{last[1]}"):
             held.append(path)
             return STALL
         return None
 
-    google.proxy.rule = hold
+    store.proxy.rule = hold
     environments = alone() if count == 1 else by_variables(count)
-    with toy(run_dir, environments=environments) as job:
+    with toy(run_dir, environments=environments, XDG_CACHE_HOME=str(tmp_path / "first")) as job:
         wait(lambda: held, job)
         for index in range(count):
             job.send(index, signal.SIGKILL)
         job.processes[0].wait()
-    google.proxy.reset()
+    store.proxy.reset()
     assert steps(run_dir) == [20]
     assert any(name.startswith("40/default/") for name in below(run_dir))
 
     environments = alone() if count == 1 else by_variables(count)
-    with toy(run_dir, environments=environments) as job:
+    with toy(run_dir, environments=environments, XDG_CACHE_HOME=str(tmp_path / "second")) as job:
         job.wait_for(0, "going on after step")
         assert "audiomae: going on after step 20 of 2000" in job.said(0)
         wait(lambda: steps(run_dir)[-1] > 40, job)
@@ -96,6 +99,9 @@ def test_a_store_that_fails_for_a_while(google):
         job.send(0, signal.SIGTERM)
         assert job.codes(180) == [75], job.said(0)
 
+    with toy("s3://bucket/run", environments=by_variables(2)) as job:
+        assert job.codes(120) == [1, 1]
+    assert ": --config.run_dir=s3://bucket/run: several hosts write a checkpoint together" in job.said(0)
     with toy("gs://no-such-bucket/run") as job:
         assert job.codes(120) == [1]
     said = "error: gs://no-such-bucket/run/.writable-0: there is no bucket no-such-bucket; create it first"

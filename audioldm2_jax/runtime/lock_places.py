@@ -118,7 +118,7 @@ class FilePlace:
 
 
 class ObjectPlace:
-    """An object of gs://, whose generation says which write it is of: each of ours depends on the one that we know."""
+    """An object, whose generation says which write or content it is of: each write of ours depends on what we know."""
 
     def __init__(self, address: str, token: str):
         self._address, self._token = address, token

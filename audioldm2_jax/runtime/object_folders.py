@@ -90,6 +90,17 @@ def upload(source: Path, address: str) -> None:
     _take_times(changed, address)
 
 
+def remove(address: str) -> None:
+    """Deletes the folder at an address, which counts as absent from the first moment on.
+
+    Raises:
+      StoreError: as of `object_store.write` and `delete`.
+    """
+    object_store.write(f"{address}/{UPLOADING}", b"")
+    object_store.delete(address, object_store.listing(address).keys() - {UPLOADING})
+    object_store.delete(address, [UPLOADING])
+
+
 @functools.cache
 def cached(address: str, part: str = "") -> Path:
     """Returns the copy of what is at an address, a folder or an object, below ~/.cache; made, or brought up to date.

@@ -20,7 +20,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -43,8 +43,8 @@ class StoreError(StorageError):
 class Entry(NamedTuple):
     """What a store knows of an object.
 
-    `modified` is nanoseconds since 1970 by the store's clock, `digest` tells contents apart, `generation` tells writes
-    apart (gs:// alone has it).
+    `modified` is nanoseconds since 1970 by the store's clock, `digest` tells contents apart, `generation` is what a
+    request may be made to depend on: on gs:// it tells writes apart, on s3:// contents (the ETag).
     """
 
     size: int
@@ -159,7 +159,7 @@ def stat(address: str, patience: float | None = None) -> Entry | None:
 
 
 def replace(address: str, content: bytes, generation: str, patience: float | None = None) -> str:
-    """Writes an object of gs:// in the place of its `generation` alone; returns that of what was written.
+    """Writes an object in the place of its `generation` alone; returns that of what was written.
 
     It is "" where the object is another one by now, or gone.
 
@@ -167,23 +167,52 @@ def replace(address: str, content: bytes, generation: str, patience: float | Non
       StoreError: no permission, or no answer.
     """
     fs, (bucket, name) = _file_system(address), _parts(address)
-    to = f"{fs._location}/upload/storage/v1/b/{bucket}/o"
-    sent = {"uploadType": "media", "name": name, "ifGenerationMatch": generation, "data": content}
+
+    def to_google() -> str:
+        to = f"{fs._location}/upload/storage/v1/b/{bucket}/o"
+        sent = {"uploadType": "media", "name": name, "ifGenerationMatch": generation, "data": content}
+        return json.loads(fs.call("POST", to, **sent)[1])["generation"]
+
+    def to_amazon() -> str:
+        with _conditional():
+            return fs.call_s3("put_object", Bucket=bucket, Key=name, Body=content, IfMatch=generation)["ETag"]
+
+    request = to_amazon if scheme_of(address) == "s3" else to_google
     with contextlib.suppress(FileExistsError, FileNotFoundError):  # 412: another generation; 404: none
-        _, answer = _ask(lambda: fs.call("POST", to, **sent), address, "written", patience)
-        return json.loads(answer)["generation"]
+        return _ask(request, address, "written", patience)
     return ""
 
 
 def remove(address: str, generation: str) -> None:
-    """Deletes `generation` of an object of gs://, and no other.
+    """Deletes `generation` of an object, and no other.
 
     Raises:
       StoreError: no permission, or no answer.
     """
-    fs, parts = _file_system(address), _parts(address)
+    fs, (bucket, name) = _file_system(address), _parts(address)
+
+    def from_google() -> None:
+        fs.call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=generation)
+
+    def from_amazon() -> None:
+        with _conditional():
+            fs.call_s3("delete_object", Bucket=bucket, Key=name, IfMatch=generation)
+
+    request = from_amazon if scheme_of(address) == "s3" else from_google
     with contextlib.suppress(FileExistsError, FileNotFoundError):
-        _ask(lambda: fs.call("DELETE", "b/{}/o/{}", *parts, ifGenerationMatch=generation), address, "deleted")
+        _ask(request, address, "deleted")
+
+
+@contextlib.contextmanager
+def _conditional() -> Iterator[None]:
+    """Raises FileExistsError, as gcsfs does, where the condition of a request to S3 does not hold."""
+    try:
+        yield
+    except OSError as error:
+        answer = getattr(error.__cause__, "response", None) or {}
+        if answer.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+            raise FileExistsError(str(error)) from error
+        raise
 
 
 def delete(address: str, names: Iterable[str]) -> None:
@@ -299,7 +328,7 @@ def _entry(info: Mapping[str, Any]) -> Entry:
     if "ETag" in info:
         digest = f"etag:{info['ETag'].strip(chr(34))}"
     microseconds = round(written.timestamp() * 1_000_000)
-    return Entry(int(info["size"]), microseconds * 1000, digest, str(info.get("generation", "")))
+    return Entry(int(info["size"]), microseconds * 1000, digest, str(info.get("generation") or info.get("ETag", "")))
 
 
 def _ask(request: Callable[[], _Answer], address: str, done: str, patience: float | None = None) -> _Answer:

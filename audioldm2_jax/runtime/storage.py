@@ -54,8 +54,8 @@ def local_path(text: str, what: str) -> Path:
     if url and url[1].lower() != "file":
         raise StorageError(
             f"{what}={text.strip()}: {url[0]} is not served, only paths of this machine; mount the storage "
-            "(gcsfuse, mount-s3, rclone …) and name the folder where it is mounted, or copy what is there (run folders "
-            "may be on gs://, model folders and data on gs:// and s3://)"
+            "(gcsfuse, mount-s3, rclone …) and name the folder where it is mounted, or copy what is there (run and "
+            "model folders and data may be on gs:// and s3://)"
         )
     if url:
         rest = text.strip()[url.end() :]

@@ -136,6 +136,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep if self._place.orbax_deletes else None,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._place.deliver),
             ),
         )
 

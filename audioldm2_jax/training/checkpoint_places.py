@@ -4,8 +4,9 @@ A checkpoint has a manifest of digests. In a folder it is written before Orbax r
 name, so that one of that name is whole and signed, whenever the process dies. Every host digests the files that it
 wrote, in parallel, and on reading its share of them.
 
-In a store, `gs://…`, there is no rename: Orbax writes an object `COMMITTED` last, and a checkpoint without it
-counts for nothing. The digests are those that the store has computed of what arrived.
+On gs:// there is no rename: Orbax writes an object `COMMITTED` last, and a checkpoint without it counts for nothing.
+The digests are those that the store has computed of what arrived. To s3:// Orbax does not write: there, checkpoints
+are copies of those in a folder of this machine.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from typing import Protocol
 
 from etils import epath
 
-from audioldm2_jax.runtime import object_store
+from audioldm2_jax.runtime import object_folders, object_store
 from audioldm2_jax.runtime.storage import scheme_of
 
 MANIFEST = "digests.json"
 UNSIGNED = f"{MANIFEST} is missing"
-#: In a store, Orbax's name for the object that it writes last.
+#: On gs://, Orbax's name for the object that it writes last.
 COMMITTED = "commit_success.txt"
 #: Orbax's name for the only thing that a checkpoint of ours holds.
 ITEM = "default"
@@ -57,6 +58,9 @@ class Place(Protocol):
     def sign(self, item: epath.Path) -> None:
         """Signs the whole checkpoint; called on process 0 once all hosts have signed their shares."""
 
+    def deliver(self) -> None:
+        """Brings a checkpoint that Orbax has written to where it counts; called before it gets its final name."""
+
     def find_damage(self, step: int, host: int = 0, count: int = 1) -> str:
         """Returns what is wrong with the share of a checkpoint that host `host` of `count` checks; "" if nothing is."""
 
@@ -77,7 +81,8 @@ def place(folder: Path | str) -> Place:
     Raises:
         StoreError: the store does not answer, or there is no permission.
     """
-    return Store(str(folder)) if scheme_of(str(folder)) else Folder(Path(folder))
+    kinds = {"": Folder, "gs": Store, "s3": CopiedFolder}
+    return kinds[scheme_of(str(folder))](folder)
 
 
 class Folder:
@@ -85,7 +90,8 @@ class Folder:
 
     orbax_deletes = True
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.root = epath.Path(folder.resolve())
 
@@ -102,6 +108,9 @@ class Folder:
             known |= json.loads(part.read_text())
             part.unlink()
         _write_digests(folder, MANIFEST, _files(folder), known)
+
+    def deliver(self) -> None:
+        """Does nothing: it is there."""
 
     def find_damage(self, step: int, host: int = 0, count: int = 1) -> str:
         """A host's share is what the host of the same index wrote; what more hosts than there are now wrote goes round,
@@ -134,6 +143,36 @@ class Folder:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+class CopiedFolder(Folder):
+    """In a folder of this machine, whose checkpoints are copied to a bucket that Orbax does not write to.
+
+    What is in the bucket counts: a checkpoint gets its final name here once it has arrived there as a whole, and in the
+    beginning the folder is made what the bucket has.
+    """
+
+    orbax_deletes = False  # it would delete here alone
+
+    def __init__(self, address: str):
+        object_store.prepare(address)
+        self._address = address
+        super().__init__(object_folders.copy_of(address, "checkpoints"))
+        names = object_store.listing(address)
+        for name in names:  # of a process that was killed while it uploaded
+            step, _, rest = name.partition("/")
+            if rest == object_folders.UPLOADING:
+                object_folders.remove(f"{address}/{step}")
+        object_folders.fetch(address, Path(self.root))
+
+    def deliver(self) -> None:
+        """Uploads it, and has the save fail where it does not arrive."""
+        for written in map(Path, self.root.glob(_TEMPORARY)):
+            object_folders.upload(written, f"{self._address}/{written.name.partition('.')[0]}")
+
+    def remove(self, step: int) -> None:
+        object_folders.remove(f"{self._address}/{step}")
+        super().remove(step)
+
+
 class Store:
     """In a bucket."""
 
@@ -154,6 +193,9 @@ class Store:
     def sign(self, item: epath.Path) -> None:
         digests = {name: entry.digest for name, entry in object_store.listing(str(item)).items()}
         object_store.write(f"{item}/{MANIFEST}", json.dumps(digests, indent=1).encode())
+
+    def deliver(self) -> None:
+        """Does nothing: Orbax writes it there."""
 
     def find_damage(self, step: int, host: int = 0, count: int = 1) -> str:
         """Nothing has to be read for it, so that the first host checks everything."""

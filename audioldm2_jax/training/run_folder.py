@@ -1,9 +1,10 @@
 """The run folder: where the files of a run are for this process, and how they come to where the run keeps them.
 
-`config.run_dir` is a folder that all hosts see, or an address, `gs://bucket/run`. Of an address, each process has a
-working folder of its own below ~/.cache, and there is nothing in it that the run could not do without:
+`config.run_dir` is a folder that all hosts see, or an address, `gs://bucket/run`, of a run of one host also
+`s3://bucket/run`. Of an address, each process has a working folder of its own below ~/.cache, and there is nothing in
+it that the run could not do without:
 
-- checkpoints are written to the store by Orbax, each host its part (training/checkpoint.py);
+- checkpoints are written to gs:// by Orbax, each host its part, and copied to s3:// (training/checkpoint_places.py);
 - a folder that appears as a whole, a stage's result or the model, is uploaded by process 0 once it is there, and counts
   from then on (runtime/object_folders.py); the other processes fetch it;
 - metrics and samples follow every few seconds.
@@ -64,9 +65,14 @@ def make(config: ConfigDict) -> None:
     """Makes the run folder, and makes sure that this process can write there.
 
     Raises:
-        StoreError: there is no such bucket, no permission, or no answer.
+        StoreError: there is no such bucket, no permission, or no answer, or it is on s3:// and there are several hosts.
         OSError: the folder cannot be made or written.
     """
+    if scheme_of(config.run_dir) == "s3" and jax.process_count() > 1:
+        raise object_store.StoreError(
+            f"--config.run_dir={config.run_dir}: several hosts write a checkpoint together, and Orbax has them do that "
+            "on gs:// and on a file system that all see, but not on s3://; name a folder there"
+        )
     name = f".writable-{jax.process_index()}"  # one for each host
     path(config).mkdir(parents=True, exist_ok=True)
     (path(config) / name).touch()
@@ -131,8 +137,10 @@ def has_checkpoints(config: ConfigDict, stage: Path) -> bool:
     """Returns whether a stage, by its folder, has a finished checkpoint."""
     folder = stage / CHECKPOINTS
     if is_remote(config):
-        names = (name.partition("/") for name in object_store.listing(place(config, folder)))
-        return any(step.isdecimal() and rest == COMMITTED for step, _, rest in names)
+        names = object_folders.whole(object_store.listing(place(config, folder)))
+        finished = {step for step, _, rest in (name.partition("/") for name in names) if rest == COMMITTED}
+        copied = scheme_of(config.run_dir) == "s3"
+        return any(step.isdecimal() for step in ({name.partition("/")[0] for name in names} if copied else finished))
     return folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 

@@ -83,8 +83,8 @@ def test_a_lost_answer_does_not_make_a_second_creator(google):
     assert object_store.create("gs://bucket/lost", b"ours") and not object_store.create("gs://bucket/lost", b"theirs")
 
 
-def test_a_write_or_delete_may_depend_on_who_wrote_last(google):
-    address = "gs://bucket/generations"
+def test_a_write_or_delete_may_depend_on_who_wrote_last(store):
+    address = f"{store.scheme}://bucket/generations"
     assert object_store.replace(address, b"x", "1") == "" and object_store.read(address) is None
     object_store.remove(address, "1")
     object_store.write(address, b"first")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from processes import by_variables
 
+from audioldm2_jax.runtime import object_folders, object_store
 from audioldm2_jax.training import checkpoint_places
 from audioldm2_jax.training.checkpoint import CheckpointError, Checkpoints
 from audioldm2_jax.training.checkpoint_places import MANIFEST, digest, place
@@ -287,3 +288,30 @@ def test_each_byte_is_read_once_over_all_hosts(tmp_path, split):
     assert all("restored 1 True" in out for out in outs)
     read = [int(out.rpartition("read ")[2].split()[0]) for out in outs]
     assert size <= sum(read) < 2.2 * size and max(read) < 1.2 * size
+
+
+def test_copies_in_a_bucket(amazon, tmp_path, monkeypatch):
+    """What Orbax cannot write to counts once it has arrived there, and another machine goes on from it."""
+    address, listing = "s3://bucket/run/checkpoints", object_store.listing
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one machine"))
+    checkpoints = Checkpoints(address, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+    assert {name.split("/")[0] for name in listing(address)} == {"2", "3"}
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
+    object_store.write(f"{address}/3/{object_folders.UPLOADING}", b"")  # killed while it uploaded
+    checkpoints, found, lines = restore(address)
+    assert found["step"] == 2 and not lines
+    np.testing.assert_array_equal(found["params"]["kernel"], state(2)["params"]["kernel"])
+    assert {name.split("/")[0] for name in listing(address)} == {"2"}
+
+    amazon.proxy.rule = lambda method, path: 403 if method == "PUT" and "/4/" in path else None
+    checkpoints.save(4, state(4))
+    with pytest.raises(CheckpointError, match=r"could not save step 4 to s3://.*no permission"):
+        checkpoints.close()
+    amazon.proxy.reset()
+    checkpoints, found, _ = restore(address)
+    assert found["step"] == 2
+    checkpoints.close()
