@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import re
 from pathlib import Path
 
@@ -91,3 +92,16 @@ def test_data_needs_no_jax():
 def test_the_package_imports_nothing_from_outside_it():
     outside = {path.name for path in ROOT.iterdir() if path.is_dir()} - {PACKAGE.name}
     assert not reachable(set(LAYERS)) & outside
+
+
+def test_what_benchmarks_and_launchers_import_of_it_is_there():
+    """Many of them are run by hand alone."""
+    absent = []
+    for path in sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("launch/*.py"), *ROOT.glob("configs/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    if not hasattr(module, name) and importlib.util.find_spec(f"{node.module}.{name}") is None:
+                        absent.append(f"{path.name}: {node.module}.{name}")
+    assert absent == []
