@@ -29,7 +29,7 @@ import numpy as np
 
 from audioldm2_jax import recipes
 from audioldm2_jax.audio import files
-from audioldm2_jax.conditioning.conditions import second_kind
+from audioldm2_jax.conditioning.conditions import text_kinds
 from audioldm2_jax.data import cache, encoders, pipeline, text
 from audioldm2_jax.data.builtin.music import MusicCorpus
 from audioldm2_jax.data.example import Source
@@ -89,7 +89,7 @@ def from_sound(folder: Path, options: argparse.Namespace) -> None:
     config.data.source, config.data.heldout_share = str(folder / "flac"), 1e-9
     config.text.update(clap_tokenizer="", t5_tokenizer="", vocabulary=512)
     source = open_source(config, "train")
-    tokenizers = text.open_tokenizers(config.text, source, second_kind(config))
+    tokenizers = text.open_tokenizers(config.text, source, text_kinds(config))
     available = encoders.recipe_encoders(round(config.audio.seconds * config.audio.sampling_rate), tokenizers)
     for name, stage in STAGES.items():
         wanted = encoders.select(available, stage.reads_fields(config))

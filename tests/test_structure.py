@@ -102,6 +102,7 @@ def test_what_benchmarks_and_launchers_import_of_it_is_there():
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE.name:
                 module = importlib.import_module(node.module)
                 for name in (alias.name for alias in node.names):
-                    if not hasattr(module, name) and importlib.util.find_spec(f"{node.module}.{name}") is None:
+                    within = hasattr(module, "__path__") and importlib.util.find_spec(f"{node.module}.{name}")
+                    if not (hasattr(module, name) or within):
                         absent.append(f"{path.name}: {node.module}.{name}")
     assert absent == []
