@@ -8,12 +8,11 @@ first, is not used here.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from audioldm2_jax.models.attention import mask_bias
+from audioldm2_jax.models.attention import mask_bias, softmax
 from audioldm2_jax.models.layers import Dense, LayerNorm, torch_uniform
 
 normal, xavier = nn.initializers.normal, nn.initializers.xavier_uniform()
@@ -107,7 +106,7 @@ class _Attention(_Part):
         near = (distance[:, :, None] == jnp.array(offsets)).astype(self.dtype)
         scores = jnp.einsum("bnhd,bmhd->bhnm", query, key, preferred_element_type=jnp.float32)
         scores = scores + jnp.einsum("bnhd,rd,nmr->bhnm", query, rel_k, near, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores + mask_bias(mask[:, None, None, :] > 0)).astype(self.dtype)
+        weights = softmax(scores + mask_bias(mask[:, None, None, :] > 0)).astype(self.dtype)
         weights = nn.Dropout(self.attention_dropout)(weights, deterministic=deterministic)
         mixed = jnp.einsum("bhnm,bmhd->bnhd", weights, value) + jnp.einsum("bhnm,nmr,rd->bnhd", weights, near, rel_v)
         return self._dense(torch_uniform, "out_proj")(mixed.reshape(x.shape))
