@@ -231,7 +231,7 @@ def check(options: argparse.Namespace, model: str) -> None:
     """
     from audioldm2_jax.audio import files
     from audioldm2_jax.checkpoints.model_folder import locate_model, read_scheduler
-    from audioldm2_jax.generation.pipeline import plan_sampling
+    from audioldm2_jax.generation.sampling_options import plan_sampling
 
     for flag, modes in OF_MODES.items():
         if getattr(options, flag) is not None and not (options.file_path and options.mode in modes):

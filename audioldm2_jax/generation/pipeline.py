@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,12 +27,11 @@ from audioldm2_jax.checkpoints.model_folder import Component, FolderError
 from audioldm2_jax.conditioning.conditions import Conditions, repeat
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
-from audioldm2_jax.diffusion.solvers import SOLVER_OF_CLASS, SOLVERS
-from audioldm2_jax.diffusion.tables import Table
 from audioldm2_jax.generation.clip_encoder import ClipEncoder
 from audioldm2_jax.generation.editing import Edit, join
 from audioldm2_jax.generation.prompt_encoder import PromptEncoder, prompt_limits
 from audioldm2_jax.generation.prompts import Prompts
+from audioldm2_jax.generation.sampling_options import check_scheduler, clip_keys, given_latents, plan_sampling
 from audioldm2_jax.models.clap import Clap
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.runtime import hosts, sharding
@@ -97,7 +94,7 @@ class AudioLDM2:
         Raises:
           FolderError: where the scheduler is one that we have no solver for.
         """
-        _check_scheduler(scheduler_class)
+        check_scheduler(scheduler_class)
         self.components = dict(components)
         self.schedule, self.prompts, self.clap_mel, self.source = schedule, prompts, clap_mel, source
         self.scheduler_class = scheduler_class
@@ -154,7 +151,7 @@ class AudioLDM2:
             use_compilation_cache()
         dtype = jnp.dtype(dtype)
         schedule, scheduler_class = model_folder.read_scheduler(path)
-        _check_scheduler(scheduler_class)
+        check_scheduler(scheduler_class)
         components = {name: model_folder.read_component(path, name, dtype, variant) for name in model_index.parts(path)}
         prompts = Prompts.from_folder(path, **prompt_limits(components))
         prompts.check_tables(path, {name: part.config for name, part in components.items()})
@@ -263,7 +260,7 @@ class AudioLDM2:
             texts, tokens, uncond, use_loa, use_text_states, source.loa
         )
         keys = clip_keys(seed, texts.prompts, num_waveforms_per_prompt)
-        noise = sampling.initial_latents(keys, shape) if latents is None else _given_latents(latents, len(keys), shape)
+        noise = sampling.initial_latents(keys, shape) if latents is None else given_latents(latents, len(keys), shape)
         rows = repeat((cond, of_negative if guidance_scale > 1 else None), num_waveforms_per_prompt)
         final = self._denoise(noise, *rows, guidance_scale, keys, table, solver, source, progress)
         mels, audios = self.decode(final)
@@ -382,48 +379,6 @@ class AudioLDM2:
             raise ValueError(f"max_new_tokens is {tokens}; it has to be at least 1, and the model to have a LOA.")
 
 
-def plan_sampling(
-    schedule: NoiseSchedule,
-    scheduler_class: str,
-    num_inference_steps: int,
-    guidance_scale: float,
-    eta: float,
-    solver: str | None,
-    first: int = 0,
-) -> tuple[str, Table]:
-    """Returns the solver and its table of a call of `AudioLDM2`, for which no weights are needed.
-
-    Args:
-      schedule, scheduler_class: as in the model's folder.
-      num_inference_steps, guidance_scale, eta, solver: of the call.
-      first: the step to begin with.
-
-    Raises:
-      ValueError: for one of them that there is not.
-      FolderError: for a class of scheduler that is not known.
-    """
-    if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise ValueError(f"guidance_scale is {guidance_scale}; it has to be 0 or more (3.5 is usual).")
-    _check_scheduler(scheduler_class)
-    solver = solver or SOLVER_OF_CLASS[scheduler_class]
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; choose among {', '.join(SOLVERS)}.")
-    return solver, SOLVERS[solver].plan(schedule, num_inference_steps, eta, first)
-
-
-def clip_keys(seed: int, prompts: Sequence[str], clips: int) -> jax.Array:
-    """One key a clip, [prompts * clips]: a function of the seed, the prompt, and the clip's number of that prompt.
-
-    A prompt that is listed again goes on counting, so it does not give the same clips.
-    """
-    base, seen, keys = jax.random.key(int(seed) % 2**32), Counter(), []
-    for prompt in prompts:
-        own = jax.random.fold_in(base, zlib.crc32(prompt.encode()))
-        keys += [jax.random.fold_in(own, seen[prompt] + number) for number in range(clips)]
-        seen[prompt] += clips
-    return jnp.stack(keys)
-
-
 @partial(jax.jit, static_argnames=("sampling_rate", "front_end"))
 def _similarity(
     clap: Network, audios, text_embedding: jax.Array, *, sampling_rate: int, front_end: ClapMelSettings
@@ -434,23 +389,3 @@ def _similarity(
 
 
 _decode = jax.jit(sampling.decode)
-
-
-def _check_scheduler(name: str) -> None:
-    if name not in SOLVER_OF_CLASS:
-        raise FolderError(
-            f"The scheduler is a {name}; supported are {', '.join(SOLVER_OF_CLASS)}. Change _class_name in "
-            "scheduler/scheduler_config.json to one of these."
-        )
-
-
-def _given_latents(latents: np.ndarray, clips: int, shape: tuple[int, int, int]) -> jax.Array:
-    time, frequency, channels = shape
-    if np.shape(latents) != (clips, channels, time, frequency):
-        raise ValueError(
-            f"latents have the shape {np.shape(latents)}; needed is {(clips, channels, time, frequency)}: "
-            "clips, channels, time, frequency."
-        )
-    if not np.isfinite(latents).all():
-        raise ValueError("latents have values that are NaN or infinite.")
-    return jnp.asarray(latents, jnp.float32).transpose(0, 2, 3, 1)

@@ -15,8 +15,8 @@ from tiny_folder import CONFIGS, random_variables, write_model
 
 from audioldm2_jax.checkpoints import model_folder
 from audioldm2_jax.diffusion import sampling
-from audioldm2_jax.generation import pipeline as pipeline_module
 from audioldm2_jax.generation.pipeline import AudioLDM2
+from audioldm2_jax.generation.sampling_options import clip_keys
 
 CALL = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 LARGE = {"cross_attention_dim": (None, 24, 16, None), "transformer_layers_per_block": 2}
@@ -119,7 +119,7 @@ def test_with_noise_at_each_step(ours, theirs, noise, monkeypatch):
     """DDIM with eta 1, the noise of each step being that which our keys draw."""
     made = ours(PROMPTS, NEGATIVES, latents=noise, eta=1.0, seed=5, **CALL)
     still = ours(PROMPTS, NEGATIVES, latents=noise, **CALL)
-    keys = pipeline_module.clip_keys(5, PROMPTS, 1)
+    keys = clip_keys(5, PROMPTS, 1)
     time_first = (*SHAPE[1:], SHAPE[0])
     timesteps = ours.schedule.timesteps(STEPS)
     for row in range(len(PROMPTS)):

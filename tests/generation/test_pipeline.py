@@ -20,7 +20,8 @@ from audioldm2_jax.checkpoints.model_folder import FolderError
 from audioldm2_jax.diffusion import sampling
 from audioldm2_jax.generation import pipeline as pipeline_module
 from audioldm2_jax.generation import prompt_encoder
-from audioldm2_jax.generation.pipeline import AudioLDM2, clip_keys
+from audioldm2_jax.generation.pipeline import AudioLDM2
+from audioldm2_jax.generation.sampling_options import clip_keys
 
 TOLERANCE = 1e-3
 STEPS, GUIDANCE = 4, 3.5
@@ -161,9 +162,9 @@ def test_clips_of_a_prompt_are_sorted_by_clap(ours, theirs):
 
 
 def test_a_repeated_prompt_gives_other_clips():
-    keys = jax.random.key_data(pipeline_module.clip_keys(0, ["a", "b", "a"], 2))
+    keys = jax.random.key_data(clip_keys(0, ["a", "b", "a"], 2))
     assert len({tuple(key) for key in np.asarray(keys)}) == 6
-    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(pipeline_module.clip_keys(0, ["b"], 2)))
+    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(clip_keys(0, ["b"], 2)))
 
 
 def test_named_choices_of_the_conditions(ours):
