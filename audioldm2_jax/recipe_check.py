@@ -68,6 +68,7 @@ _CHOICES = {
     "loss": ("mse", "l1"),
     "unconditional": ("language_model", "zeros"),
     "text": ("captions", "none"),
+    "posterior": ("sample", "mode"),
 }
 _DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
 _CHOICES_OF_DATA = {"segment": ("random", "sounding"), "short": ("pad", "repeat")}

@@ -16,6 +16,7 @@ speech to the most that there can be, so there all places count; it has no unifi
 like T5's tokens.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -81,7 +82,12 @@ def pooling_of(tokens: int, time: int, frequency: int) -> int:
 
 def loa_tokens(pooling: int, time: int, frequency: int) -> int:
     """The tokens of the LOA that a grid of time × frequency tokens gives with a pooling (`pool_loa`)."""
-    return (time // pooling) * (frequency // min(pooling, frequency))
+    return math.prod(loa_grid(pooling, time, frequency))
+
+
+def loa_grid(pooling: int, time: int, frequency: int) -> tuple[int, int]:
+    """The same along time and along frequency."""
+    return time // pooling, frequency // min(pooling, frequency)
 
 
 def audiomae_loa(audiomae: Network, fbank: jax.Array, pooling: int) -> jax.Array:

@@ -315,6 +315,13 @@ class Attention(nn.Module):
         mixed = attend(self._heads(self.to_q(x)), keys, values, bias)
         return self.to_out_0(mixed.reshape(x.shape))
 
+    def weights(self, x: Array, keys: Array, bias: Array | None = None) -> Array:
+        """How much each place attends to which token, a mean over the heads: [batch, n, tokens] float32."""
+        query = self._heads(self.to_q(x))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query, keys, preferred_element_type=jnp.float32)
+        scores = scores * query.shape[-1] ** -0.5
+        return jax.nn.softmax(scores if bias is None else scores + bias[:, None, None, :]).mean(1)
+
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 

@@ -19,6 +19,8 @@ class Network:
     module: nn.Module = struct.field(pytree_node=False)
     variables: Any
 
-    def __call__(self, *args: Any, method: str | None = None, rngs: Any = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, *args: Any, method: str | None = None, rngs: Any = None, mutable: Any = False, **kwargs: Any
+    ) -> Any:
         """`module.apply` with these variables."""
-        return self.module.apply(self.variables, *args, method=method, rngs=rngs, **kwargs)
+        return self.module.apply(self.variables, *args, method=method, rngs=rngs, mutable=mutable, **kwargs)

@@ -30,6 +30,10 @@ CrossAttentionKV = tuple[tuple[Array, Array], Array | None] | None
 # latent_diffusion/modules/diffusionmodules/openaimodel.py, zero_module).
 _zeros = nn.initializers.zeros
 
+#: The collection of what the transformers that attend to the LOA attend to, where it is asked for (`mutable`): of each
+#: of their blocks [batch, time, frequency, tokens].
+LOA_ATTENTION = "loa_attention"
+
 
 class GEGLU(nn.Module):
     """value · GELU(gate) of one projection (Shazeer 2020): [..., in] → [..., dim]."""
@@ -74,6 +78,12 @@ class TransformerBlock(nn.Module):
     def cross_attention_kv(self, context: Context) -> CrossAttentionKV:
         return context and (self.attn2.keys_values(context[0]), context[1])
 
+    def attention(self, x: Array, cross_attention_kv: CrossAttentionKV) -> Array:
+        """What the places of x attend to in `__call__`, of a context: [batch, n, tokens]."""
+        (keys, _), bias = cross_attention_kv
+        x = x + self.attn1(self.norm1(x))
+        return self.attn2.weights(self.norm2(x), keys, bias)
+
     def __call__(self, x: Array, cross_attention_kv: CrossAttentionKV) -> Array:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), *(cross_attention_kv or ()))
@@ -88,6 +98,7 @@ class Transformer(nn.Module):
     num_layers: int
     norm_num_groups: int
     dtype: jnp.dtype
+    attends_to_loa: bool = False
 
     def setup(self) -> None:
         self.norm = GroupNorm(self.norm_num_groups, 1e-6, self.dtype)
@@ -104,8 +115,15 @@ class Transformer(nn.Module):
         b, t, f, c = x.shape
         h = self.proj_in(self.norm(x).reshape(b, t * f, c))
         for block, given in zip(self.transformer_blocks, cross_attention_kv):
+            if self.attends_to_loa and self.is_mutable_collection(LOA_ATTENTION):
+                self.sow(LOA_ATTENTION, "weights", block.attention(h, given).reshape(b, t, f, -1))
             h = block(h, given)
         return x + self.proj_out(h).reshape(x.shape)
+
+
+def is_loa(entry: int) -> bool:
+    """Whether the context of an entry of cross_attention_dim is the LOA, not the text, where there is one."""
+    return entry <= 1
 
 
 class Level(nn.Module):
@@ -134,7 +152,8 @@ class Level(nn.Module):
     def make_attentions(self, count: int) -> list[Transformer]:
         cls = nn.remat(Transformer) if self.remat else Transformer
         sizes = (self.channels, self.num_heads, self.transformer_layers, self.norm_num_groups, self.dtype)
-        return [cls(*sizes) for _ in range(count * len(self.context_dims))]
+        to_loa = [dim is not None and is_loa(i) for i, dim in enumerate(self.context_dims)]
+        return [cls(*sizes, attends_to_loa=one) for one in to_loa * count]
 
     def timestep_projections(self, time: Array) -> list[Array]:
         """What the time embedding adds in each ResNet block."""
@@ -142,7 +161,7 @@ class Level(nn.Module):
 
     def cross_attention_kv(self, loa: Context, text: Context) -> list[list[CrossAttentionKV]]:
         """What each transformer attends to."""
-        contexts = [None if dim is None else loa if i <= 1 else text for i, dim in enumerate(self.context_dims)]
+        contexts = [None if dim is None else loa if is_loa(i) else text for i, dim in enumerate(self.context_dims)]
         return [
             attention.cross_attention_kv(contexts[i % len(contexts)]) for i, attention in enumerate(self.attentions)
         ]

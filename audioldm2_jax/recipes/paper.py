@@ -273,6 +273,8 @@ def base() -> ConfigDict:
                     warmup=10_000,
                     noise_draws=1,  # noises a clip: more of them share the work of the frozen networks
                     timestep_logits=(),  # mean and deviation of log(t / (1 - t)); (): uniform timesteps [paper]
+                    posterior="sample",  # latents drawn from what the VAE says of them, or its mode, the mean
+                    guided_attention=0.0,  # weight of attention to the LOA of other places (`attention_away`)
                     guidance_dropout=0.1,
                     text="captions",  # what the UNet's text context holds: captions, or none (T5 is not trained yet)
                 ),
@@ -292,6 +294,8 @@ def base() -> ConfigDict:
                     warmup=1_000,
                     noise_draws=1,
                     timestep_logits=(),
+                    posterior="sample",
+                    guided_attention=0.0,
                     guidance_dropout=0.1,
                     true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
                     unconditional="language_model",  # or zeros [A2 ddpm.py]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.conditioning.conditions import Conditions, drop_captions, text_encoders, text_width
+from audioldm2_jax.conditioning.loa import loa_grid
 from audioldm2_jax.data.draw import Draw
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
@@ -63,10 +64,9 @@ class DiffusionStage(Stage):
     def _loss(self, params, frozen, batch, rngs: Rngs, pooling):
         (loa,) = self.made(f"loa_{pooling}", frozen, batch)
         conditions = self._conditions(loa, frozen, batch, rngs.uniform("guidance dropout"))
-        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs)
-        return denoising_loss(
-            self.network("unet", frozen, params), self.schedule, latents, conditions, rngs, self.hparams
-        )
+        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs, self.hparams.posterior)
+        unet, grid = self.network("unet", frozen, params), loa_grid(pooling, *self.components["audiomae"].module.grid)
+        return denoising_loss(unet, self.schedule, latents, conditions, rngs, self.hparams, grid)
 
     def _conditions(self, loa, frozen, batch, uniforms):
         """Returns the LOA and T5's states, dropped where a draw is below the rate of guidance dropout.

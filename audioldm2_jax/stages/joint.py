@@ -14,7 +14,7 @@ from audioldm2_jax.conditioning.conditions import (
     text_fields,
     words_fields,
 )
-from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, teacher_forced_loa
+from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, loa_grid, teacher_forced_loa
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -97,10 +97,11 @@ class JointStage(Stage):
         seen = jnp.where(true[:, None, None], loa, made)
         if self.hparams.unconditional == "zeros":
             seen = jnp.where(dropped[:, None, None], 0.0, seen)
-        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs)
+        latents = draw_latents(*self.made("latents", frozen, batch), self.scale, rngs, self.hparams.posterior)
         conditions = Conditions(seen, states, mask)
         unet = self.network("unet", frozen, params)
-        denoising = denoising_loss(unet, self.schedule, latents, conditions, rngs, self.hparams)
+        grid = loa_grid(self.config.loa.pooling, *self.components["audiomae"].module.grid)
+        denoising = denoising_loss(unet, self.schedule, latents, conditions, rngs, self.hparams, grid)
         loss = denoising + self.hparams.language_weight * language
         return loss, ({"denoising": denoising, "loa": language}, state)
 

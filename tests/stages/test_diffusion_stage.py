@@ -11,15 +11,17 @@ from ml_collections import ConfigDict
 from smallest import TOKENS, batch, build, get_config
 
 from audioldm2_jax.conditioning.conditions import Conditions
-from audioldm2_jax.diffusion.objective import draw_timesteps
+from audioldm2_jax.diffusion.objective import attention_away, draw_timesteps
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
+from audioldm2_jax.models.unet_blocks import LOA_ATTENTION
 from audioldm2_jax.rngs import Rngs
 from audioldm2_jax.stages import diffusion
 
 CLIPS = 4000
 
 
-TWO_DRAWS = ConfigDict({"noise_draws": 2, "timestep_logits": ()})
+TWO_DRAWS = ConfigDict({"noise_draws": 2, "timestep_logits": (), "guided_attention": 0.0})
+GRID = (2, 2)
 
 
 def keys(size, seed=0):
@@ -96,14 +98,14 @@ def test_loss_of_a_network_that_knows(kind):
 
     nothing = Conditions(None, None, None)
     rngs = keys(64)
-    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, rngs, TWO_DRAWS)) < 1e-10
+    assert float(diffusion.denoising_loss(knowing, schedule, latents, nothing, rngs, TWO_DRAWS, GRID)) < 1e-10
     timesteps = []
 
     def silent(noisy, given, *_, text_mask):
         timesteps.append(np.asarray(given))
         return jnp.zeros_like(noisy)
 
-    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, rngs, TWO_DRAWS))
+    loss = float(diffusion.denoising_loss(silent, schedule, latents, nothing, rngs, TWO_DRAWS, GRID))
     signal = schedule.alphas_cumprod[timesteps[0]] if kind == "v_prediction" else np.ones(128)
     assert loss == pytest.approx(signal.mean(), abs=5 * (2 / latents.size / 2) ** 0.5)
     # Two draws a clip, all of them different.
@@ -121,7 +123,7 @@ def test_an_examples_noise_is_its_own():
 
     def loss(some):
         own = rngs._replace(example_keys=rngs.example_keys[some])
-        return diffusion.denoising_loss(unet, schedule, latents[some], nothing, own, TWO_DRAWS)
+        return diffusion.denoising_loss(unet, schedule, latents[some], nothing, own, TWO_DRAWS, GRID)
 
     whole, alone = loss(slice(None)), [loss(slice(i, i + 1)) for i in range(3)]
     assert float(whole) == pytest.approx(float(np.mean(alone)), rel=1e-6)
@@ -156,3 +158,67 @@ def test_published_unet_knows_the_length_of_a_clip():
     stage = build("diffusion", get_config())
     part = stage.results({"unet": {}}, {}, {}, batch(1))["unet"]
     assert part.config["sample_size"] == 32  # 64 frames, halved once
+
+
+def test_latents_of_the_mode():
+    mean, logvar = jnp.full((2, 3, 4, 5), 2.0), jnp.zeros((2, 3, 4, 5))
+    assert (diffusion.draw_latents(mean, logvar, 0.5, keys(2), "mode") == 1.0).all()
+    with pytest.raises(ValueError, match="posterior='mean': choose sample or mode"):
+        diffusion.draw_latents(mean, logvar, 0.5, keys(2), "mean")
+
+
+def test_attention_elsewhere():
+    """None where every place attends to its own token, nearly all where it attends to the one farthest away."""
+    own = jnp.eye(8).reshape(1, 4, 2, 8)  # as many places as tokens
+    assert float(attention_away([own], (4, 2))) == 0.0
+    assert float(attention_away([own[:, ::-1, ::-1]], (4, 2))) > 0.8
+    # Four places to a token: from each, half a place in time and in frequency to its middle.
+    fine = jnp.repeat(jnp.repeat(own, 2, 1), 2, 2)
+    assert float(attention_away([fine, fine], (4, 2))) == pytest.approx(1 - np.exp(-2 * 0.25**2 / (2 * 0.7**2)))
+    with pytest.raises(ValueError, match="attends to no LOA; set it to 0"):
+        attention_away([], (4, 2))
+
+
+def test_the_unet_says_what_it_attends_to():
+    """Of its contexts (itself, LOA, text) the LOA alone; its prediction is the same: 1e-6, for another order."""
+    config = get_config()
+    stage = build("diffusion", config)
+    unet = stage.network("unet", {}, stage.init(jax.random.key(0))[0])
+    (_, width, text_width), channels = config.models.unet.cross_attention_dim, config.models.unet.in_channels
+    rng = np.random.default_rng(0)
+    shapes = ((2, 8, 4, channels), (2, 6, width), (2, 1, text_width))
+    latents, loa, text = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    given = (latents, jnp.array([3, 700]), loa, text)
+    output, kept = unet(*given, mutable=[LOA_ATTENTION])
+    np.testing.assert_allclose(output, unet(*given), atol=1e-6)
+    ((path, weights),) = jax.tree_util.tree_leaves_with_path(kept[LOA_ATTENTION])
+    assert [key.key for key in path[:2]] == ["mid_block", "attentions_1"]
+    assert weights.shape == (2, 4, 2, 6)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+
+
+def test_guided_attention():
+    """Its gradient moves the attention of a UNet to where the LOA stands for it."""
+    config = get_config()
+    config.train.diffusion.guided_attention = 10.0
+    stage = build("diffusion", config)
+    params, _ = stage.init(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    latents = jnp.asarray(rng.standard_normal((2, 8, 4, config.models.unet.in_channels)), jnp.float32)
+    loa = jnp.asarray(rng.standard_normal((2, 8, config.models.audiomae.embed_dim)), jnp.float32)
+    text = jnp.zeros((2, 1, config.models.unet.cross_attention_dim[-1]))
+    conditions, grid = Conditions(loa, text, jnp.ones((2, 1), jnp.int32)), (4, 2)
+
+    @jax.jit
+    def step(params):
+        def loss(params):
+            unet = stage.network("unet", {}, params)
+            return diffusion.denoising_loss(unet, stage.schedule, latents, conditions, keys(2), stage.hparams, grid)
+
+        loss, grads = jax.value_and_grad(loss)(params)
+        return loss, jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g) * (jnp.abs(g) > 1e-8) * 0.1, params, grads)
+
+    first, params = step(params)
+    for _ in range(20):
+        last, params = step(params)
+    assert float(first) - float(last) > 1.0  # of the 10 times 0.7 to 0.9 that attention away from there costs
