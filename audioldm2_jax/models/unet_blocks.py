@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         b, t, f, c = x.shape
         h = self.proj_in(self.norm(x).reshape(b, t * f, c))
         for block, given in zip(self.transformer_blocks, cross_attention_kv):
-            if self.attends_to_loa and self.is_mutable_collection(LOA_ATTENTION):
+            if self.attends_to_loa and self.is_mutable_collection(LOA_ATTENTION) and not self.is_initializing():
                 self.sow(LOA_ATTENTION, "weights", block.attention(h, given).reshape(b, t, f, -1))
             h = block(h, given)
         return x + self.proj_out(h).reshape(x.shape)
