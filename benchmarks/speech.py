@@ -2,7 +2,7 @@
 
     python benchmarks/speech.py --clips 60
 
-and that of a model, of the same clips put together again and of what it makes of their texts:
+and that of a model: of the same clips put together again, from mel, latents or LOA, and of what it makes of texts:
 
     python benchmarks/speech.py --clips 60 --model runs/speech
 
@@ -58,6 +58,7 @@ def judge(options: argparse.Namespace) -> None:
     from instruments import BATCH, reconstruct
 
     from audioldm2_jax import AudioLDM2
+    from audioldm2_jax.generation.editing import Variation
 
     folder = Path(options.model)
     model = AudioLDM2.from_pretrained(folder / "model" if (folder / "model").is_dir() else folder)
@@ -65,18 +66,11 @@ def judge(options: argparse.Namespace) -> None:
     texts, said = [clip.text for clip in clips], [clip.transcription for clip in clips]
     sounds = reconstruct(model, np.stack([files.normalise(clip.waveform) for clip in clips]))
     parts = [slice(start, start + BATCH) for start in range(0, len(clips), BATCH)]
-    sounds["generated"] = np.concatenate(
-        [
-            model(
-                texts[part],
-                transcription=said[part],
-                num_inference_steps=options.steps,
-                guidance_scale=options.guidance,
-                seed=options.seed,
-            ).audios
-            for part in parts
-        ]
-    )
+    flags = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed}
+    edits = [Variation(clip, model.sampling_rate) for clip in sounds["real"]]
+    given = zip(texts, said, edits, strict=True)
+    sounds["its LOA, UNet"] = np.stack([model(t, transcription=s, edit=e, **flags).audios[0] for t, s, e in given])
+    sounds["generated"] = np.concatenate([model(texts[p], transcription=said[p], **flags).audios for p in parts])
     print(f"word error rate of {len(clips)} held-out sentences (95 %), and by the transcription of the clip before:")
     for name, waveforms in sounds.items():
         heard = recognise([files.normalise(waveform) for waveform in waveforms], model.sampling_rate)

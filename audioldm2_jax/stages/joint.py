@@ -88,6 +88,8 @@ class JointStage(Stage):
         gpt2 = self.network("language_model", frozen, params)
         first, second = (self.dropout("language_model", params, rngs, use) for use in ("generation", "teacher forcing"))
         made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
+        if self.hparams.true_loa_share >= 1:  # dropped examples alone see it, and nothing goes back through its tokens
+            made = jax.lax.stop_gradient(made)
         predicted = teacher_forced_loa(gpt2, prefix, loa, dropout_key=second)
         language = loa_distance(predicted, loa, self.hparams.loss, batch["caption_weight"])
 

@@ -50,11 +50,24 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
 
 
 def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
-    """With GPT-2's own loss switched off; clips without captions show the true LOA, which teaches GPT-2 nothing."""
+    """With GPT-2's own loss switched off; clips without captions show the true LOA, which teaches GPT-2 nothing.
+
+    Where no captioned clip shows a generated LOA, as in speech, nothing goes back through that of dropped ones either.
+    """
     # Any function of what the UNet attends to shows the path, and the UNet need not be compiled.
     monkeypatch.setattr(joint, "denoising_loss", lambda u, s, latents, given, *_: jnp.mean(given.loa**2))
     config = get_config()
     config.train.joint.update(language_weight=0.0, true_loa_share=0.0, guidance_dropout=0.0)
+    captioned, without = _norms(config)
+    assert all(float(captioned[group]) > 1e-6 for group in captioned if group != "unet")
+    assert all(float(norm) == 0.0 for norm in without.values())
+    dropped, _ = _norms(config, true_loa_share=1.0, guidance_dropout=1.0)
+    assert all(float(norm) == 0.0 for norm in dropped.values())
+
+
+def _norms(config, **changes):
+    """Norms of the gradients by group, of captioned clips and of others."""
+    config.train.joint.update(changes)
     stage = build("joint", config)
     (objective,) = stage.objectives(None)
     assert objective.groups == ("unet", "language_model", "projection_model", "text_encoder_2")
@@ -66,10 +79,7 @@ def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
         return {group: jnp.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(grads[group]))) for group in grads}
 
     given = {key: value for key, value in batch(2).items() if key in stage.batch_fields}
-    captioned = norms(params, stage.frozen, given)
-    assert all(float(captioned[group]) > 1e-6 for group in objective.groups if group != "unet")
-    without = norms(params, stage.frozen, {**given, "captioned": np.zeros(2, bool)})
-    assert all(float(norm) == 0.0 for norm in without.values())
+    return [norms(params, stage.frozen, {**given, **captioned}) for captioned in ({}, {"captioned": np.zeros(2, bool)})]
 
 
 def test_unknown_unconditional():
