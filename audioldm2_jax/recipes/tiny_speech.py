@@ -38,8 +38,8 @@ def _shrink(config: ConfigDict, encoder: str) -> None:
     train = config.train
     train.vae.crop_frames = 64  # a second: as well understood as with whole clips, in less than half the time
     train.vocoder.segment_samples = 7680
-    # Words come of a UNet that looks for each sound where it stands in the LOA, and of many small steps. Of the latents
-    # two thirds of the variance are the VAE's noise, of which there is nothing to learn: hence their mode.
+    # Words need a UNet that looks for each sound where it stands in the LOA, and many small steps. Two thirds of the
+    # variance of the latents are the VAE's noise, of which there is nothing to learn: hence their mode.
     for stage in (train.diffusion, train.joint):
         stage.update(guided_attention=1.0, posterior="mode")
     train.diffusion.update(steps=2400, batch_size=8, heldout_every=800)
