@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--model", help="run folder or model folder; its clips' length counts")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--guidance", type=float, default=3.5)
+    parser.add_argument(
+        "--uncond", choices=("language_model", "zeros"), default="language_model", help="LOA that guidance is away from"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.model:
@@ -67,6 +70,7 @@ def judge(options: argparse.Namespace) -> None:
     sounds = reconstruct(model, np.stack([files.normalise(clip.waveform) for clip in clips]))
     parts = [slice(start, start + BATCH) for start in range(0, len(clips), BATCH)]
     flags = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "seed": options.seed}
+    flags["uncond"] = options.uncond
     edits = [Variation(clip, model.sampling_rate) for clip in sounds["real"]]
     given = zip(texts, said, edits, strict=True)
     sounds["its LOA, UNet"] = np.stack([model(t, transcription=s, edit=e, **flags).audios[0] for t, s, e in given])
