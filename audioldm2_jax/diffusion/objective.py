@@ -76,7 +76,7 @@ def attention_away(weights: Sequence[jax.Array], loa_grid: tuple[int, int]) -> j
 
     A token of the LOA is of a time and a band, as a place of the latents is. Attention between the two costs
     1 − exp(−d² / 2 · 0.7²), d their distance in tokens: the guided attention of text to speech [Tachibana et al. 2018,
-    arXiv 1710.08969, eq. 9 and 10], where the diagonal is known beforehand.
+    arXiv 1710.08969, section 4], where the diagonal is known beforehand.
 
     Args:
         weights: of each transformer, [batch, time, frequency, tokens].

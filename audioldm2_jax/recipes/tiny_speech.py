@@ -36,7 +36,7 @@ def _shrink(config: ConfigDict, encoder: str) -> None:
     config.models.language_model.n_positions = 256
     config.models.vocoder.update(upsample_rates=(8, 8, 4), upsample_kernel_sizes=(32, 32, 16))
     train = config.train
-    train.vae.crop_frames = 64  # a second: as well understood as with whole clips, in less than half the time
+    train.vae.crop_frames = 64  # a second: words are understood as well as with whole clips
     train.vocoder.segment_samples = 7680
     # Words need a UNet that looks for each sound where it stands in the LOA, and many small steps. Two thirds of the
     # variance of the latents are the VAE's noise, of which there is nothing to learn: hence their mode.
