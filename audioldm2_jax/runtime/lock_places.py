@@ -12,7 +12,7 @@ from typing import Protocol
 from audioldm2_jax.runtime import object_store
 
 
-class Place(Protocol):
+class LockPlace(Protocol):
     """What a lock needs of where it lies. Times are seconds by the clock of the place."""
 
     def create(self, content: bytes) -> bool:
@@ -34,7 +34,7 @@ class Place(Protocol):
         """Deletes the lock if `condition` holds; of several that try, none deletes what was created meanwhile."""
 
 
-def place(folder: Path | str, name: str, token: str) -> Place:
+def place(folder: Path | str, name: str, token: str) -> LockPlace:
     """Returns the place of the lock `name` of a folder, or of an address in a store.
 
     Args:

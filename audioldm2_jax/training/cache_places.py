@@ -12,7 +12,7 @@ from audioldm2_jax.runtime import object_folders, object_store
 from audioldm2_jax.runtime.storage import local_path, scheme_of
 
 
-class Place(NamedTuple):
+class CachePlace(NamedTuple):
     """A folder of this machine and, where it is the copy of one in an object store, the address of that; else "".
 
     Shards are whole or not there, in both, and come one by one: so several hosts, and stages side by side, fill one
@@ -25,8 +25,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return self.address or str(self.folder)
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(self.folder / name, self.address and f"{self.address}/{name}")
+    def __truediv__(self, name: str) -> CachePlace:
+        return CachePlace(self.folder / name, self.address and f"{self.address}/{name}")
 
     def open(self, begin: Callable[[Path], cache.Feature]) -> cache.Feature:
         """Returns the feature of this place.
@@ -75,7 +75,7 @@ class Place(NamedTuple):
                 object_folders.add(self.address, self.folder, object_store.listing(self.address))
 
 
-def place(text: str, what: str) -> Place:
+def place(text: str, what: str) -> CachePlace:
     """Returns the place that a person means by `text`, a path or an address.
 
     Args:
@@ -85,6 +85,6 @@ def place(text: str, what: str) -> Place:
         StorageError: it names none.
     """
     if not scheme_of(text):
-        return Place(local_path(text, what))
+        return CachePlace(local_path(text, what))
     address = object_store.normalized(text, what)
-    return Place(object_folders.copy_of(address, "caches"), address)
+    return CachePlace(object_folders.copy_of(address, "caches"), address)

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from audioldm2_jax.runtime import error_log, hosts, sharding
-from audioldm2_jax.training.checkpoint_places import ITEM, UNSIGNED, CheckpointError, Place, place
+from audioldm2_jax.training.checkpoint_places import ITEM, UNSIGNED, CheckpointError, CheckpointPlace, place
 
 
 class Checkpoints:
@@ -232,7 +232,7 @@ class _Signing(ocp.StandardCheckpointHandler):
     process 0 once all hosts have ended, signs the whole.
     """
 
-    def __init__(self, place: Place):
+    def __init__(self, place: CheckpointPlace):
         super().__init__()
         self._place = place
 

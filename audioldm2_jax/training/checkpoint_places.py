@@ -40,7 +40,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or none could be read; the message says what to do."""
 
 
-class Place(Protocol):
+class CheckpointPlace(Protocol):
     """What is done with checkpoints beside Orbax. `item` is the folder of a checkpoint that Orbax is writing."""
 
     root: epath.Path
@@ -75,7 +75,7 @@ class Place(Protocol):
         """
 
 
-def place(folder: Path | str) -> Place:
+def place(folder: Path | str) -> CheckpointPlace:
     """Returns the place of the checkpoints below `folder`, a path or an address; makes it.
 
     Raises:

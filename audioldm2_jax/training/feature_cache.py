@@ -33,7 +33,7 @@ from audioldm2_jax.data.mixture import Mixture
 from audioldm2_jax.runtime import hosts
 from audioldm2_jax.stages import STAGES, features
 from audioldm2_jax.training import lineage, run_folder
-from audioldm2_jax.training.cache_places import Place, place
+from audioldm2_jax.training.cache_places import CachePlace, place
 from audioldm2_jax.training.feature_maker import FeatureMaker
 from audioldm2_jax.training.loop import Stopped
 from audioldm2_jax.training.progress import Progress
@@ -57,7 +57,7 @@ class FeatureCache(NamedTuple):
     heldout: list[dict[str, np.ndarray]]
 
 
-def place_of(config: ConfigDict, name: str) -> Place | None:
+def place_of(config: ConfigDict, name: str) -> CachePlace | None:
     """Returns the place of the cache that stage `name` trains from, None where it trains from sound.
 
     "auto" is a folder of the run, where the source makes clips of the recipe's own length (the embedded corpus) and the
@@ -77,7 +77,7 @@ def place_of(config: ConfigDict, name: str) -> Place | None:
     records = config.data.examples * len(sources.names(config.data.source))
     held = min(config.data.cache_records or records, records)
     pays = _embedded(config) and drawn > held
-    return Place(run_folder.path(config) / "cache") if pays and not run_folder.is_remote(config) else None
+    return CachePlace(run_folder.path(config) / "cache") if pays and not run_folder.is_remote(config) else None
 
 
 def _embedded(config: ConfigDict) -> bool:
@@ -143,10 +143,10 @@ class _Part(NamedTuple):
     name: str
     whole: Source
     source: Source
-    place: Place
+    place: CachePlace
 
 
-def _parts(config: ConfigDict, root: Place, whole: Source, kept: Source) -> list[_Part]:
+def _parts(config: ConfigDict, root: CachePlace, whole: Source, kept: Source) -> list[_Part]:
     """Returns the sources of the data; of several, each has a folder of its own, which is called as the source."""
     named = [name for name, _ in sources.names(config.data.source)]
     if not isinstance(kept, Mixture):

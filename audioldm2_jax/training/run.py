@@ -40,7 +40,7 @@ from audioldm2_jax.runtime.stall import StallWatch
 from audioldm2_jax.runtime.storage import is_here, scheme_of
 from audioldm2_jax.stages import STAGES
 from audioldm2_jax.training import feature_cache, fine_tuning, lineage, loop, mesh_choice, run_folder, stage_settings
-from audioldm2_jax.training.cache_places import Place
+from audioldm2_jax.training.cache_places import CachePlace
 from audioldm2_jax.training.lineage import RunError, finished, maker, stage_folder
 from audioldm2_jax.training.progress import Progress
 from audioldm2_jax.training.stage_data import StageData
@@ -333,7 +333,7 @@ def train_stage(config: ConfigDict, name: str, progress: Progress, should_stop: 
     return trained.data_wait
 
 
-def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[Place]:
+def make_caches(config: ConfigDict, progress: Progress, should_stop: Callable[[], int] = lambda: 0) -> list[CachePlace]:
     """Makes what is missing of the caches that the chosen stages train from, and trains nothing. Called by all hosts.
 
     Each host makes its share of the shards; what is there stays, so that the same call goes on after an interruption.

@@ -27,7 +27,7 @@ from audioldm2_jax.data import prepared
 from audioldm2_jax.data.example import Source
 from audioldm2_jax.data.prepare import beam, picture, places, records, report, workers
 from audioldm2_jax.data.prepare.options import Options, PrepareError, open_all
-from audioldm2_jax.data.prepare.places import Place
+from audioldm2_jax.data.prepare.places import OutputPlace
 from audioldm2_jax.data.prepare.shards import PARTS, Plan, renamed, splits_of, write_file
 from audioldm2_jax.runtime.lock import RunLock
 from audioldm2_jax.runtime.object_folders import local_copy
@@ -89,7 +89,7 @@ def _folder(options: Options) -> places.Folder:
     return places.Folder(out)
 
 
-def _begin(place: Place, source: Source, options: Options) -> Plan:
+def _begin(place: OutputPlace, source: Source, options: Options) -> Plan:
     """Begins the work, or takes it up.
 
     Raises:
@@ -133,7 +133,7 @@ def _digest(content: Any) -> str:
     return found.hexdigest()
 
 
-def _compare(place: Place, made_with: dict[str, Any], of_source: dict[str, Any]) -> None:
+def _compare(place: OutputPlace, made_with: dict[str, Any], of_source: dict[str, Any]) -> None:
     """Refuses to go on with what was begun otherwise.
 
     Raises:
@@ -159,7 +159,7 @@ def _compare(place: Place, made_with: dict[str, Any], of_source: dict[str, Any])
 
 def _make(
     plan: Plan,
-    place: Place,
+    place: OutputPlace,
     source: Source,
     options: Options,
     on_progress: Callable[[int, int], None],
@@ -189,7 +189,7 @@ def _shards(
     return beam.make_shards(source, plan, missing, options, told)
 
 
-def _finish(plan: Plan, place: Place, source: Source) -> None:
+def _finish(plan: Plan, place: OutputPlace, source: Source) -> None:
     """Writes the table, the report, and what TFDS knows the set by."""
     _remove_partial(plan.out)
     path, reason, sizes = plan.out / prepared.TABLE, None, place.sizes()

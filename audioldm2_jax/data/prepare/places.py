@@ -25,7 +25,7 @@ from audioldm2_jax.runtime.text_files import shown
 _AT_ONCE, _WAITING = 4, 8  # uploads; shards that wait for one here, before no more are made
 
 
-class Place(Protocol):
+class OutputPlace(Protocol):
     """What preparing needs of where a set is written. Names are those below the set.
 
     Attributes:
@@ -59,7 +59,7 @@ class Place(Protocol):
 
 
 class Folder:
-    """See `Place`: what is made in the folder is in the set."""
+    """See `OutputPlace`: what is made in the folder is in the set."""
 
     def __init__(self, path: Path):
         self.folder = self.locked = path
@@ -90,7 +90,7 @@ class Folder:
 
 
 class Address:
-    """See `Place`.
+    """See `OutputPlace`.
 
     Args:
         address: normalized.
