@@ -249,6 +249,8 @@ def test_counts_that_cannot_be(key, value, least):
         ("diffusion", "train.diffusion.noise_draws", 0, "at least 1"),
         ("diffusion", "train.diffusion.posterior", "mean", "choose from sample, mode"),
         ("joint", "train.joint.guided_attention", -1.0, "not below 0"),
+        ("language_model", "train.language_model.token_dropout", 1.5, "from 0 to 1"),
+        ("joint", "train.joint.scheduled_sampling", 2.0, "from 0 to 1"),
         ("diffusion", "train.diffusion.timestep_logits", (1.0,), "a mean and a deviation"),
         ("diffusion", "scheduler.beta_schedule", "cosine", "beta_schedule is 'cosine'; use one of"),
         ("joint", "scheduler.num_train_timesteps", 0, "num_train_timesteps"),

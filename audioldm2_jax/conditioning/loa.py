@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from audioldm2_jax.conditioning.conditions import Text
 from audioldm2_jax.models.network import Network
-from audioldm2_jax.rngs import dropout_arguments
+from audioldm2_jax.rngs import Rngs, dropout_arguments
 
 
 class Prefix(NamedTuple):
@@ -193,10 +193,23 @@ def generate_loa(
     return tokens if given is None else jnp.concatenate([given.astype(tokens.dtype), tokens], 1)
 
 
+def hide_tokens(loa: jax.Array, rngs: Rngs, most: float) -> jax.Array:
+    """Returns a LOA [b, n, d] of which GPT-2 reads a part: zeros in the place of tokens; in evaluation, all of it.
+
+    Args:
+      most: the largest share that is hidden; that of a clip is uniform from 0 to this.
+    """
+    if not most or not rngs.training:
+        return loa
+    share = most * rngs.uniform("share of hidden tokens")[:, None]
+    draws = jax.vmap(lambda key: jax.random.uniform(key, loa.shape[1:2]))(rngs.examples("hidden tokens"))
+    return jnp.where((draws < share)[..., None], 0.0, loa)
+
+
 def teacher_forced_loa(
     gpt2: Network, prefix: Prefix, loa: jax.Array, *, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """What GPT-2 predicts for each token of the true LOA from the prefix and the true tokens before it.
+    """What GPT-2 predicts for each token of a LOA from the prefix and the tokens before it, the true ones by rights.
 
     Args:
       gpt2: the language model.

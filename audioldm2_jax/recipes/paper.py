@@ -285,6 +285,8 @@ def base() -> ConfigDict:
                     warmup=1_000,
                     loss="mse",  # mse [paper eq. 5] or l1 (see `loa_distance` in conditioning/loa.py)
                     guidance_dropout=0.1,
+                    token_dropout=0.0,  # of the true tokens that GPT-2 reads, the largest share that is hidden from it
+                    scheduled_sampling=0.0,  # share of steps in which it reads its own tokens, reached at the end
                     train_text_encoder_2=False,
                 ),
                 "joint": _training(
@@ -297,6 +299,8 @@ def base() -> ConfigDict:
                     posterior="sample",
                     guided_attention=0.0,
                     guidance_dropout=0.1,
+                    token_dropout=0.0,
+                    scheduled_sampling=0.0,  # share of the examples in which GPT-2 reads its own tokens
                     true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
                     unconditional="language_model",  # or zeros [A2 ddpm.py]
                     loss="mse",

@@ -14,7 +14,7 @@ from audioldm2_jax.conditioning.conditions import (
     text_fields,
     words_fields,
 )
-from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, loa_grid, teacher_forced_loa
+from audioldm2_jax.conditioning.loa import generate_loa, hide_tokens, loa_distance, loa_grid, teacher_forced_loa
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -90,7 +90,11 @@ class JointStage(Stage):
         made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
         if self.hparams.true_loa_share >= 1:  # dropped examples alone see it, and nothing goes back through its tokens
             made = jax.lax.stop_gradient(made)
-        predicted = teacher_forced_loa(gpt2, prefix, loa, dropout_key=second)
+        read = hide_tokens(loa, rngs, self.hparams.token_dropout)
+        if self.hparams.scheduled_sampling:
+            own = rngs.uniform("scheduled sampling") < self.hparams.scheduled_sampling
+            read = jnp.where(own[:, None, None], jax.lax.stop_gradient(made), read)
+        predicted = teacher_forced_loa(gpt2, prefix, read, dropout_key=second)
         language = loa_distance(predicted, loa, self.hparams.loss, batch["caption_weight"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.

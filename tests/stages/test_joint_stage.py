@@ -49,6 +49,27 @@ def test_mixture_of_true_and_generated_loa(monkeypatch, unconditional):
     assert ((chosen == TRUE) | (chosen == MADE)).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_share_of_examples_reads_its_own_tokens(monkeypatch, share):
+    config = get_config()
+    config.train.joint.scheduled_sampling = share
+    stage, read = build("joint", config), []
+    monkeypatch.setattr(stage, "network", lambda *_: None)
+    monkeypatch.setattr(stage, "made", lambda *_: (jnp.full((CLIPS, 2, 3), TRUE),))
+    monkeypatch.setattr(joint, "draw_latents", lambda *_: None)
+    monkeypatch.setattr(joint, "denoising_loss", lambda *_: 0.0)
+    monkeypatch.setattr(joint.texts, "encode", lambda *_, **__: (None, None, None))
+    monkeypatch.setattr(joint, "generate_loa", lambda *_, **__: jnp.full((CLIPS, 2, 3), MADE))
+    monkeypatch.setattr(joint, "teacher_forced_loa", lambda gpt2, prefix, loa, **_: read.append(loa) or loa)
+    given = {key: jnp.asarray(value) for key, value in batch(CLIPS).items() if key != "waveform"}
+    stage._loss({"unet": {}}, (), {}, {}, stage.weigh({**given, "waveform": None}), keys(CLIPS))
+    (loa,) = np.asarray(read)
+    assert (loa == loa[:, :1, :1]).all()
+    own = loa[:, 0, 0] == MADE
+    assert abs(own.mean() - share) <= 5 * (share * (1 - share) / CLIPS) ** 0.5
+    assert (loa[~own] == TRUE).all()
+
+
 def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
     """With GPT-2's own loss switched off; clips without captions show the true LOA, which teaches GPT-2 nothing.
 

@@ -3,6 +3,8 @@
 Tolerance 1e-5 relative: float32 against float64.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 from smallest import batch, build, get_config
 
 from audioldm2_jax.conditioning.conditions import caption_weight
-from audioldm2_jax.conditioning.loa import loa_distance
-from audioldm2_jax.rngs import heldout_rngs
-from audioldm2_jax.stages.language_model import LanguageModelStage
+from audioldm2_jax.conditioning.loa import generate_loa, hide_tokens, loa_distance, teacher_forced_loa
+from audioldm2_jax.rngs import heldout_rngs, of_step
+from audioldm2_jax.stages import texts
+from audioldm2_jax.stages.language_model import OWN_TOKENS, LanguageModelStage
 
 
 @pytest.mark.parametrize("kind, power", [("mse", 2), ("l1", 1)])
@@ -68,3 +71,60 @@ def test_speech_trains_the_encoder_of_phonemes():
     assert float(loss(params, said)) == float(loss(params, given))
     said = {**given, "phoneme_ids": given["phoneme_ids"].at[0].set(7)}
     assert float(loss(params, said)) != float(loss(params, given))
+
+
+def test_of_each_clip_another_share_of_the_tokens_is_hidden():
+    """Bounds: five standard errors of 200 clips of 200 tokens."""
+    loa = jnp.ones((200, 200, 3))
+    rngs = of_step(jax.random.key(0), jnp.asarray(5), 200)
+    read = np.asarray(hide_tokens(loa, rngs, 0.8))
+    assert set(np.unique(read)) == {0, 1}
+    assert (read == read[..., :1]).all(), "a token is hidden as a whole"
+    hidden = 1 - read[..., 0].mean(1)
+    assert abs(hidden.mean() - 0.4) < 5 * 0.8 / np.sqrt(12 * 200)
+    assert 0.7 < hidden.max() < 0.9 and hidden.min() < 0.05
+    assert hide_tokens(loa, rngs, 0.0) is loa
+    assert hide_tokens(loa, heldout_rngs(jax.random.key(0), 0, 200), 0.8) is loa
+
+
+def test_scheduled_sampling_rises_from_nothing():
+    config = get_config()
+    config.train.language_model.update(steps=1000, scheduled_sampling=0.8)
+    stage = build("language_model", config)
+    own = [stage.variant(step) == OWN_TOKENS for step in range(1000)]
+    assert abs(sum(own) - 400) < 5 * 16 and sum(own[:100]) < 15 and sum(own[-100:]) > 60
+    other = build("language_model", config)
+    assert own == [other.variant(step) == OWN_TOKENS for step in range(1000)]
+    assert stage.heldout_variant == OWN_TOKENS
+    config.train.language_model.scheduled_sampling = 0.0
+    stage = build("language_model", config)
+    assert {stage.variant(step) for step in range(1000)} == {stage.heldout_variant} == {None}
+
+
+def test_what_it_wrote_itself_says_nothing_of_the_clip():
+    """The loss is that of what GPT-2 writes freely, and only the last pass through it has a gradient."""
+    config = get_config()
+    config.loa.pooling = 1
+    config.train.language_model.guidance_dropout = 0.0
+    stage = build("language_model", config)
+    params, state = stage.init(stage.key)
+    given = stage.weigh({field: jnp.asarray(batch(4)[field]) for field in stage.batch_fields})
+    rngs = heldout_rngs(stage.key, 0, 4)
+
+    def loss(variant, params):
+        return stage.objectives(variant)[0].loss(params, (), state, stage.frozen, given, rngs)[0]
+
+    (loa,) = stage.made("loa_1", stage.frozen, given)
+    prefix, _, _ = texts.encode(stage, params, stage.frozen, given)
+    written = generate_loa(stage.network("language_model", stage.frozen, params), prefix, loa.shape[1])
+
+    def reading(params):
+        prefix, _, _ = texts.encode(stage, params, stage.frozen, given)
+        made = teacher_forced_loa(stage.network("language_model", stage.frozen, params), prefix, written)
+        return loa_distance(made, loa, "mse", given["caption_weight"])
+
+    value, slopes = jax.jit(jax.value_and_grad(functools.partial(loss, OWN_TOKENS)))(params)
+    assert float(value) == pytest.approx(float(loa_distance(written, loa, "mse", given["caption_weight"])), rel=1e-4)
+    assert float(value) != pytest.approx(float(jax.jit(functools.partial(loss, None))(params)), rel=1e-3)
+    for slope, direct in zip(jax.tree.leaves(slopes), jax.tree.leaves(jax.jit(jax.grad(reading))(params)), strict=True):
+        np.testing.assert_allclose(slope, direct, rtol=1e-3, atol=1e-5)
