@@ -18,4 +18,6 @@ def get_config(recipe: str = recipes.TINY) -> ConfigDict:
     if recipe == recipes.TINY:
         config.data.source = "builtin:audio"
         config.train.language_model.optimizer = "muon"  # AdamW does not learn the order of events in as many steps
+        config.train.diffusion.guided_attention = 0.3  # what comes when
+        config.train.joint.guided_attention = 0.3
     return config
