@@ -43,3 +43,13 @@ def _shrink(config: ConfigDict, encoder: str) -> None:
     for stage in (train.diffusion, train.joint):
         stage.update(guided_attention=1.0, posterior="mode")
     train.diffusion.update(steps=2400, batch_size=8, heldout_every=800)
+    # Of 128 tokens each says the next: GPT-2 looks at the phonemes only where it has to.
+    train.language_model.update(
+        steps=1500,
+        batch_size=16,
+        optimizer="muon",
+        token_dropout=1.0,
+        scheduled_sampling=1.0,
+        heldout_every=500,
+    )
+    train.joint.scheduled_sampling = 1.0
