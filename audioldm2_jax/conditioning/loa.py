@@ -194,7 +194,7 @@ def generate_loa(
 
 
 def hide_tokens(loa: jax.Array, rngs: Rngs, most: float) -> jax.Array:
-    """Returns a LOA [b, n, d] of which GPT-2 reads a part: zeros in the place of tokens; in evaluation, all of it.
+    """Returns the LOA [b, n, d] with zeros in the place of random tokens; in evaluation as it is.
 
     Args:
       most: the largest share that is hidden; that of a clip is uniform from 0 to this.
@@ -209,16 +209,16 @@ def hide_tokens(loa: jax.Array, rngs: Rngs, most: float) -> jax.Array:
 def teacher_forced_loa(
     gpt2: Network, prefix: Prefix, loa: jax.Array, *, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """What GPT-2 predicts for each token of a LOA from the prefix and the tokens before it, the true ones by rights.
+    """What GPT-2 predicts for each token of a LOA from the prefix and the tokens of it that come before.
 
     Args:
       gpt2: the language model.
       prefix: from `encode_prompt`.
-      loa: the true LOA [b, n, d].
+      loa: [b, n, d]; the true one in teacher forcing, one that GPT-2 wrote in scheduled sampling.
       dropout_key: turns dropout on.
 
     Returns:
-      predictions [b, n, d], to be compared with `loa` (arXiv 2308.05734, section 3.2).
+      predictions [b, n, d], to be compared with the true LOA (arXiv 2308.05734, section 3.2).
 
     Raises:
       ValueError: where the sequence does not fit in GPT-2's position table.

@@ -299,7 +299,6 @@ def base() -> ConfigDict:
                     posterior="sample",
                     guided_attention=0.0,
                     guidance_dropout=0.1,
-                    token_dropout=0.0,
                     scheduled_sampling=0.0,  # share of the examples in which GPT-2 reads its own tokens
                     true_loa_share=0.25,  # of the examples whose UNet sees the clip's own LOA [paper 4.3]
                     unconditional="language_model",  # or zeros [A2 ddpm.py]

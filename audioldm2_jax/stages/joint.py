@@ -14,7 +14,7 @@ from audioldm2_jax.conditioning.conditions import (
     text_fields,
     words_fields,
 )
-from audioldm2_jax.conditioning.loa import generate_loa, hide_tokens, loa_distance, loa_grid, teacher_forced_loa
+from audioldm2_jax.conditioning.loa import generate_loa, loa_distance, loa_grid, teacher_forced_loa
 from audioldm2_jax.diffusion.objective import denoising_loss, draw_latents
 from audioldm2_jax.diffusion.sampling import sample_beside
 from audioldm2_jax.diffusion.schedule import NoiseSchedule
@@ -28,8 +28,9 @@ class JointStage(Stage):
     """One loss over both halves [arXiv 2308.05734, section 4.3; TF latent_diffusion/ddpm.py].
 
     The UNet sees the true LOA of a share of the examples and the generated LOA of the others, whose gradient reaches
-    GPT-2; GPT-2 goes on regressing the true LOA. A dropped caption is the empty caption for T5, CLAP and so GPT-2,
-    as in diffusers; with `unconditional=zeros` the UNet then sees zeros for the LOA, as in the authors' code.
+    GPT-2; GPT-2 goes on regressing the true LOA, from the true tokens or from those that it wrote itself
+    (`scheduled_sampling`, as in the language model's stage). A dropped caption is the empty caption for T5, CLAP and so
+    GPT-2, as in diffusers; with `unconditional=zeros` the UNet then sees zeros for the LOA, as in the authors' code.
     """
 
     name = "joint"
@@ -90,7 +91,7 @@ class JointStage(Stage):
         made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
         if self.hparams.true_loa_share >= 1:  # dropped examples alone see it, and nothing goes back through its tokens
             made = jax.lax.stop_gradient(made)
-        read = hide_tokens(loa, rngs, self.hparams.token_dropout)
+        read = loa
         if self.hparams.scheduled_sampling:
             own = rngs.uniform("scheduled sampling") < self.hparams.scheduled_sampling
             read = jnp.where(own[:, None, None], jax.lax.stop_gradient(made), read)
