@@ -71,7 +71,7 @@ _CHOICES = {
     "posterior": ("sample", "mode"),
 }
 _DTYPES = ("float32", "bfloat16")  # float16 would need its loss scaled
-_CHOICES_OF_DATA = {"segment": ("random", "sounding"), "short": ("pad", "repeat")}
+_CHOICES_OF_DATA = {"segment": ("random", "sounding"), "short": ("pad", "repeat"), "silence": ("keep", "trim")}
 _SHARES = ("guidance_dropout", "true_loa_share", "token_dropout", "scheduled_sampling", "mask_ratio", "ema")
 _LEAST_OF_DATA = {"workers": 0, "threads": 0, "prefetch": 0, "examples": 1, "cache_records": 0, "cache_crops": 1}
 

@@ -84,9 +84,7 @@ def draw_pair(index: int, seconds: float) -> tuple[Speaker, str, str]:
 def speak(speaker: Speaker, text: str) -> np.ndarray:
     """What espeak-ng says in a speaker's voice: [samples] at 16 kHz, with a short silence at either end."""
     pitch = round(sum(PITCHES[speaker.pitch]) / 2)
-    spoken = soxr.resample(
-        espeak.speak(text, speaker.voice, RATES[speaker.rate][1], pitch), espeak.SAMPLING_RATE, _RATE
-    )
+    spoken = soxr.resample(espeak.speak(text, speaker.voice, RATES[speaker.rate], pitch), espeak.SAMPLING_RATE, _RATE)
     return np.pad(spoken, (round(_BEFORE * _RATE), round(_BETWEEN * _RATE))).astype(np.float32)
 
 

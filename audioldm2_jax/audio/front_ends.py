@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from audioldm2_jax.audio import mel
+from audioldm2_jax.audio import mel, silence
 from audioldm2_jax.audio.resample import resample
 
 
@@ -51,6 +51,10 @@ class FrontEnds:
     def clap_mel(self, waveform: jax.Array) -> jax.Array:
         """Returns CLAP's input [batch, frames, bands]."""
         return mel.clap_mel(resample(waveform, self._audio.sampling_rate, self.clap.sampling_rate), self.clap)
+
+    def sounding_span(self, waveform: jax.Array) -> jax.Array:
+        """Returns from when to when something is heard, [batch, 2] shares of the clip."""
+        return silence.sounding_span(waveform, self._audio.sampling_rate)
 
 
 def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array) -> tuple[jax.Array, jax.Array]:

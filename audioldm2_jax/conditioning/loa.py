@@ -18,12 +18,13 @@ like T5's tokens.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from audioldm2_jax.conditioning.conditions import Text
+from audioldm2_jax.models.gpt2 import ATTENTION
 from audioldm2_jax.models.network import Network
 from audioldm2_jax.rngs import Rngs, dropout_arguments
 
@@ -223,11 +224,34 @@ def teacher_forced_loa(
     Raises:
       ValueError: where the sequence does not fit in GPT-2's position table.
     """
+    return _read(gpt2, prefix, loa, dropout_key)[:, prefix.mask.shape[1] - 1 :]
+
+
+def attended_loa(
+    gpt2: Network, prefix: Prefix, loa: jax.Array, phonemes: int, *, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, list[jax.Array]]:
+    """What `teacher_forced_loa` returns, and what each token attends to of the phonemes that end the prefix.
+
+    Args:
+      phonemes: their places, without SOS and EOS.
+
+    Returns:
+      the predictions, and of each layer [b, heads, n, phonemes] float32.
+
+    Raises:
+      ValueError: see `teacher_forced_loa`.
+    """
     p = prefix.mask.shape[1]
+    hidden, kept = _read(gpt2, prefix, loa, dropout_key, mutable=[ATTENTION])
+    layers = (kept[ATTENTION][f"h_{index}"]["attn"]["weights"][0] for index in range(gpt2.module.n_layer))
+    return hidden[:, p - 1 :], [weights[:, :, p - 1 :, p - 1 - phonemes : p - 1] for weights in layers]
+
+
+def _read(gpt2: Network, prefix: Prefix, loa: jax.Array, dropout_key: jax.Array | None, **arguments: Any) -> Any:
+    """GPT-2 reads the prefix and all tokens of a LOA but the last."""
     inputs = _append(prefix, loa[:, :-1])
     _check_length(gpt2, inputs.mask.shape[1])
-    hidden = gpt2(inputs.embeddings, inputs.mask, inputs.positions, **dropout_arguments(dropout_key))
-    return hidden[:, p - 1 :]
+    return gpt2(inputs.embeddings, inputs.mask, inputs.positions, **dropout_arguments(dropout_key), **arguments)
 
 
 def loa_distance(made: jax.Array, loa: jax.Array, kind: str, weight: jax.Array) -> jax.Array:

@@ -21,15 +21,18 @@ def attend(
     query [..., n, heads, dim]; key, value [..., m, heads, dim]; bias broadcastable to [..., heads, n, m];
     dropout is applied to the weights. Returns [..., n, heads, dim].
     """
-    # Heads first: XLA:CPU takes four times as long where they stand between the tokens and the dimensions.
-    query, key, value = (jnp.swapaxes(x, -3, -2) for x in (query, key, value))
-    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32) * scale
-    if bias is not None:
-        scores = scores + bias
-    weights = softmax(scores).astype(value.dtype)
+    weights = attention_weights(query, key, bias, scale=scale).astype(value.dtype)
     if dropout is not None:
         weights = dropout(weights)
-    return jnp.swapaxes(jnp.einsum("...qk,...kd->...qd", weights, value), -3, -2)
+    return jnp.swapaxes(jnp.einsum("...qk,...kd->...qd", weights, jnp.swapaxes(value, -3, -2)), -3, -2)
+
+
+def attention_weights(query: Array, key: Array, bias: Array | None = None, *, scale: float) -> Array:
+    """softmax(scale · query keyᵀ + bias), the weights of `attend` without dropout: [..., heads, n, m] float32."""
+    # Heads first: XLA:CPU takes four times as long where they stand between the tokens and the dimensions.
+    query, key = (jnp.swapaxes(x, -3, -2) for x in (query, key))
+    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32) * scale
+    return softmax(scores if bias is None else scores + bias)
 
 
 @jax.custom_vjp

@@ -13,11 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from audioldm2_jax.models.attention import attend, mask_bias
+from audioldm2_jax.models.attention import attend, attention_weights, mask_bias
 from audioldm2_jax.models.layers import Dense, LayerNorm
 
 normal = nn.initializers.normal
 INITIAL_STDDEV = 0.02  # transformers' initializer_range
+
+#: The collection of what tokens attend to, where it is asked for (`mutable`): of each layer [batch, heads, n, m].
+ATTENTION = "attention"
 
 
 class Cache(NamedTuple):
@@ -125,7 +128,10 @@ class _Attention(_Part):
             key = jax.lax.dynamic_update_slice_in_dim(keys, key.astype(keys.dtype), filled, axis=1)
             value = jax.lax.dynamic_update_slice_in_dim(values, value.astype(values.dtype), filled, axis=1)
         dropout = partial(nn.Dropout(self.attn_pdrop), deterministic=deterministic)
-        mixed = attend(query, key, value, bias, scale=query.shape[-1] ** -0.5, dropout=dropout)
+        scale = query.shape[-1] ** -0.5
+        if self.is_mutable_collection(ATTENTION) and not self.is_initializing():
+            self.sow(ATTENTION, "weights", attention_weights(query, key, bias, scale=scale))
+        mixed = attend(query, key, value, bias, scale=scale, dropout=dropout)
         mixed = self.dense(d, "c_proj")(mixed.reshape(b, n, d))
         return nn.Dropout(self.resid_pdrop)(mixed, deterministic=deterministic), key, value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -141,8 +140,9 @@ def _features(config: ConfigDict, components: Mapping[str, Component], wanted: l
     """Returns the shapes of features of a batch, by field."""
     ends, found = FrontEnds(config.audio), {}
     for feature in wanted:
-        part = components[feature.component]
-        found |= dict(zip(feature.fields, jax.eval_shape(partial(feature.make, ends), part.network, batch)))
+        networks = {feature.component: components[feature.component].network} if feature.component else {}
+        made = jax.eval_shape(lambda known, given: feature.of(ends, known.__getitem__, given), networks, batch)  # noqa: B023
+        found |= dict(zip(feature.fields, made))
     return found
 
 

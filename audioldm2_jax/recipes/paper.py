@@ -66,6 +66,7 @@ def base() -> ConfigDict:
                 "max_unreadable": 0.25,  # share of the records drawn that cannot be read, above which training stops
                 "segment": "sounding",  # of longer recordings: sounding [TF], or random: data/clips.py
                 "short": "pad",  # recordings shorter than a clip: pad with silence [TF], or repeat
+                "silence": "keep",  # around what is said: keep, or trim
                 "audio_feature": "",  # TFDS, Hugging Face: name of the audio feature; empty: the only one there is
                 "text_feature": "",  # TFDS, Hugging Face: name of the caption feature; empty: found by its usual names
                 "examples": 1_000_000,  # clips an epoch of the embedded corpus; they are made, not stored
@@ -286,7 +287,8 @@ def base() -> ConfigDict:
                     loss="mse",  # mse [paper eq. 5] or l1 (see `loa_distance` in conditioning/loa.py)
                     guidance_dropout=0.1,
                     token_dropout=0.0,  # of the true tokens that GPT-2 reads, the largest share that is hidden from it
-                    scheduled_sampling=0.0,  # share of steps in which it reads its own tokens, reached at the end
+                    scheduled_sampling=0.0,  # share of steps in which it reads its own tokens, reached at half of them
+                    guided_attention=0.0,  # weight of attention to other phonemes than those of the moment
                     train_text_encoder_2=False,
                 ),
                 "joint": _training(

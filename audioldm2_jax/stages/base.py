@@ -146,7 +146,7 @@ class Stage:
         feature = features.get(name)
         if all(field in batch for field in feature.fields):
             return tuple(batch[field] for field in feature.fields)
-        return feature.make(self.ends, self.network(feature.component, frozen), batch)
+        return feature.of(self.ends, lambda component: self.network(component, frozen), batch)
 
     def component(self, name: str, params: Tree, state: Tree, **fields: Any) -> Component:
         """Returns a trained network as a component of the model folder, with the unused tensors of where it started.

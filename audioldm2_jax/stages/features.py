@@ -1,5 +1,6 @@
-"""What frozen networks make of an example and stages learn from: computed in the step, or once, into a cache.
+"""What is made of an example and stages learn from, mostly by frozen networks: in the step, or once, into a cache.
 
+    span      waveform ─► from when to when something is heard
     latents   waveform ─► mel ─► VAE's encoder ─► mean and log-variance
     loa_λ     waveform ─► fbank ─► AudioMAE, pooled by λ
     clap      caption ─► CLAP's text embedding
@@ -29,12 +30,12 @@ class Feature(NamedTuple):
 
     Attributes:
         name: see the head of this file.
-        component: the network that makes it.
+        component: the network that makes it, "" for none.
         fields: its fields of the batch, in the order in which `make` returns them.
         inputs: the fields that it is made from.
         replaces: those of `inputs` that a stage which reads the feature has no other use for.
         reads: sections of the recipe that decide it, beside the network.
-        make: (front ends, network, batch) → arrays [batch, ...], one a field.
+        make: (front ends, network, batch) → arrays [batch, ...], one a field; without a network it gets None.
     """
 
     name: str
@@ -43,7 +44,11 @@ class Feature(NamedTuple):
     inputs: tuple[str, ...]
     replaces: tuple[str, ...]
     reads: tuple[str, ...]
-    make: Callable[[FrontEnds, Network, Batch], tuple[jax.Array, ...]]
+    make: Callable[[FrontEnds, Network | None, Batch], tuple[jax.Array, ...]]
+
+    def of(self, ends: FrontEnds, network: Callable[[str], Network], batch: Batch) -> tuple[jax.Array, ...]:
+        """Makes it; `network` returns the component of a name."""
+        return self.make(ends, network(self.component) if self.component else None, batch)
 
     @property
     def of_text(self) -> bool:
@@ -68,6 +73,10 @@ def of_texts(config: ConfigDict, trained: Collection[str]) -> tuple[str, ...]:
     """
     frozen = (kind for name, kind in text_encoders(config).items() if name not in trained)
     return ("clap", *(kind for kind in frozen if kind in _FEATURES))
+
+
+def _span(ends: FrontEnds, network: None, batch: Batch) -> tuple[jax.Array, ...]:
+    return (ends.sounding_span(batch["waveform"]),)
 
 
 def _latents(ends: FrontEnds, vae: Network, batch: Batch) -> tuple[jax.Array, ...]:
@@ -97,6 +106,7 @@ _FEATURES = {
         Feature(
             "latents", "vae", ("latent_mean", "latent_logvar"), ("waveform",), ("waveform",), ("audio.mel",), _latents
         ),
+        Feature("span", "", ("span",), ("waveform",), ("waveform",), (), _span),
         Feature("clap", "text_encoder", ("clap_embedding",), _CLAP_IDS, _CLAP_IDS, (), _clap),
         Feature("t5", "text_encoder_2", ("t5_states",), _T5_IDS, ("t5_ids",), (), _t5),
     )

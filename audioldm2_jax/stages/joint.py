@@ -29,8 +29,11 @@ class JointStage(Stage):
 
     The UNet sees the true LOA of a share of the examples and the generated LOA of the others, whose gradient reaches
     GPT-2; GPT-2 goes on regressing the true LOA, from the true tokens or from those that it wrote itself
-    (`scheduled_sampling`, as in the language model's stage). A dropped caption is the empty caption for T5, CLAP and so
-    GPT-2, as in diffusers; with `unconditional=zeros` the UNet then sees zeros for the LOA, as in the authors' code.
+    (`scheduled_sampling`, as in the language model's stage). What it predicts having read these is what it wrote, so of
+    such examples the gradient goes back through that one reading instead of the writing, token by token.
+
+    A dropped caption is the empty caption for T5, CLAP and so GPT-2, as in diffusers; with `unconditional=zeros` the
+    UNet then sees zeros for the LOA, as in the authors' code.
     """
 
     name = "joint"
@@ -89,13 +92,16 @@ class JointStage(Stage):
         gpt2 = self.network("language_model", frozen, params)
         first, second = (self.dropout("language_model", params, rngs, use) for use in ("generation", "teacher forcing"))
         made = generate_loa(gpt2, prefix, loa.shape[1], dropout_key=first)
-        if self.hparams.true_loa_share >= 1:  # dropped examples alone see it, and nothing goes back through its tokens
+        # With a share of 1 dropped examples alone see it, and nothing goes back through its tokens.
+        if self.hparams.true_loa_share >= 1 or self.hparams.scheduled_sampling >= 1:
             made = jax.lax.stop_gradient(made)
         read = loa
         if self.hparams.scheduled_sampling:
-            own = rngs.uniform("scheduled sampling") < self.hparams.scheduled_sampling
-            read = jnp.where(own[:, None, None], jax.lax.stop_gradient(made), read)
+            own = (rngs.uniform("scheduled sampling") < self.hparams.scheduled_sampling)[:, None, None]
+            read = jnp.where(own, jax.lax.stop_gradient(made), read)
         predicted = teacher_forced_loa(gpt2, prefix, read, dropout_key=second)
+        if self.hparams.scheduled_sampling and self.hparams.true_loa_share < 1:
+            made = jnp.where(own, predicted, made)
         language = loa_distance(predicted, loa, self.hparams.loss, batch["caption_weight"])
 
         # A clip without a caption has nothing to generate from; a dropped one must not see the clip's own LOA.

@@ -163,7 +163,11 @@ def _parts(config: ConfigDict, root: CachePlace, whole: Source, kept: Source) ->
 def _made_by(config: ConfigDict, name: str, wanted: Sequence[features.Feature]) -> list[dict[str, Any]]:
     """Returns what decides each feature beside the data."""
     origins = lineage.inputs(config, name)
-    return [_made_from(config, one, lineage.digest(origins[one.component].place, one.component)) for one in wanted]
+
+    def networks(component: str) -> dict[str, str]:
+        return {component: lineage.digest(origins[component].place, component)} if component else {}
+
+    return [_made_from(config, one, networks(one.component)) for one in wanted]
 
 
 def _open_features(
@@ -190,9 +194,9 @@ def _open_features(
     return opened
 
 
-def _made_from(config: ConfigDict, feature: features.Feature, digest: str) -> dict[str, Any]:
-    """Returns what decides a feature beside the data: its network and its settings."""
-    made = {feature.component: digest, "dtype": config.dtype}
+def _made_from(config: ConfigDict, feature: features.Feature, networks: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what decides a feature beside the data: its network, by its digest, and its settings."""
+    made = {**networks, "dtype": config.dtype}
     if feature.of_text:  # named as its tokenizer is
         made["length"] = config.text[f"{feature.name}_length"]
         made["tokenizer"] = text.words_digest(run_folder.path(config) / text.folders(text_kinds(config))[feature.name])
@@ -210,6 +214,8 @@ def _source(config: ConfigDict, part: _Part, named: bool) -> dict[str, Any]:
     """Returns what decides which recordings a source has, in which order; where `named`, its name too."""
     known = {"heldout_share": config.data.heldout_share, "length": len(part.whole)}
     known |= {key: config.data[key] for key in ("audio_feature", "segment", "short")}
+    if config.data.silence != "keep":  # caches of before know nothing of it
+        known["silence"] = config.data.silence
     if named:
         known["name"] = part.name
     if part.name.startswith("builtin:"):

@@ -40,7 +40,7 @@ class FeatureMaker:
         self._split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
         self._variables = {
             part: jax.device_put(components[part].variables, whole)
-            for part in dict.fromkeys(feature.component for feature in wanted)
+            for part in dict.fromkeys(feature.component for feature in wanted if feature.component)
         }
         self._make = jax.jit(self._arrays, static_argnums=0)
 
@@ -104,13 +104,7 @@ class FeatureMaker:
     def _arrays(
         self, wanted: Sequence[features.Feature], variables: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> tuple[tuple[jax.Array, ...], ...]:
-        return tuple(
-            tuple(
-                feature.make(
-                    self._ends,
-                    Network(self._components[feature.component].module, variables[feature.component]),
-                    batch,
-                )
-            )
-            for feature in wanted
-        )
+        def network(component: str) -> Network:
+            return Network(self._components[component].module, variables[component])
+
+        return tuple(tuple(feature.of(self._ends, network, batch)) for feature in wanted)

@@ -159,7 +159,8 @@ def open_source(config: ConfigDict, split: str) -> Source:
 
 def _open_clips(config: ConfigDict, split: str) -> Source:
     source = sources.open_source(config, split)
-    clips = partial(Clips, segment=config.data.segment, short=config.data.short)
+    choices = {key: config.data[key] for key in ("segment", "short", "silence")}
+    clips = partial(Clips, sampling_rate=config.audio.sampling_rate, **choices)
     if isinstance(source, Mixture):
         return Mixture([clips(part) for part in source.parts], source.weights)  # each has a cache of its own
     return clips(source)

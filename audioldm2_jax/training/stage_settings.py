@@ -30,6 +30,7 @@ _ALL = (
     "data.heldout_share",
     "data.segment",
     "data.short",
+    "data.silence",
     "data.audio_feature",
     "data.examples",
 )
@@ -40,7 +41,7 @@ _RENAMED = {
     "models.gpt2.": "models.language_model.",
 }
 #: What earlier versions did where they had no such key and today's recipes may differ.
-_FORMER = {"data.cache": "off", "audio.mel.compression": 0.0}
+_FORMER = {"data.cache": "off", "data.silence": "keep", "audio.mel.compression": 0.0}
 _T5 = re.compile(r"(train\.\w+\.)train_t5$")
 # How, not what, every stage computes.
 _HOW = ("remat",)

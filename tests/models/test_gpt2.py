@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from twins import carry_over, count, randomise, relative_error, shapes
 
 from audioldm2_jax.checkpoints.parameter_names import NAMES
-from audioldm2_jax.models.gpt2 import GPT2
+from audioldm2_jax.models.gpt2 import ATTENTION, GPT2
 
 SIZES = {
     "n_embd": 24,
@@ -53,6 +53,19 @@ def test_equals_transformers(pair, length):
     embeds, mask, positions = (torch.tensor(part) for part in batch(length))
     theirs = twin.transformer(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
     assert relative_error(RUN(variables, *batch(length)), theirs) < 1e-4
+
+
+def test_what_is_attended_to_equals_transformers(pair):
+    twin, variables = pair
+    embeds, mask, positions = (torch.tensor(part) for part in batch(13))
+    twin.set_attn_implementation("eager")  # the only one that tells
+    theirs = twin.transformer(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, output_attentions=True
+    ).attentions
+    states, kept = NETWORK.apply(variables, *batch(13), mutable=[ATTENTION])
+    assert relative_error(states, RUN(variables, *batch(13))) < 1e-5
+    for index, weights in enumerate(theirs):
+        assert relative_error(kept[ATTENTION][f"h_{index}"]["attn"]["weights"][0], weights) < 1e-4
 
 
 def test_step_by_step_equals_one_pass(pair):

@@ -82,6 +82,11 @@ def test_gradient_of_the_unet_reaches_the_language_model(monkeypatch):
     captioned, without = _norms(config)
     assert all(float(captioned[group]) > 1e-6 for group in captioned if group != "unet")
     assert all(float(norm) == 0.0 for norm in without.values())
+    by_one_reading, _ = _norms(config, scheduled_sampling=1.0)
+    for group in captioned:
+        if group != "unet":
+            assert float(by_one_reading[group]) > 1e-6
+    config.train.joint.scheduled_sampling = 0.0
     dropped, _ = _norms(config, true_loa_share=1.0, guidance_dropout=1.0)
     assert all(float(norm) == 0.0 for norm in dropped.values())
 

@@ -38,8 +38,8 @@ class SpeechCorpus(Corpus):
 
     `corpus[index]` is a pure function of (seed, split, index, seconds): the longer the clip, the more is said in it,
     always to the end. The text is a description of the speaker, the transcription what is said. Labels: `voice`
-    (`VOICES`), `gender`, `accent`, `rate` and `pitch` (classes), `words_per_minute`, `words`, `sentence` (all that is
-    said), and `onset` and `end` of the speech in seconds.
+    (`VOICES`), `name`, `gender`, `accent`, `rate` and `pitch` (classes), `words`, `sentence` (all that is said), and
+    `onset` and `end` of the speech in seconds.
     """
 
     NAME = "speech"
@@ -97,28 +97,24 @@ def draw_text(draw: Draw, rate: str, split: str, seconds: float) -> str:
 
 
 def most_seconds(text: str, rate: str) -> float:
-    """The most that a sentence takes in any voice at the quickest of `rate`, with the pause after it.
+    """The most that a sentence takes in any voice at `rate`, with the pause after it.
 
     So the words are chosen without speaking them. The bound was found by measuring: of 288 sentences, eight in every
     voice at every rate, each ends at least 0.1 s before it.
     """
-    return _PAUSE + (_SENTENCE + _LETTER * len(text)) / RATES[rate][1]
+    return _PAUSE + (_SENTENCE + _LETTER * len(text)) / RATES[rate]
 
 
 def perform(speaker: Speaker, text: str, said: str, draw: Draw, sampling_rate: int, seconds: float) -> Example:
-    """Speaks `said` in a clip of `seconds`, after a short silence, at a rate and a pitch of the speaker's classes.
+    """Speaks `said` in a clip of `seconds`, after a short silence, at the speaker's rate and a pitch of its class.
 
     Raises:
         UnreadableRecord: the library speaks so slowly that the sentence would be cut.
     """
-    slowest, quickest = RATES[speaker.rate]
-    pace, pitch = round(draw.uniform(slowest, quickest)), round(draw.uniform(*PITCHES[speaker.pitch]))
+    pitch = round(draw.uniform(*PITCHES[speaker.pitch]))
     silence, hiss = draw.uniform(*_BEFORE), draw_hiss(draw)
+    spoken = espeak.speak(said, speaker.voice, RATES[speaker.rate], pitch)
     time = seconds - silence - _AFTER
-    spoken = espeak.speak(said, speaker.voice, pace, pitch)
-    if len(spoken) > time * espeak.SAMPLING_RATE and pace < quickest:
-        pace = quickest
-        spoken = espeak.speak(said, speaker.voice, pace, pitch)
     if len(spoken) > time * espeak.SAMPLING_RATE:
         raise UnreadableRecord(f"{said!r} takes longer than {time:.2f} seconds in the voice {speaker.voice}")
     spoken = soxr.resample(spoken, espeak.SAMPLING_RATE, sampling_rate)
@@ -128,7 +124,6 @@ def perform(speaker: Speaker, text: str, said: str, draw: Draw, sampling_rate: i
     labels = {
         **speaker._asdict(),
         **VOICES[speaker.voice]._asdict(),
-        "words_per_minute": pace,
         "words": tuple(words(said)),
         "sentence": said,
         "onset": silence,
@@ -140,8 +135,8 @@ def perform(speaker: Speaker, text: str, said: str, draw: Draw, sampling_rate: i
 def heldout_sentences(n: int, seconds: float = 2.56) -> list[tuple[str, str, str]]:
     """`n` different (transcription, description, voice), evenly over the voices, none of which training ever had.
 
-    Sentences and combinations of voice, rate and pitch are held out; each description names gender, accent, rate and
-    pitch. The list for a smaller `n` is the beginning of the list for a larger one.
+    Sentences and combinations of voice, rate and pitch are held out; each description names the speaker, gender,
+    accent, rate and pitch. The list for a smaller `n` is the beginning of the list for a larger one.
 
     Args:
         n: how many, up to some thousands.
