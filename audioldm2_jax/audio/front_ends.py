@@ -53,8 +53,12 @@ class FrontEnds:
         return mel.clap_mel(resample(waveform, self._audio.sampling_rate, self.clap.sampling_rate), self.clap)
 
     def sounding_span(self, waveform: jax.Array) -> jax.Array:
-        """Returns from when to when something is heard, [batch, 2] shares of the clip."""
-        return silence.sounding_span(waveform, self._audio.sampling_rate)
+        """Returns from when to when something is heard, [batch, 2] shares of the clip; of silence 0 to 0."""
+        rate = self._audio.sampling_rate
+        loud = silence.loud(waveform, rate)
+        ends = jnp.stack([jnp.argmax(loud, -1), loud.shape[-1] - jnp.argmax(loud[..., ::-1], -1)], -1)
+        shares = ends * (silence.frame_length(rate) / waveform.shape[-1])
+        return jnp.where(loud.any(-1, keepdims=True), shares, 0.0).astype(jnp.float32)
 
 
 def crop(waveform: jax.Array, ends: FrontEnds, frames: int, crops: int, keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,8 +5,6 @@ As `librosa.effects.trim` has it, whose frames are longer and overlap.
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 LEAD = 0.1
@@ -22,33 +20,29 @@ def trim_silence(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
         waveform: [samples]; of nothing but silence it is returned as it is.
         sampling_rate: Hz.
     """
-    frame, lead = round(_FRAME * sampling_rate), round(LEAD * sampling_rate)
-    (loud,) = np.nonzero(_loud(waveform, frame))
-    if not len(loud):
+    frame, lead = frame_length(sampling_rate), round(LEAD * sampling_rate)
+    (frames,) = np.nonzero(loud(waveform, sampling_rate))
+    if not len(frames):
         return waveform
     last = len(waveform) // frame - 1  # what is behind the last whole frame goes with it
-    begin, end = loud[0] * frame, len(waveform) if loud[-1] == last else (loud[-1] + 1) * frame
+    begin, end = frames[0] * frame, len(waveform) if frames[-1] == last else (frames[-1] + 1) * frame
     before = waveform[max(begin - lead, 0) : begin]
     return np.concatenate([np.zeros(lead - len(before), waveform.dtype), before, waveform[begin:end]])
 
 
-def sounding_span(waveform: jax.Array, sampling_rate: int) -> jax.Array:
-    """Returns from when to when a recording sounds: [batch, samples] → [batch, 2], shares of its length.
+def loud(waveform, sampling_rate: int):
+    """Returns which frames of 10 ms sound, [..., samples] → [..., frames] bool, of an array of NumPy or of JAX.
 
-    Of nothing but silence that is 0 to 0.
+    What is behind the last whole frame is left out.
     """
-    frame = round(_FRAME * sampling_rate)
-    loud = _loud(waveform, frame)
-    frames, any_loud = loud.shape[-1], loud.any(-1)
-    begin, end = jnp.argmax(loud, -1), frames - jnp.argmax(loud[..., ::-1], -1)
-    shares = jnp.stack([begin, end], -1) * (frame / waveform.shape[-1])
-    return jnp.where(any_loud[..., None], shares, 0.0).astype(jnp.float32)
-
-
-def _loud(waveform, frame: int):
-    """[..., samples] → [..., frames], of an array of NumPy or JAX; what is behind the last whole frame is left out."""
+    frame = frame_length(sampling_rate)
     frames = waveform.shape[-1] // frame
     if not frames:
         return np.zeros((*waveform.shape[:-1], 0), bool)
     power = (waveform[..., : frames * frame].reshape(*waveform.shape[:-1], frames, frame) ** 2).mean(-1)
     return power > power.max(-1, keepdims=True) * 10 ** (-_QUIET / 10)
+
+
+def frame_length(sampling_rate: int) -> int:
+    """Samples of a frame."""
+    return round(_FRAME * sampling_rate)

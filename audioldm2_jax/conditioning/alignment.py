@@ -26,7 +26,7 @@ def phonemes_away(
     Args:
         weights: of each layer [batch, heads, tokens, phonemes] float32 (`attended_loa`).
         phoneme_mask: [batch, phonemes], 1 where there is one.
-        span: from when to when something is heard, [batch, 2] shares of the clip (`audio.silence.sounding_span`).
+        span: from when to when something is heard, [batch, 2] shares of the clip (`FrontEnds.sounding_span`).
         loa_grid: the tokens in time and in frequency.
 
     Returns:

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from audioldm2_jax.audio.silence import LEAD, sounding_span, trim_silence
+from audioldm2_jax.audio.front_ends import FrontEnds
+from audioldm2_jax.audio.silence import LEAD, trim_silence
 
 RATE = 16000
+ENDS = FrontEnds(ConfigDict({"sampling_rate": RATE}))
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000])
 def test_of_silence_nothing_is_known(length):
     assert trim_silence(np.zeros(length, np.float32), RATE).tolist() == [0.0] * length
     if length >= RATE // 100:
-        assert sounding_span(jnp.zeros((2, length)), RATE).tolist() == [[0.0, 0.0]] * 2
+        assert ENDS.sounding_span(jnp.zeros((2, length))).tolist() == [[0.0, 0.0]] * 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -29,6 +32,6 @@ def test_ends_are_those_of_librosa(before, after, seed):
     _, (begin, end) = librosa.effects.trim(wave, top_db=40, frame_length=160, hop_length=160)
     trimmed = trim_silence(wave, RATE)
     assert abs(len(trimmed) - (end - begin) - LEAD * RATE) <= 320
-    span = np.asarray(sounding_span(wave[None], RATE))[0] * len(wave)
+    span = np.asarray(ENDS.sounding_span(jnp.asarray(wave)[None]))[0] * len(wave)
     assert np.abs(span - [begin, end]).max() <= 320
     np.testing.assert_array_equal(trim_silence(trimmed, RATE), trimmed)
