@@ -27,6 +27,7 @@ import soxr
 from listeners import mean, share
 
 from audioldm2_jax.audio import files
+from audioldm2_jax.audio.silence import LEAD
 from audioldm2_jax.data import espeak
 from audioldm2_jax.data.builtin.sentences import heldout, sentence
 from audioldm2_jax.data.builtin.speakers import PITCHES, RATES, VOICES, Speaker, describe
@@ -38,7 +39,7 @@ _FRAMES, _STEP = 160, 77  # of the excerpts that it hears, and from one to the n
 _LOUDNESS = 10 ** (-30 / 20)  # what quieter recordings are raised to
 _LAYERS, _WIDTH = 3, 256
 _PACE = "fast"  # of sentences of which two fit in a clip
-_BEFORE, _BETWEEN = 0.05, 0.1  # seconds of silence
+_BEFORE, _BETWEEN = LEAD, 0.1  # seconds of silence
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Where a recording sounds: frames of 10 ms of which the RMS is within 40 dB of the loudest one's.
+"""Where a recording sounds: frames of 10 ms of which the RMS is within 30 dB of the loudest one's.
 
 As `librosa.effects.trim` has it, whose frames are longer and overlap.
 """
@@ -10,7 +10,7 @@ import numpy as np
 LEAD = 0.1
 """Seconds of silence that `trim_silence` leaves, or puts, before the first sound."""
 _FRAME = 0.01  # seconds
-_QUIET = 40.0  # dB below the loudest frame
+_QUIET = 30.0  # dB below the loudest frame
 
 
 def trim_silence(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:

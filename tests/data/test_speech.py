@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audioldm2_jax import recipes
+from audioldm2_jax.audio import silence
 from audioldm2_jax.data import espeak
 from audioldm2_jax.data.builtin import speech
 from audioldm2_jax.data.builtin.corpus import SPLITS
@@ -90,6 +91,14 @@ def test_a_clip_is_silence_the_whole_sentence_and_silence():
         onset, end = round(labels["onset"] * 16000), round(labels["end"] * 16000)
         assert np.abs(waveform[: onset - 20]).max() < 0.005 and np.abs(waveform[end + 20 :]).max() < 0.005
         assert np.abs(waveform[onset : onset + 800]).max() > 0.005 and np.abs(waveform[end - 800 : end]).max() > 0.004
+
+
+def test_where_it_sounds_is_where_it_is_said():
+    """Through the hiss; what is left out at the ends are weak consonants."""
+    for clip in CLIPS:
+        frames = np.flatnonzero(silence.loud(clip.waveform, 16000))
+        assert abs(frames[0] * 0.01 - clip.labels["onset"]) < 0.06
+        assert abs((frames[-1] + 1) * 0.01 - clip.labels["end"]) < 0.06
 
 
 @settings(max_examples=50, deadline=None)
