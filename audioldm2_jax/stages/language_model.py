@@ -102,14 +102,14 @@ class LanguageModelStage(Stage):
         text, _ = drop_captions(batch, rngs.uniform("guidance dropout"), self.hparams.guidance_dropout, self.empty_text)
         prefix, _, _ = texts.encode(self, params, frozen, text, rngs)
         (loa,) = self.made(f"loa_{self.config.loa.pooling}", frozen, batch)
-        weight, weighs = batch["caption_weight"], self.hparams.guided_attention
+        weight, guided = batch["caption_weight"], self.hparams.guided_attention
         gpt2 = self.network("language_model", frozen, params)
         if own_tokens:
             read = jax.lax.stop_gradient(generate_loa(gpt2, prefix, loa.shape[1]))
         else:
             read = hide_tokens(loa, rngs, self.hparams.token_dropout)
         key = self.dropout("language_model", params, rngs)
-        if not weighs:
+        if not guided:
             made = teacher_forced_loa(gpt2, prefix, read, dropout_key=key)
             return loa_distance(made, loa, self.hparams.loss, weight), ({}, state)
         made, attention = attended_loa(gpt2, prefix, read, text["phoneme_mask"].shape[1], dropout_key=key)
@@ -117,7 +117,7 @@ class LanguageModelStage(Stage):
         grid = loa_grid(self.config.loa.pooling, *self.components["audiomae"].module.grid)
         away = (phonemes_away(attention, text["phoneme_mask"], span, grid) * weight).mean()
         distance = loa_distance(made, loa, self.hparams.loss, weight)
-        return distance + weighs * away, ({"loa": distance, "away": away}, state)
+        return distance + guided * away, ({"loa": distance, "away": away}, state)
 
     def results(self, params, state, frozen, batch):
         return {name: self.component(name, params, state) for name in self.modules}
